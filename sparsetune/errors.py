@@ -1,0 +1,63 @@
+"""Every exception that sparsetune raises on purpose.
+
+A message is one sentence that names the offending value, what was expected, and the remedy. The command
+line prints it as it stands and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SparsetuneError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(SparsetuneError, ValueError):
+    """A setting, or several settings together, that cannot be used."""
+
+    @classmethod
+    def collect(cls, problems: Iterable[str]) -> None:
+        """Raise one error that lists all ``problems``; do nothing when there are none.
+
+        Args:
+            problems: One sentence for each problem.
+
+        Raises:
+            ConfigError: When there is at least one problem.
+        """
+        found = list(problems)
+        if found:
+            raise cls("\n".join(found))
+
+
+class UnknownNameError(SparsetuneError, ValueError):
+    """A name (of a model, a layer, a data set …) that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        names = sorted(known)
+        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif len(names) <= 20:
+            hint = f"known: {', '.join(names) or 'none'}."
+        else:
+            hint = f"{len(names)} names are known."
+        super().__init__(f"{kind} '{name}' is unknown; {hint}{' ' + remedy if remedy else ''}")
+
+
+class BackboneError(SparsetuneError):
+    """A backbone that cannot be built, or is not the one expected."""
+
+
+class DeltaError(SparsetuneError):
+    """A delta file that is damaged, unreadable, or does not fit."""
+
+
+class DataError(SparsetuneError):
+    """Images or labels that are missing or cannot be read."""
+
+
+class StorageError(SparsetuneError, OSError):
+    """A file that cannot be written, for lack of space or permission."""
