@@ -1,0 +1,158 @@
+"""``adapt_`` and ``merge_``: make a model learn only its slices, and make it plain again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.backbone import Backbone, fingerprint, origin_of
+from sparsetune.errors import ConfigError
+from sparsetune.layers import ADAPTED
+from sparsetune.learn import Learn
+from sparsetune.plan import Part, Plan, plan
+from sparsetune.sliced import frozen_whole, slice_, unslice_
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What ``adapt_`` leaves on a model.
+
+    Attributes:
+        plan: What is learned.
+        backbone: Where the frozen values come from.
+        fingerprint: SHA-256 over the frozen values, in hexadecimal.
+    """
+
+    plan: Plan
+    backbone: Backbone
+    fingerprint: str
+
+
+def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
+    """Make ``net`` learn only the slices that ``learn`` names, in place.
+
+    The model keeps its class, its forward and its features. Its ``parameters()`` are then the learned slices and
+    nothing else, so frozen values cannot move, whatever the optimiser does. ``state_dict`` lists the slices
+    under the plain model's names.
+
+    Args:
+        net: A plain model that holds its backbone's values.
+        learn: Which slices are learned.
+        backbone: Where the values come from, for a model that ``create`` did not make.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ConfigError: When the model is adapted already or its backbone is not what ``learn.frozen`` states.
+        UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
+    """
+    made = plan(net, learn)
+    origin = origin_of(net)
+    source = backbone or (origin.backbone if origin else Backbone.from_module(net))
+    source = _agreed(learn, source)
+    for part in made:
+        if not part.whole:
+            _freeze_rest(net, part, zero=learn.frozen == "zero" and part.layer)
+    setattr(net, ADAPTED, Adapted(made, source, fingerprint(frozen_values(net, made))))
+    return net
+
+
+def merge_(net: nn.Module) -> nn.Module:
+    """Make an adapted model plain again, in place; its ``state_dict`` has the plain model's keys in their order.
+
+    Args:
+        net: A model that ``adapt_`` changed.
+
+    Returns:
+        ``net``, with the values that it computes now.
+
+    Raises:
+        ConfigError: When the model is not adapted.
+    """
+    for part in adapted(net).plan:
+        homes = list(_homes(net, part))
+        if part.partial:
+            values = [unslice_(module, leaf) for module, leaf in homes]
+        elif part.k == 0:
+            values = [module._buffers.pop(leaf) for module, leaf in homes]
+            for module, leaf in homes:
+                module._non_persistent_buffers_set.discard(leaf)
+        else:
+            values = [module._parameters.pop(leaf) for module, leaf in homes]
+        value = values[0]
+        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+        for module, leaf in homes:
+            module._parameters[leaf] = parameter
+    delattr(net, ADAPTED)
+    return net
+
+
+def adapted(net: nn.Module) -> Adapted:
+    """Return what ``adapt_`` left on ``net``.
+
+    Raises:
+        ConfigError: When the model is not adapted.
+    """
+    found = getattr(net, ADAPTED, None)
+    if not isinstance(found, Adapted):
+        raise ConfigError(
+            f"this {type(net).__name__} is not adapted; call sparsetune.adapt_(net, Learn(...)) first."
+        )
+    return found
+
+
+def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and frozen values of every parameter of an adapted model that is not learned whole."""
+    for part in made:
+        module, leaf = next(_homes(net, part))
+        if part.partial:
+            yield part.name, frozen_whole(module, leaf).narrow(part.dim, part.k, part.size - part.k)
+        elif part.k == 0:
+            yield part.name, module.get_buffer(leaf)
+
+
+def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and learned slice of every parameter of an adapted model that is not frozen whole."""
+    for part in made:
+        if part.k:
+            module, leaf = next(_homes(net, part))
+            parameter = module._parameters[leaf]
+            if parameter is not None:
+                yield part.name, parameter
+
+
+def _agreed(learn: Learn, backbone: Backbone) -> Backbone:
+    if learn.frozen == "zero":
+        return backbone.zeroed()
+    drawn = backbone.root.kind == "seed"
+    if learn.frozen == "pretrained" and drawn or learn.frozen == "random" and backbone.kind in ("pretrained", "file"):
+        remedy = "create the model with pretrained=True" if drawn else "create the model without pretrained weights"
+        raise ConfigError(
+            f"frozen='{learn.frozen}' was asked for, but the backbone is {backbone.describe()}; {remedy}."
+        )
+    return backbone
+
+
+def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
+    homes = list(_homes(net, part))
+    module, leaf = homes[0]
+    whole = module.get_parameter(leaf).detach()
+    if zero:
+        whole.narrow(part.dim, part.k, part.size - part.k).zero_()
+    if part.partial:
+        learned = nn.Parameter(whole.narrow(part.dim, 0, part.k).clone(memory_format=torch.preserve_format))
+        for module, leaf in homes:
+            slice_(module, leaf, part.dim, learned, whole)
+    else:
+        for module, leaf in homes:
+            del module._parameters[leaf]
+            module.register_buffer(leaf, whole, persistent=False)
+
+
+def _homes(net: nn.Module, part: Part) -> Iterator[tuple[nn.Module, str]]:
+    for module_name, leaf in part.homes:
+        yield net.get_submodule(module_name), leaf

@@ -1,0 +1,66 @@
+"""Pictures by number, decoded on access."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from sparsetune.errors import DataError
+from sparsetune.preprocessing import convert
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+class Images(Protocol):
+    """A numbered collection of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Decode one picture to RGB.
+
+        Raises:
+            DataError: When it cannot be decoded; the message says which one it is.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Decoded pictures of one size: uint8 of shape (count, height, width, 3)."""
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
+    """Decode one picture to RGB.
+
+    Only common picture formats are tried, none of which runs another program.
+
+    Args:
+        source: A path, or an open binary file.
+        name: What to call the picture in an error, for example ``image 'a.jpg'``.
+
+    Raises:
+        DataError: When it cannot be read or decoded, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
+            image.load()
+            return convert(image, "RGB")
+    except Exception as error:  # a decoder that is given damaged bytes may raise anything
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(_FORMATS)}"
+        raise DataError(f"{name} cannot be decoded ({reason}); replace it or take it out.") from error

@@ -1,0 +1,100 @@
+"""A split: pictures with labels; and the choice of rows that keeps classes in balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sparsetune.data.draws import draws
+from sparsetune.data.images import Images
+from sparsetune.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Dataset[tuple[Image.Image, int]]):
+    """Labelled pictures: element ``i`` is (RGB picture, label), decoded on access.
+
+    Args:
+        images: The stored pictures, shared between splits that are cut from one store.
+        labels: int64 of shape (count,): one label for each element of this split.
+        rows: int64 of shape (count,): the number in ``images`` of each element.
+    """
+
+    images: Images
+    labels: Tensor
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, images: Images, labels: NDArray[np.integer]) -> Split:
+        """Make the split that holds every stored picture in its stored order."""
+        return cls(images, torch.from_numpy(labels.astype(np.int64)), np.arange(len(labels)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[int(self.rows[index])], int(self.labels[index])
+
+    def take(self, chosen: NDArray[np.int64]) -> Split:
+        """Cut out the elements with the numbers in ``chosen``, in that order."""
+        return Split(self.images, self.labels[torch.from_numpy(chosen)], self.rows[chosen])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a reader finds: the two splits, and the class names that their labels index."""
+
+    train: Split | None
+    test: Split
+    classes: tuple[str, ...]
+
+
+def balanced(split: Split, count: int, seed: int, name: str) -> Split:
+    """Cut out ``count`` elements, as many of each class as of any other until a class runs out.
+
+    A smaller cut with the same seed is part of a larger one.
+
+    Args:
+        split: What to choose from.
+        count: How many elements to keep.
+        seed: Fixes the choice.
+        name: What the user calls this limit, for the error.
+
+    Raises:
+        ConfigError: When ``count`` is not between 1 and the split's length.
+    """
+    if not 1 <= count <= len(split):
+        raise ConfigError(f"{name} {count} cannot be met; expected 1 to {len(split)}, the images available.")
+    labels = split.labels.numpy()
+    return split.take(np.sort(np.lexsort((labels, _ranks(labels, seed)))[:count]))
+
+
+def split_in_two(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Divide a split so that ``share`` of each class, rounded, goes to the second one.
+
+    Args:
+        split: What to divide.
+        share: The second one's share, between 0 and 1.
+        seed: Fixes the choice.
+
+    Returns:
+        The two splits, each in the old order.
+    """
+    labels = split.labels.numpy()
+    second = _ranks(labels, seed) < np.round(share * np.bincount(labels))[labels]
+    return split.take(np.flatnonzero(~second)), split.take(np.flatnonzero(second))
+
+
+def _ranks(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Number each class's elements from 0 up, in an order that ``seed`` fixes."""
+    order = np.lexsort((draws(len(labels), "ranks", seed), labels))
+    counts = np.bincount(labels)
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks

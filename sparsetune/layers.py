@@ -1,0 +1,84 @@
+"""What a module of a model is: a layer that can be sliced, a normalisation layer, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+
+ADAPTED = "_sparsetune_adapted"
+"""Attribute of a model that is adapted."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A parameter and where it stands.
+
+    Attributes:
+        name: Its name among ``named_parameters``.
+        homes: Every ``(module name, attribute)`` that holds it; more than one where it is shared.
+        module: The first module that holds it.
+        parameter: The parameter.
+    """
+
+    name: str
+    homes: tuple[tuple[str, str], ...]
+    module: nn.Module
+    parameter: nn.Parameter
+
+    @property
+    def module_name(self) -> str:
+        """Name of the first module that holds it."""
+        return self.homes[0][0]
+
+
+NORMS = tuple(
+    kind
+    for kind in (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, getattr(nn, "RMSNorm", None))
+    if kind is not None
+)
+
+
+def sites(net: nn.Module) -> Iterator[Site]:
+    """Yield every parameter of ``net`` once, in the order of ``named_parameters``."""
+    homes: dict[int, list[tuple[str, str]]] = {}
+    modules = dict(net.named_modules())
+    for module_name, module in modules.items():
+        for leaf, parameter in module._parameters.items():
+            homes.setdefault(id(parameter), []).append((module_name, leaf))
+    for name, parameter in net.named_parameters():
+        places = tuple(homes[id(parameter)])
+        yield Site(name, places, modules[places[0][0]], parameter)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` normalises activations and scales them by learned values."""
+    return isinstance(module, NORMS)
+
+
+def is_sliceable(module: nn.Module) -> bool:
+    """Whether ``module`` has a weight whose first dimension counts its filters."""
+    transposed = getattr(module, "transposed", False)
+    return (isinstance(module, _ConvNd) and not transposed) or isinstance(module, nn.Linear)
+
+
+def head_names(net: nn.Module) -> tuple[str, ...]:
+    """Return the names of the classifier's modules.
+
+    timm models say which module classifies (``get_classifier``); of any other model it is the last linear
+    layer in order of construction. A model without either has no head.
+    """
+    names = {id(module): name for name, module in net.named_modules()}
+    get_classifier = getattr(net, "get_classifier", None)
+    if callable(get_classifier):
+        found = get_classifier()
+        modules = found if isinstance(found, (tuple, list)) else [found]
+        heads = [names[id(module)] for module in modules if id(module) in names]
+        if heads:
+            return tuple(heads)
+    linears = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return tuple(linears[-1:])

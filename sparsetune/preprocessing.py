@@ -1,0 +1,158 @@
+"""From a picture to the numbers that a model sees: a value that travels in the delta file."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sparsetune.errors import ConfigError, DataError
+
+MAX_SIDE = 4096
+
+_MODES = {1: "L", 3: "RGB"}
+_INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a tensor: convert, resize as a whole, scale to [0, 1], normalise.
+
+    For a pixel ``v`` in 0..255 of channel ``c`` the tensor holds ``(v / 255 - mean[c]) / std[c]`` in float32.
+
+    Args:
+        size: Channels (1 or 3), height and width of the tensor; sides up to 4096 pixels.
+        mean: One mean a channel, on the scale from 0 to 1.
+        std: One standard deviation a channel, on the same scale.
+        interpolation: Pillow's name of the resampling filter, in lower case.
+
+    Raises:
+        ConfigError: When a value is out of its range.
+    """
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        ConfigError.collect(_problems(self.size, self.mean, self.std, self.interpolation))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the value as plain lists, numbers and strings; ``from_json`` is the exact inverse."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Preprocessing:
+        """Read what ``to_json`` gave, trusting nothing.
+
+        Args:
+            value: Decoded JSON, perhaps out of a stranger's file.
+
+        Raises:
+            ConfigError: When a key is missing or unknown, or a value has the wrong type or range.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, dict) or set(value) != set(names):
+            found = reprlib.repr(value)
+            raise ConfigError(f"preprocessing {found} is not valid; expected an object with {', '.join(names)}.")
+        return cls(**{key: tuple(part) if isinstance(part, list) else part for key, part in value.items()})
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Convert and resize one picture.
+
+        Args:
+            image: A picture of any mode with 8 bits a channel, and of any size.
+
+        Returns:
+            The pixels, uint8 of shape (height, width, channels).
+
+        Raises:
+            DataError: When the picture has more than 8 bits a channel.
+        """
+        channels, height, width = self.size
+        image = convert(image, _MODES[channels])
+        if image.size != (width, height):
+            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
+        return np.asarray(image).reshape(height, width, channels)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale and normalise pixels, one picture or a whole batch.
+
+        Args:
+            pixels: uint8 of shape (..., height, width, channels).
+
+        Returns:
+            float32 of shape (..., channels, height, width), contiguous.
+        """
+        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return pixels.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def apply(self, image: Image.Image) -> Tensor:
+        """Turn one picture into the model's input.
+
+        Args:
+            image: A picture of any mode with 8 bits a channel, and of any size.
+
+        Returns:
+            float32 of shape (channels, height, width).
+
+        Raises:
+            DataError: When the picture has more than 8 bits a channel.
+        """
+        return self.normalise(torch.from_numpy(self.pixels(image).copy()))
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert a picture to ``mode``, refusing those that Pillow would silently clip to white.
+
+    Raises:
+        DataError: When the picture has more than 8 bits a channel.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"the image has pixels of mode {image.mode}, expected 8 bits a channel; convert it first."
+        )
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _problems(size: Any, mean: Any, std: Any, interpolation: Any) -> list[str]:
+    """List what is wrong with the four values, one sentence each."""
+    found = []
+    if not (_is_tuple(size, int) and len(size) == 3 and size[0] in _MODES and _within(size[1:], 1, MAX_SIDE)):
+        found.append(
+            f"preprocessing size {reprlib.repr(size)} is not valid; "
+            f"expected (channels, height, width) with 1 or 3 channels and sides from 1 to {MAX_SIDE}."
+        )
+    for name, values, low in (("mean", mean, -1e3), ("std", std, 1e-6)):
+        if not (_is_tuple(values, int, float) and _within(values, low, 1e3)):
+            found.append(
+                f"preprocessing {name} {reprlib.repr(values)} is not valid; "
+                f"expected one number a channel, each from {low:g} to 1000."
+            )
+    if not found and not len(mean) == len(std) == size[0]:
+        found.append(
+            f"preprocessing has {len(mean)} means and {len(std)} standard deviations; "
+            f"expected one of each for the {size[0]} channels."
+        )
+    if not (isinstance(interpolation, str) and interpolation in _INTERPOLATIONS):
+        found.append(
+            f"preprocessing interpolation {reprlib.repr(interpolation)} is unknown; "
+            f"expected {', '.join(sorted(_INTERPOLATIONS))}."
+        )
+    return found
+
+
+def _is_tuple(values: Any, *kinds: type) -> bool:
+    return isinstance(values, tuple) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
+
+
+def _within(values: tuple[float, ...], low: float, high: float) -> bool:
+    return all(low <= v <= high and not math.isnan(v) for v in values)
