@@ -24,11 +24,13 @@ class Adapted:
         plan: What is learned.
         backbone: Where the frozen values come from.
         fingerprint: SHA-256 over the frozen values, in hexadecimal.
+        dtype: Floating dtype of the frozen values that the fingerprint covers.
     """
 
     plan: Plan
     backbone: Backbone
     fingerprint: str
+    dtype: torch.dtype
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -57,7 +59,8 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
     for part in made:
         if not part.whole:
             _freeze_rest(net, part, zero=learn.frozen == "zero" and part.layer)
-    setattr(net, ADAPTED, Adapted(made, source, fingerprint(frozen_values(net, made))))
+    found = fingerprint(frozen_values(net, made))
+    setattr(net, ADAPTED, Adapted(made, source, found, frozen_dtype(net, made)))
     return net
 
 
@@ -123,6 +126,22 @@ def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Paramet
             parameter = module._parameters[leaf]
             if parameter is not None:
                 yield part.name, parameter
+
+
+def frozen_dtype(net: nn.Module, made: Plan) -> torch.dtype:
+    """Return the floating dtype of an adapted model's frozen values; of the learned ones where nothing is frozen.
+
+    Raises:
+        ConfigError: When frozen values have several.
+    """
+    values = [value for _, value in frozen_values(net, made)] or [value for _, value in learned_values(net, made)]
+    dtypes = {value.dtype for value in values if value.is_floating_point()}
+    if len(dtypes) > 1:
+        raise ConfigError(
+            f"frozen values have several dtypes ({', '.join(sorted(map(str, dtypes)))}); "
+            "move the whole model to one, as net.float()."
+        )
+    return next(iter(dtypes), torch.float32)
 
 
 def _agreed(learn: Learn, backbone: Backbone) -> Backbone:

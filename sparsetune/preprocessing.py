@@ -47,7 +47,9 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Give the value as plain lists, numbers and strings; ``from_json`` is the exact inverse."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> Preprocessing:
@@ -62,8 +64,11 @@ class Preprocessing:
         names = [field.name for field in fields(cls)]
         if not isinstance(value, dict) or set(value) != set(names):
             found = reprlib.repr(value)
-            raise ConfigError(f"preprocessing {found} is not valid; expected an object with {', '.join(names)}.")
-        return cls(**{key: tuple(part) if isinstance(part, list) else part for key, part in value.items()})
+            raise ConfigError(
+                f"preprocessing {found} is not valid; expected an object with {', '.join(names)}."
+            )
+        parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**parts)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert and resize one picture.

@@ -7,7 +7,7 @@ import numpy as np
 from sparsetune.data.images import ArrayImages
 from sparsetune.data.splits import Split, Splits, split_in_two
 
-MEAN, STD = (0.3053,) * 3, (0.3760,) * 3
+MEAN, STD = (0.3057,) * 3, (0.3760,) * 3
 
 
 def read() -> Splits:

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from sparsetune.data.images import decode
-from sparsetune.data.splits import Split, Splits
+from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FileImages:
     """Picture files, decoded on access."""
 
@@ -38,7 +38,9 @@ def read(folder: Path) -> tuple[Split, tuple[str, ...]]:
     Raises:
         DataError: When there is no class folder, or one without a picture.
     """
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     if not classes:
         raise DataError(
             f"folder {str(folder)!r} holds no images that can be used; "

@@ -20,17 +20,17 @@ def download(source: str) -> Path:
 
     Raises:
         ConfigError: When ``source`` is not of that form.
-        DataError: When the files are neither in the cache nor to be had.
+        DataError: When there are no such files, or they are neither in the cache nor to be had.
     """
     import huggingface_hub
 
-    owner, name, *folder = source.removeprefix(PREFIX).rstrip("/").split("/") + [""]
-    if not (source.startswith(PREFIX) and owner and name) or ".." in folder:
+    words = source.removeprefix(PREFIX).rstrip("/").split("/")
+    if not source.startswith(PREFIX) or {"", ".", ".."} & set(words):
         raise ConfigError(f"data source {source!r} is not valid; expected {PREFIX}OWNER/NAME[/FOLDER].")
-    inside = "/".join(folder).rstrip("/")
+    name, inside = "/".join(words[:2]), "/".join(words[2:])
     try:
         root = huggingface_hub.snapshot_download(
-            f"{owner}/{name}", repo_type="dataset", allow_patterns=f"{inside}/*.parquet".lstrip("/")
+            name, repo_type="dataset", allow_patterns=f"{inside}/*.parquet".lstrip("/")
         )
     except Exception as error:  # the Hub client's own classes differ between its releases
         reason = " ".join(str(error).split())
@@ -38,4 +38,9 @@ def download(source: str) -> Path:
             f"{source} cannot be downloaded ({reason[:200].rstrip('.')}); "
             "check the name, the network and, if the data set is gated, `hf auth login`."
         ) from error
-    return Path(root) / inside
+    folder = Path(root, inside)
+    if not any(folder.glob("**/*.parquet")):
+        raise DataError(
+            f"{source} holds no Parquet files; choose a data set, or a folder of it, that has some."
+        )
+    return folder

@@ -30,7 +30,7 @@ class Images(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArrayImages:
     """Decoded pictures of one size: uint8 of shape (count, height, width, 3)."""
 

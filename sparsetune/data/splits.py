@@ -16,7 +16,7 @@ from sparsetune.data.images import Images
 from sparsetune.errors import ConfigError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split(Dataset[tuple[Image.Image, int]]):
     """Labelled pictures: element ``i`` is (RGB picture, label), decoded on access.
 
@@ -34,6 +34,9 @@ class Split(Dataset[tuple[Image.Image, int]]):
     def whole(cls, images: Images, labels: NDArray[np.integer]) -> Split:
         """Make the split that holds every stored picture in its stored order."""
         return cls(images, torch.from_numpy(labels.astype(np.int64)), np.arange(len(labels)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images)"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,7 +79,7 @@ def balanced(split: Split, count: int, seed: int, name: str) -> Split:
 
 
 def split_in_two(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Divide a split so that ``share`` of each class, rounded, goes to the second one.
+    """Divide a split so that ``share`` of each class goes to the second one, and at least one of two or more.
 
     Args:
         split: What to divide.
@@ -87,7 +90,8 @@ def split_in_two(split: Split, share: float, seed: int) -> tuple[Split, Split]:
         The two splits, each in the old order.
     """
     labels = split.labels.numpy()
-    second = _ranks(labels, seed) < np.round(share * np.bincount(labels))[labels]
+    counts = np.bincount(labels)
+    second = _ranks(labels, seed) < np.maximum(np.round(share * counts), counts > 1)[labels]
     return split.take(np.flatnonzero(~second)), split.take(np.flatnonzero(second))
 
 

@@ -1,0 +1,42 @@
+"""Learn a slice of each layer over a frozen backbone rebuilt from a seed; save only the slice."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from sparsetune.adapt import adapt_, adapted, merge_
+from sparsetune.backbone import Backbone
+from sparsetune.config import FitConfig
+from sparsetune.data import Data, open_data
+from sparsetune.errors import SparsetuneError
+from sparsetune.learn import Learn
+from sparsetune.plan import Plan, plan
+from sparsetune.preprocessing import Preprocessing
+from sparsetune.saving import inspect, load, save, verify
+from sparsetune.training import Epoch, fit
+from sparsetune.zoo import create, names
+
+__version__ = version("sparsetune")
+
+__all__ = [
+    "Backbone",
+    "Data",
+    "Epoch",
+    "FitConfig",
+    "Learn",
+    "Plan",
+    "Preprocessing",
+    "SparsetuneError",
+    "adapt_",
+    "adapted",
+    "create",
+    "fit",
+    "inspect",
+    "load",
+    "merge_",
+    "names",
+    "open_data",
+    "plan",
+    "save",
+    "verify",
+]

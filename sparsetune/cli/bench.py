@@ -1,0 +1,63 @@
+"""``sparsetune bench``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+from sparsetune.bench import bench as measure
+from sparsetune.cli import console, options
+from sparsetune.machine import describe_machine
+from sparsetune.zoo import create
+
+
+def bench(
+    model: options.Model = "wrn28_4",
+    fraction: options.Fraction = None,
+    filters: options.Filters = None,
+    dim: options.Dim = "out",
+    layers: options.Layers = None,
+    norm: options.Norm = True,
+    head: options.Head = True,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures a step.")] = 32,
+    size: Annotated[int, typer.Option("--size", min=1, help="Picture side.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 10,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all if left out.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Use bf16 autocast.")] = False,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time training steps on this machine: full training, ours, and masked gradients, as ratios.
+
+    Example: sparsetune bench --model wrn28_4 --fraction 0.1
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    learn = options.learn_from(fraction, filters, dim, layers, norm, head, None)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with console.progress() as bars:
+        task = bars.add_task(f"{model}", total=None)
+        rows = measure(
+            create(model, num_classes=10),
+            learn,
+            batch_size=batch_size,
+            size=(3, size, size),
+            device=place,
+            rounds=rounds,
+            amp=torch.bfloat16 if amp else None,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    settings = {"model": model, "learn": learn.to_json(), "batch_size": batch_size, "size": size, "rounds": rounds}
+    settings |= {"device": place, "amp": amp}
+    if as_json:
+        console.print_json({**settings, **describe_machine(), "rows": [row.to_json() for row in rows]})
+        return
+    table = console.table("", "learned", "step", "of full", "inference", "of full")
+    for row in rows:
+        step, infer = f"{row.step_ms:.1f} ms", f"{row.infer_ms:.1f} ms"
+        table.add_row(
+            row.name, f"{row.learned_parameters:,}", step, f"{row.step_ratio:.2f}", infer, f"{row.infer_ratio:.2f}"
+        )
+    console.out.print(table)

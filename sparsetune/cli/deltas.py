@@ -1,0 +1,113 @@
+"""``sparsetune info``, ``verify`` and ``merge``: what to do with a delta file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from safetensors.torch import save as to_bytes
+
+from sparsetune.adapt import merge_
+from sparsetune.cli import console, options
+from sparsetune.delta import Header
+from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.files import write_bytes
+from sparsetune.saving import inspect, load
+from sparsetune.saving import verify as check
+
+Delta = Annotated[Path, typer.Argument(help="A delta.")]
+
+
+def info(delta: Delta, as_json: options.Json = False) -> None:
+    """Show all that a delta file says of itself, without building the model.
+
+    Example: sparsetune info runs/NAME/delta.safetensors
+    """
+    header = inspect(delta)
+    size = delta.stat().st_size
+    if as_json:
+        tensors = [{"name": e.name, "dtype": e.dtype, "shape": list(e.shape)} for e in header.entries]
+        value = {**header.to_json(), "file_bytes": size, "tensor_bytes": header.learned_bytes, "tensors": tensors}
+        console.print_json(value)
+        return
+    for name, text in _rows(header, size):
+        console.out.print(f"{name:<14} {text}", markup=False)
+
+
+def verify(
+    delta: Delta,
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Rebuild the model and check the backbone's fingerprint and every tensor; exit code 0 or 1.
+
+    Example: sparsetune verify runs/NAME/delta.safetensors
+    """
+    try:
+        header = check(delta, backbone=backbone, allow_network=allow_network)
+    except SparsetuneError as error:
+        if as_json:
+            console.print_json({"delta": str(delta), "intact": False, "reason": str(error)})
+        else:
+            typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        console.print_json({"delta": str(delta), "intact": True, "fingerprint": header.fingerprint})
+    else:
+        words = f"{len(header.entries)} tensors, backbone {header.backbone.describe()}"
+        console.out.print(f"{delta}: intact ({words}, fingerprint {header.fingerprint[:12]}…)", markup=False)
+
+
+def merge(
+    delta: Delta,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint to write, ending in .safetensors.")],
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a plain timm or torchvision checkpoint with backbone and slices in one.
+
+    Example: sparsetune merge runs/NAME/delta.safetensors -o whole.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"'{out}' does not end in .safetensors, the one format that merge writes; rename it.")
+    header = inspect(delta)
+    net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
+    tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
+    write_bytes(out, to_bytes(tensors, metadata={"format": "pt"}))
+    use = f"{header.library}: {header.model}, num_classes={header.num_classes}"
+    if as_json:
+        console.print_json({"checkpoint": str(out), "bytes": out.stat().st_size, "tensors": len(tensors)})
+    else:
+        console.out.print(f"{out}  {console.kib(out.stat().st_size)}, a plain checkpoint of {use}", markup=False)
+
+
+def _rows(header: Header, size: int) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [
+        ("model", f"{header.library} {header.model}, {header.num_classes} classes"),
+        ("backbone", header.backbone.describe()),
+        ("fingerprint", header.fingerprint),
+        ("learned", _learned(header)),
+        ("tensors", f"{len(header.entries)}, {console.kib(header.learned_bytes)}"),
+        ("file", f"{console.kib(size)}, format {header.format}"),
+    ]
+    if header.kwargs:
+        rows.insert(1, ("arguments", ", ".join(f"{k}={v}" for k, v in header.kwargs.items())))
+    if header.classes:
+        names = ", ".join(header.classes[:10])
+        rows.append(("classes", names + (f", … ({len(header.classes)})" if len(header.classes) > 10 else "")))
+    if header.preprocessing:
+        p = header.preprocessing
+        rows.append(("pictures", f"{'x'.join(map(str, p.size))}, mean {p.mean}, std {p.std}, {p.interpolation}"))
+    result = header.training.get("result")
+    if isinstance(result, dict) and isinstance(result.get("test_top1"), float):
+        rows.append(("trained", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
+    rows.append(("written by", ", ".join(f"{k} {v}" for k, v in header.versions.items())))
+    return rows
+
+
+def _learned(header: Header) -> str:
+    spec = {k: v for k, v in header.learn.to_json().items() if v is not None}
+    return ", ".join(f"{name} {value}" for name, value in spec.items())

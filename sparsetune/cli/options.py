@@ -1,0 +1,66 @@
+"""Options that several commands share, and the values that they make."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sparsetune.learn import Learn
+
+Model = Annotated[
+    str, typer.Option("--model", help="timm name, torchvision/NAME, or one of ours; see `sparsetune models`.")
+]
+Fraction = Annotated[
+    float | None, typer.Option("--fraction", help="Learn this fraction of each layer's filters (0.1 is 10 %).")
+]
+Filters = Annotated[int | None, typer.Option("--filters", help="Learn this many filters of each layer instead.")]
+Dim = Annotated[str, typer.Option("--dim", help="Sliced dimension: out (filters), in, height or width.")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", help="Slice only layers under modules of this name or pattern; may be repeated."),
+]
+Norm = Annotated[bool, typer.Option("--norm/--no-norm", help="Learn normalisation's scale and shift.")]
+Head = Annotated[bool, typer.Option("--head/--no-head", help="Learn the classifier.")]
+Frozen = Annotated[
+    str | None,
+    typer.Option("--frozen", help="What the rest of sliced layers must be: random, zero or pretrained."),
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Stand on published weights, not on a seed.")]
+BackboneSeed = Annotated[int, typer.Option("--backbone-seed", min=0, help="Seed of the frozen values.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder of pictures or Parquet files.",
+    ),
+]
+BackboneFile = Annotated[
+    str | None, typer.Option("--backbone", help="The checkpoint that the delta stands on, where it is a file.")
+]
+AllowNetwork = Annotated[
+    bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default what there is.")]
+
+
+def learn_from(
+    fraction: float | None,
+    filters: int | None,
+    dim: Any,
+    layers: list[str] | None,
+    norm: bool,
+    head: bool,
+    frozen: Any,
+) -> Learn:
+    """Make the learn spec from a command's options."""
+    return Learn(
+        fraction=fraction,
+        filters=filters,
+        dim=dim,
+        layers=tuple(layers) if layers else None,
+        norm=norm,
+        head=head,
+        frozen=frozen,
+    )

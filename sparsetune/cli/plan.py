@@ -1,0 +1,53 @@
+"""``sparsetune plan``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sparsetune.cli import console, options
+from sparsetune.cost import arithmetic_share
+from sparsetune.plan import Plan, summary
+from sparsetune.plan import plan as make_plan
+from sparsetune.zoo import create
+
+
+def plan(
+    model: options.Model,
+    fraction: options.Fraction = None,
+    filters: options.Filters = None,
+    dim: options.Dim = "out",
+    layers: options.Layers = None,
+    norm: options.Norm = True,
+    head: options.Head = True,
+    frozen: options.Frozen = None,
+    num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Class count.")] = 10,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Picture side for the arithmetic; the model's own if left out.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what would be learned, and what it would cost, without training.
+
+    Example: sparsetune plan --model densenet100_12 --fraction 0.1
+    """
+    learn = options.learn_from(fraction, filters, dim, layers, norm, head, frozen)
+    net = create(model, num_classes=num_classes)
+    made = make_plan(net, learn)
+    share = arithmetic_share(net, made, size)
+    if as_json:
+        console.print_json({"model": model, **made.to_json(), "arithmetic_share": share})
+        return
+    console.out.print(_table(made))
+    console.out.print(summary(made))
+    if share is not None:
+        console.out.print(f"a training step is predicted to take {share:.0%} of a full step's arithmetic")
+
+
+def _table(made: Plan) -> object:
+    shown = console.table("parameter", "shape", "learned", "values")
+    for part in made:
+        share = "all" if part.whole else f"{part.k}/{part.size}" if part.k else "-"
+        shown.add_row(part.name, "x".join(map(str, part.shape)), share, f"{part.learned_numel:,}")
+    return shown

@@ -1,0 +1,84 @@
+"""Predicted arithmetic of a training step, from the shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sparsetune.layers import is_sliceable
+from sparsetune.plan import Plan
+
+
+def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> float | None:
+    """Predict the multiplications of an adapted training step over those of a full step.
+
+    Counted are convolutions and linear maps: one unit forward, one for the gradient of the input where
+    something before it is learned, and the learned share of one for the gradient of the weight.
+
+    Args:
+        net: The plain model; it is run without values (on the meta device) and not changed.
+        made: Its plan.
+        size: Height and width of a picture; ``None`` takes the model's own.
+
+    Returns:
+        A share from 1/3 to 1, or ``None`` where the model cannot be run that way.
+    """
+    learned = {part.name: part.learned_numel / part.numel for part in made if part.numel}
+    calls = _calls(net, size)
+    if not calls:
+        return None
+    full = ours = 0.0
+    full_needs = ours_needs = False
+    for weight, work, before in calls:
+        ours_needs = ours_needs or any(learned.get(name, 0) for name in before)
+        full += work * (2 + full_needs)
+        ours += work * (1 + ours_needs + learned.get(weight, 0.0))
+        full_needs = True
+        ours_needs = ours_needs or bool(learned.get(weight, 0))
+    return ours / full
+
+
+def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]]]:
+    """For each layer in order of use: its weight's name, its work, and other parameters met before it."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    if size is not None:
+        height = width = size
+    met: list[str] = []
+    calls: list[tuple[str, float, list[str]]] = []
+    handles = []
+    for name, module in net.named_modules():
+        own = [f"{name}.{leaf}" if name else leaf for leaf, value in module._parameters.items() if value is not None]
+        if own:
+            handles.append(module.register_forward_hook(_hook(module, own, met, calls)))
+    values: Mapping[str, Tensor] = {
+        name: value.detach().to("meta") for name, value in net.state_dict(keep_vars=True).items()
+    }
+    others = {name: value.to("meta") for name, value in net.named_buffers() if name not in values}
+    try:
+        with torch.no_grad():
+            functional_call(net, {**values, **others}, (torch.empty(2, channels, height, width, device="meta"),))
+    except Exception:
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _hook(
+    module: nn.Module, own: list[str], met: list[str], calls: list[tuple[str, float, list[str]]]
+) -> Callable[..., None]:
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if is_sliceable(module):
+            weight = next(name for name in own if name.endswith("weight"))
+            per_output = module.weight[0].numel()
+            calls.append((weight, output.numel() * per_output, list(met)))
+            met.clear()
+        else:
+            met.extend(own)
+
+    return record

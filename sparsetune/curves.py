@@ -1,0 +1,48 @@
+"""Learning curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sparsetune.files import replacing
+from sparsetune.training import Epoch
+
+
+def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
+    """Draw loss and accuracy over epochs, for training and test pictures, and write a PNG.
+
+    Args:
+        history: A record for each finished epoch; at least one.
+        title: Stands above the picture.
+        path: The file; it appears whole or not at all.
+
+    Raises:
+        StorageError: When the file cannot be written.
+    """
+    epochs = [record.epoch for record in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    marker = "o" if len(epochs) < 30 else None
+    for panel, label, train, test, scale in (
+        (panels[0], "cross-entropy (nats)", "train_loss", "test_loss", 1),
+        (panels[1], "top-1 accuracy (%)", "train_top1", "test_top1", 100),
+    ):
+        for name, attribute, colour in (("training", train, "#8a8a8a"), ("test", test, "#0067a5")):
+            values = [scale * getattr(record, attribute) for record in history]
+            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    best = 100 * history[-1].test_top1
+    panels[1].annotate(
+        f"{best:.1f}", (epochs[-1], best), textcoords="offset points", xytext=(0, 6), ha="center", color="#0067a5"
+    )
+    panels[0].legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,0 +1,150 @@
+"""A name or a path becomes pictures, labels and the way from one to the other.
+
+Sources: ``digits`` (inside scikit-learn, always there), ``cifar10`` and ``cifar100`` (downloaded on first
+use), ``tiny-imagenet`` (Parquet files in the cache folder), ``hf://datasets/NAME``, or a folder: an
+ImageFolder tree, or Parquet files in the Hugging Face image layout.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparsetune.data import cifar, digits, hub, path
+from sparsetune.data.augment import Augment
+from sparsetune.data.images import decode
+from sparsetune.data.loading import loader
+from sparsetune.data.splits import Split, Splits, balanced
+from sparsetune.errors import ConfigError, DataError, UnknownNameError
+from sparsetune.preprocessing import Preprocessing
+
+__all__ = ["Augment", "Data", "NAMES", "Split", "cache_folder", "decode", "loader", "open_data"]
+
+NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
+
+LARGEST_SIDE = 224
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_SIZE_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready to be loaded.
+
+    Args:
+        name: What to call it in a record or a file.
+        train: The training split; None when the source has test pictures only.
+        test: The test split.
+        classes: Class names; labels index them.
+        preprocessing: The way from a picture to the model's input.
+        augment: What may happen to a training picture.
+    """
+
+    name: str
+    train: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    augment: Augment
+
+
+def open_data(
+    source: str,
+    *,
+    size: int | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    split_seed: int = 0,
+) -> Data:
+    """Open a data set; pictures are decoded later, on access.
+
+    Size: the pictures' own if a fixed sample of 64 agrees on one up to 224 pixels, else 224x224. Mean and
+    standard deviation: the digits' own, CIFAR's for pictures of 32x32, else ImageNet's. Augmentation: a crop
+    padded by an eighth of the shorter side, and flips except for the digits.
+
+    Args:
+        source: A name out of ``NAMES``, ``hf://datasets/NAME``, or the path of a folder.
+        size: Height and width to resize to, instead of the pictures' own.
+        train_limit: Keep only so many training pictures, balanced over the classes.
+        test_limit: The same for the test split.
+        split_seed: Fixes which rows a limit keeps, and which ones become the test split of a source without.
+
+    Raises:
+        UnknownNameError: When ``source`` is neither a known name nor a folder.
+        ConfigError: When a limit is larger than the split, or ``size`` is out of range.
+        DataError: When the data is missing, damaged or inconsistent.
+    """
+    name, splits = _read(source, split_seed)
+    height, width = _native_size(splits.test if splits.train is None else splits.train)
+    mean, std = _statistics(source, (height, width))
+    if size is not None:
+        height = width = size
+    train, test = splits.train, splits.test
+    if train_limit is not None:
+        if train is None:
+            raise ConfigError(
+                f"train_limit {train_limit} cannot be met: {name} has no training images; leave it out."
+            )
+        train = balanced(train, train_limit, split_seed, "train_limit")
+    if test_limit is not None:
+        test = balanced(test, test_limit, split_seed, "test_limit")
+    return Data(
+        name=name,
+        train=train,
+        test=test,
+        classes=splits.classes,
+        preprocessing=Preprocessing((3, height, width), mean, std),
+        augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
+    )
+
+
+def cache_folder() -> Path:
+    """Give the folder that keeps downloads: $SPARSETUNE_DATA if set, else ~/.cache/sparsetune."""
+    return Path(os.environ.get("SPARSETUNE_DATA") or "~/.cache/sparsetune").expanduser()
+
+
+def _read(source: str, split_seed: int) -> tuple[str, Splits]:
+    if source == "digits":
+        return source, digits.read()
+    if source in cifar.NAMES:
+        return source, cifar.read(source, cache_folder())
+    if source == "tiny-imagenet":
+        return source, path.read(_tiny_imagenet(), split_seed)
+    if "://" in source:
+        return source.removeprefix(hub.PREFIX), path.read(hub.download(source), split_seed)
+    folder = Path(source).expanduser()
+    if not folder.exists() and Path(source).name == source:
+        raise UnknownNameError("data set", source, NAMES, "Or give the path of a folder.")
+    return folder.resolve().name, path.read(folder, split_seed)
+
+
+def _tiny_imagenet() -> Path:
+    homes = [cache_folder() / name for name in ("tiny-imagenet", "tiny-imagenet-200")]
+    for home in homes:
+        if home.is_dir():
+            return home
+    raise DataError(
+        f"tiny-imagenet is not in {str(homes[0])!r}; put its Parquet files there "
+        "(train-*.parquet, val-*.parquet), or use hf://datasets/zh-plus/tiny-imagenet."
+    )
+
+
+def _native_size(split: Split) -> tuple[int, int]:
+    """Give (height, width) that a fixed sample agrees on, if not too large, else that of ImageNet."""
+    sample = np.linspace(0, len(split) - 1, min(len(split), _SIZE_SAMPLE)).astype(int)
+    sizes = {split[int(index)][0].size for index in sample}
+    width, height = sizes.pop()
+    if sizes or max(width, height) > LARGEST_SIDE:
+        return LARGEST_SIDE, LARGEST_SIDE
+    return height, width
+
+
+def _statistics(source: str, size: tuple[int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if source == "digits":
+        return digits.MEAN, digits.STD
+    return (CIFAR_MEAN, CIFAR_STD) if size == (32, 32) else (IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,172 @@
+"""Parquet files in the Hugging Face image layout: encoded pictures beside integer labels."""
+
+from __future__ import annotations
+
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from sparsetune.data.images import decode
+from sparsetune.data.splits import Split
+from sparsetune.errors import DataError
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+MAX_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shard:
+    """Consecutive rows of one file, still encoded.
+
+    Args:
+        file: The file they come from.
+        row: The first one's number in that file.
+        data: The rows' bytes, one after another.
+        ends: int64 of shape (rows + 1,): row ``i`` is ``data[ends[i]:ends[i + 1]]``.
+    """
+
+    file: str
+    row: int
+    data: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ParquetImages:
+    """Pictures held as encoded bytes in Arrow's own buffers; ``starts`` numbers each shard's first one."""
+
+    shards: tuple[Shard, ...]
+    starts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(len(shard.ends) - 1 for shard in self.shards)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        number = bisect_right(self.starts, index) - 1
+        shard, row = self.shards[number], index - self.starts[number]
+        encoded = shard.data[shard.ends[row] : shard.ends[row + 1]]
+        return decode(io.BytesIO(encoded.tobytes()), f"image in row {shard.row + row} of {shard.file!r}")
+
+
+def read(files: Sequence[Path]) -> tuple[Split, tuple[str, ...] | None]:
+    """Read the files of one split; the encoded pictures stay in memory.
+
+    Args:
+        files: At least one file; their rows follow one another.
+
+    Returns:
+        The split, and the class names if the files tell them.
+
+    Raises:
+        DataError: When a file is damaged, lacks a column, or holds a label out of range, or when two files
+            differ in their class names.
+    """
+    shards: list[Shard] = []
+    labels: list[NDArray[np.int64]] = []
+    classes: tuple[str, ...] | None = None
+    for number, file in enumerate(files):
+        names, more_shards, more_labels = _read_file(file)
+        if number and names != classes:
+            raise DataError(
+                f"class names of {str(file)!r} differ from those of {files[0].name}; expected the same."
+            )
+        classes = names
+        shards += more_shards
+        labels.append(more_labels)
+    starts = np.cumsum([0] + [len(shard.ends) - 1 for shard in shards])[:-1]
+    return Split.whole(ParquetImages(tuple(shards), tuple(starts.tolist())), np.concatenate(labels)), classes
+
+
+def _read_file(file: Path) -> tuple[tuple[str, ...] | None, list[Shard], NDArray[np.int64]]:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            image, label = _column(schema, IMAGE_COLUMNS, file), _column(schema, LABEL_COLUMNS, file)
+            _check_types(schema, image, label, file)
+            table = parquet.read(columns=[f"{image}.bytes", label]).flatten()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            f"{str(file)!r} cannot be read as a Parquet file ({reason}); fetch it again."
+        ) from error
+    classes = _class_names(schema, label, file)
+    labels = _labels(table.column(label), classes, file)
+    shards: list[Shard] = []
+    row = 0
+    for chunk in table.column(f"{image}.bytes").chunks:
+        shards.append(_shard(str(file), row, chunk.cast(pa.large_binary())))
+        row += len(chunk)
+    return classes, shards, labels
+
+
+def _shard(file: str, row: int, chunk: Any) -> Shard:
+    _, ends, data = chunk.buffers()
+    ends = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return Shard(file, row, np.frombuffer(data or b"", np.uint8), ends)
+
+
+def _column(schema: Any, names: Sequence[str], file: Path) -> str:
+    for name in names:
+        if name in schema.names:
+            return name
+    raise DataError(
+        f"{str(file)!r} has the columns {', '.join(schema.names) or 'none'}; "
+        f"expected one called {' or '.join(names)}."
+    )
+
+
+def _check_types(schema: Any, image: str, label: str, file: Path) -> None:
+    kind = schema.field(image).type
+    binary = (pa.binary(), pa.large_binary())
+    if not (
+        pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in binary
+    ):
+        raise DataError(f"column {image} of {str(file)!r} is {kind}; expected a struct with binary 'bytes'.")
+    if not pa.types.is_integer(schema.field(label).type):
+        raise DataError(f"column {label} of {str(file)!r} is {schema.field(label).type}; expected integers.")
+
+
+def _labels(column: Any, classes: tuple[str, ...] | None, file: Path) -> NDArray[np.int64]:
+    if column.null_count:
+        raise DataError(
+            f"column of labels in {str(file)!r} has {column.null_count} empty rows; expected none."
+        )
+    labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    last = len(classes) - 1 if classes else MAX_CLASSES - 1
+    wrong = np.flatnonzero((labels < 0) | (labels > last))
+    if len(wrong):
+        row = wrong[0]
+        raise DataError(
+            f"label {labels[row]} in row {row} of {str(file)!r} is out of range; expected 0 to {last}."
+        )
+    return labels
+
+
+def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...] | None:
+    """Find the class names in the schema's metadata: our own key first, then the ``datasets`` library's."""
+    metadata = schema.metadata or {}
+    try:
+        if b"label_names" in metadata:
+            names = json.loads(metadata[b"label_names"])
+        elif b"huggingface" in metadata:
+            names = json.loads(metadata[b"huggingface"])["info"]["features"][label].get("names")
+        else:
+            names = None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"class names in the metadata of {str(file)!r} cannot be read as JSON.") from error
+    if names is None:
+        return None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise DataError(f"class names in the metadata of {str(file)!r} are not a list of names.")
+    return tuple(names)

@@ -1,0 +1,319 @@
+"""The delta file: learned slices and running statistics, and all it takes to rebuild the rest.
+
+One safetensors file. Its metadata has one key, ``sparsetune``, whose value is JSON (:class:`Header`). Values are
+packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list of
+``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
+the tensors, tell any change of a byte.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from sparsetune.backbone import Backbone
+from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.files import write_bytes
+from sparsetune.learn import Learn
+from sparsetune.preprocessing import Preprocessing
+
+FORMAT = 1
+KEY = "sparsetune"
+INDEX = "index"
+INDEX_LIMIT = 64 << 20
+"""Most bytes that an index may unpack to."""
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """All that a delta file says of itself, its tensors aside.
+
+    Attributes:
+        library: ``timm``, ``torchvision`` or ``module`` (the user's own).
+        model: The model's name in that library.
+        kwargs: Arguments of its constructor.
+        num_classes: Class count.
+        backbone: Where the frozen values come from.
+        fingerprint: SHA-256 over the frozen values.
+        dtype: Floating dtype of the frozen values.
+        learn: Which slices are learned.
+        classes: Class names, or ``None``.
+        preprocessing: What the pictures went through, or ``None``.
+        training: A summary of the training that gave the values.
+        versions: Versions of the libraries that wrote the file.
+        entries: Name, dtype and shape of each tensor.
+        payload: SHA-256 over the tensors.
+        format: Version of the file format.
+    """
+
+    library: str
+    model: str
+    kwargs: dict[str, Any]
+    num_classes: int
+    backbone: Backbone
+    fingerprint: str
+    dtype: str
+    learn: Learn
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    training: dict[str, Any]
+    versions: dict[str, str]
+    entries: tuple[Entry, ...] = ()
+    payload: str = ""
+    format: int = FORMAT
+
+    @property
+    def learned_bytes(self) -> int:
+        """Bytes of the tensors, in their dtype."""
+        return sum(entry.numel * DTYPES[entry.dtype].itemsize for entry in self.entries)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the index as plain JSON values."""
+        return {
+            "format": self.format,
+            "model": {
+                "library": self.library,
+                "name": self.model,
+                "kwargs": self.kwargs,
+                "num_classes": self.num_classes,
+            },
+            "backbone": self.backbone.to_json(),
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "learn": self.learn.to_json(),
+            "classes": None if self.classes is None else list(self.classes),
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
+            "training": self.training,
+            "versions": self.versions,
+            "payload": self.payload,
+        }
+
+
+def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write a delta file; it appears whole or not at all.
+
+    Args:
+        path: The file.
+        header: All but ``entries`` and ``payload``, which follow from ``tensors``.
+        tensors: Learned slices and buffers, by name, in the plan's order.
+
+    Raises:
+        DeltaError: When a tensor has a dtype that the format does not hold.
+        StorageError: When the file cannot be written.
+    """
+    entries, groups = [], dict[str, list[Tensor]]()
+    for name, value in tensors.items():
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise DeltaError(f"'{name}' has dtype {dtype}; a delta holds {', '.join(DTYPES)}.")
+        entries.append([name, dtype, list(value.shape)])
+        groups.setdefault(dtype, []).append(value.detach().cpu().contiguous().reshape(-1))
+    packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
+    index = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
+    packed[INDEX] = torch.frombuffer(bytearray(index), dtype=torch.uint8)
+    value = {**header.to_json(), "payload": _payload_digest(packed)}
+    value["digest"] = _header_digest(value)
+    write_bytes(path, to_bytes(packed, metadata={KEY: _canonical(value)}))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read what a delta file says of itself; its values stay on disk.
+
+    Raises:
+        DeltaError: When the file is missing, damaged, or no delta.
+    """
+    with _Opened(path) as file:
+        return file.header()
+
+
+def read_delta(path: str | Path, header: Header | None = None) -> dict[str, Tensor]:
+    """Read and check a delta file's tensors.
+
+    Args:
+        path: The file.
+        header: As :func:`read_header` gave it, to save reading it again.
+
+    Returns:
+        Every tensor of the index, by name, in its order.
+
+    Raises:
+        DeltaError: When the file is missing, damaged, or no delta.
+    """
+    with _Opened(path) as file:
+        return file.tensors(header or file.header())
+
+
+def is_delta(path: str | Path) -> bool:
+    """Whether ``path`` is a safetensors file that says it is a delta; it may still be damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+class _Opened:
+    """A delta file open for reading; every fault becomes one ``DeltaError``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> _Opened:
+        if not self.path.is_file():
+            raise DeltaError(f"{self.path} is not a file; pass a delta such as runs/NAME/delta.safetensors.")
+        try:
+            self.file: Any = safe_open(self.path, framework="pt").__enter__()
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(str(error)) from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.__exit__(*error)
+
+    def header(self) -> Header:
+        """Parse the metadata and the index."""
+        text = (self.file.metadata() or {}).get(KEY)
+        if text is None:
+            raise DeltaError(
+                f"{self.path} is a safetensors file without '{KEY}' metadata, so no delta; "
+                "pass a file that sparsetune saved."
+            )
+        try:
+            value = json.loads(text)
+            digest = value.pop("digest")
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged("its header is not readable") from error
+        if value.get("format") != FORMAT:
+            raise DeltaError(
+                f"{self.path} has format {value.get('format')!r}; this sparsetune reads format {FORMAT}: "
+                "install the version that wrote it, or a newer one."
+            )
+        if digest != _header_digest(value):
+            raise self._damaged("its header does not match its checksum")
+        try:
+            return _parse(value, self._entries())
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"its header has a wrong value: {error}") from error
+
+    def tensors(self, header: Header) -> dict[str, Tensor]:
+        """Unpack the tensors after every size and checksum agrees."""
+        sizes = dict[str, int]()
+        for entry in header.entries:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
+        try:
+            names = set(self.file.keys()) - {INDEX}
+            held = {name: self.file.get_slice(name).get_shape() for name in names}
+            if held != {dtype: [size] for dtype, size in sizes.items()}:
+                raise self._damaged("its tensors do not have the sizes that its index gives")
+            packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
+        except SafetensorError as error:
+            raise self._damaged(str(error)) from error
+        if any(packed[name].dtype != DTYPES[name] for name in sizes) or _payload_digest(packed) != header.payload:
+            raise self._damaged("its values do not match their checksum")
+        offsets = dict.fromkeys(sizes, 0)
+        tensors = {}
+        for entry in header.entries:
+            start = offsets[entry.dtype]
+            tensors[entry.name] = packed[entry.dtype][start : start + entry.numel].view(entry.shape)
+            offsets[entry.dtype] = start + entry.numel
+        return tensors
+
+    def _entries(self) -> tuple[Entry, ...]:
+        try:
+            raw = self.file.get_tensor(INDEX)
+        except SafetensorError as error:
+            raise ValueError("it has no index") from error
+        if raw.dtype != torch.uint8:
+            raise ValueError("its index is not bytes")
+        unpacker = zlib.decompressobj()
+        try:
+            text = unpacker.decompress(raw.numpy().tobytes(), INDEX_LIMIT)
+        except zlib.error as error:
+            raise ValueError("its index cannot be unpacked") from error
+        if not unpacker.eof:
+            raise ValueError("its index is cut off or too long")
+        return tuple(_entry(item) for item in json.loads(text))
+
+    def _damaged(self, reason: str) -> DeltaError:
+        return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
+
+
+def _entry(item: Any) -> Entry:
+    name, dtype, shape = item
+    if not isinstance(name, str) or dtype not in DTYPES or not isinstance(shape, list):
+        raise ValueError(f"its index has an entry {item!r}")
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"its index has a shape {shape!r}")
+    return Entry(name, dtype, tuple(shape))
+
+
+def _parse(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
+    model, classes, preprocessing = value["model"], value["classes"], value["preprocessing"]
+    texts = [model["library"], model["name"], value["fingerprint"], value["payload"], *(classes or [])]
+    mappings = [model["kwargs"], value["training"], value["versions"]]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(m, dict) for m in mappings):
+        raise ValueError("a field has the wrong type")
+    if type(model["num_classes"]) is not int or value["dtype"] not in DTYPES:
+        raise ValueError("a field has the wrong type")
+    return Header(
+        library=model["library"],
+        model=model["name"],
+        kwargs=model["kwargs"],
+        num_classes=model["num_classes"],
+        backbone=Backbone.from_json(value["backbone"]),
+        fingerprint=value["fingerprint"],
+        dtype=value["dtype"],
+        learn=Learn.from_json(value["learn"]),
+        classes=None if classes is None else tuple(classes),
+        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+        training=value["training"],
+        versions=value["versions"],
+        entries=entries,
+        payload=value["payload"],
+        format=value["format"],
+    )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _header_digest(value: dict[str, Any]) -> str:
+    return sha256(_canonical(value).encode()).hexdigest()
+
+
+def _payload_digest(packed: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(packed):
+        tensor = packed[name]
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""A run: one training from names and settings to a folder with its delta, metrics, settings and curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from sparsetune.adapt import adapt_, adapted
+from sparsetune.config import FitConfig
+from sparsetune.curves import draw_curves
+from sparsetune.data import NAMES, Data, open_data
+from sparsetune.delta import is_delta
+from sparsetune.errors import ConfigError
+from sparsetune.files import write_text
+from sparsetune.learn import Learn
+from sparsetune.plan import Plan
+from sparsetune.preprocessing import Preprocessing
+from sparsetune.saving import LIBRARIES, fill, save
+from sparsetune.training import Epoch, Watch, fit
+from sparsetune.zoo import create
+
+DELTA, METRICS, CONFIG, CURVES, CHECKPOINT = (
+    "delta.safetensors",
+    "metrics.jsonl",
+    "config.json",
+    "curves.png",
+    "checkpoint.safetensors",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All settings of one run.
+
+    Attributes:
+        model: Name of the model.
+        learn: Which slices are learned.
+        config: How to train.
+        data: Name or path of the data.
+        size: Height and width of pictures; ``None`` takes the data's or, where it must be, the model's.
+        train_limit: Use so many training pictures, the same number of each class.
+        test_limit: Likewise for test pictures.
+        backbone_seed: Seed of the backbone.
+        pretrained: Stand on published weights instead.
+        init_from: A whole checkpoint to stand on, or a delta over the same backbone to start from.
+    """
+
+    model: str
+    learn: Learn
+    config: FitConfig
+    data: str = "digits"
+    size: int | None = None
+    train_limit: int | None = None
+    test_limit: int | None = None
+    backbone_seed: int = 0
+    pretrained: bool = False
+    init_from: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name from the settings that matter most, for a folder."""
+        learn = self.learn
+        size = f"f{learn.fraction:g}" if learn.fraction is not None else f"n{learn.filters}"
+        pieces = [self.model, Path(self.data).name or "data", size]
+        pieces += [learn.dim] * (learn.dim != "out") + ["-".join(learn.layers)] * (learn.layers is not None)
+        pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
+        pieces += [learn.frozen] if learn.frozen else []
+        pieces.append(f"s{self.config.seed}")
+        return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in piece) for piece in pieces)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return {**asdict(self), "learn": self.learn.to_json(), "config": self.config.to_json()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: Where its files are.
+        history: A record for each finished epoch.
+        finished: Whether all epochs are done, and the delta written.
+        plan: What was learned.
+    """
+
+    folder: Path
+    history: list[Epoch]
+    finished: bool
+    plan: Plan
+
+
+def run(
+    settings: Run,
+    folder: Path,
+    *,
+    resume: bool = False,
+    time_budget: float | None = None,
+    watch: Watch | None = None,
+    started: Callable[[Plan, Data], None] | None = None,
+) -> Outcome:
+    """Train as ``settings`` say and write the results to ``folder``.
+
+    Args:
+        settings: What to train on what, and how.
+        folder: Where to write; made if missing.
+        resume: Go on where an earlier call with the same settings stopped.
+        time_budget: Seconds of training after which to save and stop.
+        watch: Called after each step and each epoch.
+        started: Called once with plan and data, before the first step.
+
+    Returns:
+        The outcome; a finished run is not trained again.
+
+    Raises:
+        ConfigError: When settings do not fit together, or ``folder`` holds a run and ``resume`` is not set.
+        SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
+    """
+    _check_folder(settings, folder, resume)
+    data = open_data(
+        settings.data, size=settings.size, train_limit=settings.train_limit, test_limit=settings.test_limit
+    )
+    net, data = _build(settings, data)
+    made = adapted(net).plan
+    if (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
+        return Outcome(folder, _read_history(folder), True, made)
+    value = {**settings.to_json(), "versions": {name: version(name) for name in LIBRARIES}}
+    write_text(folder / CONFIG, json.dumps(value, indent=2) + "\n")
+    if started:
+        started(made, data)
+
+    def record(event: Any) -> None:
+        if isinstance(event, Epoch):
+            records.append(event)
+            _write_history(folder, records)
+        if watch:
+            watch(event)
+
+    records = _read_history(folder) if resume and (folder / CHECKPOINT).is_file() else []
+    history = fit(
+        net,
+        data,
+        settings.config,
+        checkpoint=folder / CHECKPOINT,
+        resume=resume,
+        time_budget=time_budget,
+        watch=record,
+    )
+    _write_history(folder, history)
+    finished = len(history) == settings.config.epochs
+    if finished:
+        draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
+        _save(net, folder / DELTA, settings, data, history[-1])
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return Outcome(folder, history, finished, made)
+
+
+def _build(settings: Run, data: Data) -> tuple[nn.Module, Data]:
+    """Make and adapt the model; return it with the data in the form that it takes."""
+    delta = settings.init_from if settings.init_from and is_delta(settings.init_from) else None
+    net = create(
+        settings.model,
+        num_classes=len(data.classes),
+        seed=settings.backbone_seed,
+        pretrained=settings.pretrained,
+        checkpoint=None if delta else settings.init_from,
+    )
+    data = replace(data, preprocessing=_preprocessing(net, data.preprocessing, settings))
+    adapt_(net, settings.learn)
+    if delta:
+        fill(net, delta)
+    return net, data
+
+
+def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preprocessing:
+    """The data's preprocessing, or what a pretrained or fixed-size model wants."""
+    wanted = resolve_model_data_config(net) if hasattr(net, "pretrained_cfg") else {}
+    fixed = (getattr(net, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    if wanted and settings.size is None and (settings.pretrained or fixed):
+        own = replace(own, size=tuple(wanted["input_size"]))
+    if wanted and settings.pretrained:
+        mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
+        own = replace(own, mean=mean, std=std, interpolation=wanted["interpolation"])
+    return own
+
+
+def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    training = {
+        "data": settings.data if settings.data in NAMES else data.name,
+        "train_pictures": len(data.train or ()),
+        "config": {k: v for k, v in settings.config.to_json().items() if k not in ("workers", "device")},
+        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
+    }
+    save(net, path, classes=data.classes, preprocessing=data.preprocessing, training=training)
+
+
+def _check_folder(settings: Run, folder: Path, resume: bool) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    if not resume:
+        raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+    try:
+        before = json.loads(path.read_text())
+        before["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not readable settings of a run; choose another --out.") from error
+    now = json.loads(json.dumps(settings.to_json()))
+    for place in (now, before):
+        for name in ("workers", "device"):
+            place["config"].pop(name, None)
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{folder} holds a run with {name} = {before.get(name)!r}, not {now[name]!r}; "
+            "resume with its settings, or choose another --out."
+        )
+
+
+def _write_history(folder: Path, history: list[Epoch]) -> None:
+    write_text(folder / METRICS, "".join(json.dumps(record.to_json()) + "\n" for record in history))
+
+
+def _read_history(folder: Path) -> list[Epoch]:
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    return [Epoch(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _what(learn: Learn) -> str:
+    return f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters a layer"
