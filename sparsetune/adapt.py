@@ -36,8 +36,8 @@ class Adapted:
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
     """Make ``net`` learn only the slices that ``learn`` names, in place.
 
-    The model keeps its class, its forward and its features. Its ``parameters()`` are then the learned slices and
-    nothing else, so frozen values cannot move, whatever the optimiser does. ``state_dict`` lists the slices
+    The model keeps its class, its forward and its features. Its ``parameters()`` are then the learned
+    slices and nothing else, so frozen values cannot move, whatever the optimiser does. ``state_dict`` lists the slices
     under the plain model's names.
 
     Args:
@@ -65,7 +65,7 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
 
 
 def merge_(net: nn.Module) -> nn.Module:
-    """Make an adapted model plain again, in place; its ``state_dict`` has the plain model's keys in their order.
+    """Make an adapted model plain again, in place; ``state_dict`` then has the plain model's keys in order.
 
     Args:
         net: A model that ``adapt_`` changed.
@@ -78,16 +78,8 @@ def merge_(net: nn.Module) -> nn.Module:
     """
     for part in adapted(net).plan:
         homes = list(_homes(net, part))
-        if part.partial:
-            values = [unslice_(module, leaf) for module, leaf in homes]
-        elif part.k == 0:
-            values = [module._buffers.pop(leaf) for module, leaf in homes]
-            for module, leaf in homes:
-                module._non_persistent_buffers_set.discard(leaf)
-        else:
-            values = [module._parameters.pop(leaf) for module, leaf in homes]
-        value = values[0]
-        parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+        values = [_remove(module, leaf, part) for module, leaf in homes]
+        parameter = values[0] if isinstance(values[0], nn.Parameter) else nn.Parameter(values[0])
         for module, leaf in homes:
             module._parameters[leaf] = parameter
     delattr(net, ADAPTED)
@@ -129,12 +121,14 @@ def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Paramet
 
 
 def frozen_dtype(net: nn.Module, made: Plan) -> torch.dtype:
-    """Return the floating dtype of an adapted model's frozen values; of the learned ones where nothing is frozen.
+    """Return the floating dtype of an adapted model's frozen values, or learned ones if none is frozen.
 
     Raises:
         ConfigError: When frozen values have several.
     """
-    values = [value for _, value in frozen_values(net, made)] or [value for _, value in learned_values(net, made)]
+    values = [value for _, value in frozen_values(net, made)] or [
+        value for _, value in learned_values(net, made)
+    ]
     dtypes = {value.dtype for value in values if value.is_floating_point()}
     if len(dtypes) > 1:
         raise ConfigError(
@@ -148,8 +142,14 @@ def _agreed(learn: Learn, backbone: Backbone) -> Backbone:
     if learn.frozen == "zero":
         return backbone.zeroed()
     drawn = backbone.root.kind == "seed"
-    if learn.frozen == "pretrained" and drawn or learn.frozen == "random" and backbone.kind in ("pretrained", "file"):
-        remedy = "create the model with pretrained=True" if drawn else "create the model without pretrained weights"
+    if (learn.frozen == "pretrained" and drawn) or (
+        learn.frozen == "random" and backbone.kind in ("pretrained", "file")
+    ):
+        remedy = (
+            "create the model with pretrained=True"
+            if drawn
+            else "create the model without pretrained weights"
+        )
         raise ConfigError(
             f"frozen='{learn.frozen}' was asked for, but the backbone is {backbone.describe()}; {remedy}."
         )
@@ -170,6 +170,19 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
         for module, leaf in homes:
             del module._parameters[leaf]
             module.register_buffer(leaf, whole, persistent=False)
+
+
+def _remove(module: nn.Module, leaf: str, part: Part) -> Tensor:
+    """Take a parameter out of an adapted module; return its whole value."""
+    if part.partial:
+        return unslice_(module, leaf)
+    if part.whole:
+        value: Tensor = module.get_parameter(leaf)
+        del module._parameters[leaf]
+        return value
+    value = module.get_buffer(leaf)
+    delattr(module, leaf)
+    return value
 
 
 def _homes(net: nn.Module, part: Part) -> Iterator[tuple[nn.Module, str]]:

@@ -137,5 +137,5 @@ def fingerprint(frozen: Iterable[tuple[str, Tensor]]) -> str:
         dtype = str(values.dtype).removeprefix("torch.")
         digest.update(f"{name}\0{dtype}\0{tuple(values.shape)}\0".encode())
         flat = values.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

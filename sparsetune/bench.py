@@ -1,8 +1,8 @@
 """Step time, inference time and memory of one model on the user's machine: ours beside the alternatives.
 
 Every contestant is built from the same backbone and takes the same whole training steps (forward, loss,
-backward, SGD with momentum and decay) on the same random batch, in turn, in one process; what counts is the ratio
-of medians.
+backward, SGD with momentum and decay) on the same random batch, in turn, in one process; what counts is
+the median ratio.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ def bench(
         "ours": adapt_(copy.deepcopy(net), learn),
         "masked": _masked(copy.deepcopy(net), made),
     }
-    learned = {"full": made.total_parameters, "ours": made.learned_parameters, "masked": made.learned_parameters}
+    learned = {
+        "full": made.total_parameters,
+        "ours": made.learned_parameters,
+        "masked": made.learned_parameters,
+    }
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *size, generator=generator).to(device)
     with torch.no_grad():

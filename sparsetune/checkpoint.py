@@ -68,9 +68,7 @@ def write_checkpoint(
     write_bytes(path, to_bytes(tensors, metadata={KEY: json.dumps(value)}))
 
 
-def read_checkpoint(
-    path: Path, config: dict[str, Any], net: nn.Module, optimizer: Optimizer
-) -> Position:
+def read_checkpoint(path: Path, config: dict[str, Any], net: nn.Module, optimizer: Optimizer) -> Position:
     """Put a training back where :func:`write_checkpoint` left it.
 
     Args:
@@ -90,7 +88,9 @@ def read_checkpoint(
             value = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StorageError(f"{path} is not an intact checkpoint ({error}); remove it to start anew.") from error
+        raise StorageError(
+            f"{path} is not an intact checkpoint ({error}); remove it to start anew."
+        ) from error
     differing = [name for name in config if value["config"].get(name) != config[name]]
     if differing:
         name = differing[0]

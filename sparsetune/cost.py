@@ -51,7 +51,11 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
     calls: list[tuple[str, float, list[str]]] = []
     handles = []
     for name, module in net.named_modules():
-        own = [f"{name}.{leaf}" if name else leaf for leaf, value in module._parameters.items() if value is not None]
+        own = [
+            f"{name}.{leaf}" if name else leaf
+            for leaf, value in module._parameters.items()
+            if value is not None
+        ]
         if own:
             handles.append(module.register_forward_hook(_hook(module, own, met, calls)))
     values: Mapping[str, Tensor] = {
@@ -60,7 +64,9 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
     others = {name: value.to("meta") for name, value in net.named_buffers() if name not in values}
     try:
         with torch.no_grad():
-            functional_call(net, {**values, **others}, (torch.empty(2, channels, height, width, device="meta"),))
+            functional_call(
+                net, {**values, **others}, (torch.empty(2, channels, height, width, device="meta"),)
+            )
     except Exception:
         return []
     finally:
@@ -75,7 +81,7 @@ def _hook(
     def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if is_sliceable(module):
             weight = next(name for name in own if name.endswith("weight"))
-            per_output = module.weight[0].numel()
+            per_output = module.get_parameter("weight")[0].numel()
             calls.append((weight, output.numel() * per_output, list(met)))
             met.clear()
         else:

@@ -41,7 +41,12 @@ def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     best = 100 * history[-1].test_top1
     panels[1].annotate(
-        f"{best:.1f}", (epochs[-1], best), textcoords="offset points", xytext=(0, 6), ha="center", color="#0067a5"
+        f"{best:.1f}",
+        (epochs[-1], best),
+        textcoords="offset points",
+        xytext=(0, 6),
+        ha="center",
+        color="#0067a5",
     )
     panels[0].legend(frameon=False)
     with replacing(path) as temporary:

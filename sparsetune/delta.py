@@ -1,8 +1,8 @@
 """The delta file: learned slices and running statistics, and all it takes to rebuild the rest.
 
-One safetensors file. Its metadata has one key, ``sparsetune``, whose value is JSON (:class:`Header`). Values are
-packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list of
-``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
+One safetensors file. Its metadata has one key, ``sparsetune``, whose value is JSON (see ``header.py``).
+Values are packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list
+of ``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
 the tensors, tell any change of a byte.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,100 +20,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from sparsetune.backbone import Backbone
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.files import write_bytes
-from sparsetune.learn import Learn
-from sparsetune.preprocessing import Preprocessing
+from sparsetune.header import (
+    DTYPES,
+    FORMAT,
+    Entry,
+    Header,
+    canonical,
+    header_digest,
+    parse_entry,
+    parse_header,
+)
 
-FORMAT = 1
 KEY = "sparsetune"
 INDEX = "index"
 INDEX_LIMIT = 64 << 20
 """Most bytes that an index may unpack to."""
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Number of values."""
-        return torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """All that a delta file says of itself, its tensors aside.
-
-    Attributes:
-        library: ``timm``, ``torchvision`` or ``module`` (the user's own).
-        model: The model's name in that library.
-        kwargs: Arguments of its constructor.
-        num_classes: Class count.
-        backbone: Where the frozen values come from.
-        fingerprint: SHA-256 over the frozen values.
-        dtype: Floating dtype of the frozen values.
-        learn: Which slices are learned.
-        classes: Class names, or ``None``.
-        preprocessing: What the pictures went through, or ``None``.
-        training: A summary of the training that gave the values.
-        versions: Versions of the libraries that wrote the file.
-        entries: Name, dtype and shape of each tensor.
-        payload: SHA-256 over the tensors.
-        format: Version of the file format.
-    """
-
-    library: str
-    model: str
-    kwargs: dict[str, Any]
-    num_classes: int
-    backbone: Backbone
-    fingerprint: str
-    dtype: str
-    learn: Learn
-    classes: tuple[str, ...] | None
-    preprocessing: Preprocessing | None
-    training: dict[str, Any]
-    versions: dict[str, str]
-    entries: tuple[Entry, ...] = ()
-    payload: str = ""
-    format: int = FORMAT
-
-    @property
-    def learned_bytes(self) -> int:
-        """Bytes of the tensors, in their dtype."""
-        return sum(entry.numel * DTYPES[entry.dtype].itemsize for entry in self.entries)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything but the index as plain JSON values."""
-        return {
-            "format": self.format,
-            "model": {
-                "library": self.library,
-                "name": self.model,
-                "kwargs": self.kwargs,
-                "num_classes": self.num_classes,
-            },
-            "backbone": self.backbone.to_json(),
-            "fingerprint": self.fingerprint,
-            "dtype": self.dtype,
-            "learn": self.learn.to_json(),
-            "classes": None if self.classes is None else list(self.classes),
-            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
-            "training": self.training,
-            "versions": self.versions,
-            "payload": self.payload,
-        }
 
 
 def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
@@ -139,9 +61,9 @@ def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor])
     packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
     index = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
     packed[INDEX] = torch.frombuffer(bytearray(index), dtype=torch.uint8)
-    value = {**header.to_json(), "payload": _payload_digest(packed)}
-    value["digest"] = _header_digest(value)
-    write_bytes(path, to_bytes(packed, metadata={KEY: _canonical(value)}))
+    fields = {**header.to_json(), "payload": _payload_digest(packed)}
+    fields["digest"] = header_digest(fields)
+    write_bytes(path, to_bytes(packed, metadata={KEY: canonical(fields)}))
 
 
 def read_header(path: str | Path) -> Header:
@@ -190,7 +112,7 @@ class _Opened:
         if not self.path.is_file():
             raise DeltaError(f"{self.path} is not a file; pass a delta such as runs/NAME/delta.safetensors.")
         try:
-            self.file: Any = safe_open(self.path, framework="pt").__enter__()
+            self.file: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise self._damaged(str(error)) from error
         return self
@@ -216,10 +138,10 @@ class _Opened:
                 f"{self.path} has format {value.get('format')!r}; this sparsetune reads format {FORMAT}: "
                 "install the version that wrote it, or a newer one."
             )
-        if digest != _header_digest(value):
+        if digest != header_digest(value):
             raise self._damaged("its header does not match its checksum")
         try:
-            return _parse(value, self._entries())
+            return parse_header(value, self._entries())
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its header has a wrong value: {error}") from error
 
@@ -236,7 +158,10 @@ class _Opened:
             packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
         except SafetensorError as error:
             raise self._damaged(str(error)) from error
-        if any(packed[name].dtype != DTYPES[name] for name in sizes) or _payload_digest(packed) != header.payload:
+        if (
+            any(packed[name].dtype != DTYPES[name] for name in sizes)
+            or _payload_digest(packed) != header.payload
+        ):
             raise self._damaged("its values do not match their checksum")
         offsets = dict.fromkeys(sizes, 0)
         tensors = {}
@@ -260,54 +185,10 @@ class _Opened:
             raise ValueError("its index cannot be unpacked") from error
         if not unpacker.eof:
             raise ValueError("its index is cut off or too long")
-        return tuple(_entry(item) for item in json.loads(text))
+        return tuple(parse_entry(item) for item in json.loads(text))
 
     def _damaged(self, reason: str) -> DeltaError:
         return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
-
-
-def _entry(item: Any) -> Entry:
-    name, dtype, shape = item
-    if not isinstance(name, str) or dtype not in DTYPES or not isinstance(shape, list):
-        raise ValueError(f"its index has an entry {item!r}")
-    if not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"its index has a shape {shape!r}")
-    return Entry(name, dtype, tuple(shape))
-
-
-def _parse(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
-    model, classes, preprocessing = value["model"], value["classes"], value["preprocessing"]
-    texts = [model["library"], model["name"], value["fingerprint"], value["payload"], *(classes or [])]
-    mappings = [model["kwargs"], value["training"], value["versions"]]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(m, dict) for m in mappings):
-        raise ValueError("a field has the wrong type")
-    if type(model["num_classes"]) is not int or value["dtype"] not in DTYPES:
-        raise ValueError("a field has the wrong type")
-    return Header(
-        library=model["library"],
-        model=model["name"],
-        kwargs=model["kwargs"],
-        num_classes=model["num_classes"],
-        backbone=Backbone.from_json(value["backbone"]),
-        fingerprint=value["fingerprint"],
-        dtype=value["dtype"],
-        learn=Learn.from_json(value["learn"]),
-        classes=None if classes is None else tuple(classes),
-        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
-        training=value["training"],
-        versions=value["versions"],
-        entries=entries,
-        payload=value["payload"],
-        format=value["format"],
-    )
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def _header_digest(value: dict[str, Any]) -> str:
-    return sha256(_canonical(value).encode()).hexdigest()
 
 
 def _payload_digest(packed: Mapping[str, Tensor]) -> str:
@@ -315,5 +196,5 @@ def _payload_digest(packed: Mapping[str, Tensor]) -> str:
     for name in sorted(packed):
         tensor = packed[name]
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

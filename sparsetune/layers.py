@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-
 ADAPTED = "_sparsetune_adapted"
 """Attribute of a model that is adapted."""
 

@@ -66,7 +66,9 @@ class Learn:
                 "nothing says how much to learn; give fraction (0.1 is 10 % of each layer) or filters."
             )
         if self.fraction is not None and not (_is_number(self.fraction) and 0 <= self.fraction <= 1):
-            problems.append(f"fraction {self.fraction} is not between 0 and 1; 0.1 learns 10 % of each layer.")
+            problems.append(
+                f"fraction {self.fraction} is not between 0 and 1; 0.1 learns 10 % of each layer."
+            )
         if self.filters is not None and not (_is_count(self.filters) and self.filters >= 0):
             problems.append(f"filters {self.filters} is not a whole number of 0 or more.")
         if self.dim not in DIMS:
@@ -86,8 +88,7 @@ class Learn:
         product is just below.
         """
         if self.filters is not None:
-            wanted = min(self.filters, whole)
-            return wanted
+            return min(self.filters, whole)
         wanted = int(Fraction(repr(float(self.fraction or 0))) * whole)
         at_least = 1 if self.dim != "out" and self.fraction else 0
         return max(wanted, at_least)
@@ -112,7 +113,9 @@ class Learn:
         """
         known = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or not set(value) <= known:
-            raise ConfigError(f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(known))}."
+            )
         flags = [name for name in ("norm", "head") if not isinstance(value.get(name, True), bool)]
         if flags:
             raise ConfigError(f"learn spec has {flags[0]} = {value[flags[0]]!r}; expected true or false.")

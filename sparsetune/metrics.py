@@ -97,4 +97,5 @@ def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    return torch.special.entr(probabilities).sum(-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1)
+    return entropy

@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from statistics import NormalDist
 from threading import RLock
 from typing import Any
@@ -25,13 +25,10 @@ from torch.utils._pytree import tree_leaves
 from sparsetune.errors import ConfigError
 from sparsetune.seeding import Law, draw
 
+_UNIFORM, _NORMAL = ("uniform", 0.0, 1.0), ("normal", 0.0, 1.0)
 _DRAWS = {
-    "rand": ("uniform", 0.0, 1.0),
-    "rand_like": ("uniform", 0.0, 1.0),
-    "uniform_": ("uniform", 0.0, 1.0),
-    "randn": ("normal", 0.0, 1.0),
-    "randn_like": ("normal", 0.0, 1.0),
-    "normal_": ("normal", 0.0, 1.0),
+    **dict.fromkeys(("rand", "rand_like", "uniform_"), _UNIFORM),
+    **dict.fromkeys(("randn", "randn_like", "normal_", "normal"), _NORMAL),
 }
 _SCALINGS: dict[str, Callable[[float, float], float]] = {
     "mul": operator.mul,
@@ -216,18 +213,18 @@ class _Watch(TorchDispatchMode):
         target = args[0] if args and isinstance(args[0], Tensor) else None
         if name.endswith("_") and not (_is_float(target) and _span(target)[2]):
             return None
-        if not kwargs.get("dtype", torch.float32).is_floating_point:
+        if not (kwargs.get("dtype") or torch.float32).is_floating_point:
             return None
-        if name in _DRAWS or (name == "normal" and target is None):
+        if name in _DRAWS and not (name == "normal" and target is not None):
             law = _drawn(name, args) if kwargs.get("generator") is None else None
-            return law and (law, "", None)
+            return None if law is None else (law, "", None)
         source = self._seen.note(args[1] if name == "copy_" else target)
         if source is None or source.law is None:
             return None
         if name in _COPIES or (name == "copy_" and args[0].numel() == args[1].numel()):
             return source.law, source.why, source
-        after = None if kwargs else _after(name.removesuffix("_"), source, args[1:])
-        return after and (*after, source)
+        after = None if kwargs else _after(name.removesuffix("_"), source.law, source.why, args[1:])
+        return None if after is None else (*after, source)
 
     def _run(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         seen = self._seen
@@ -247,3 +244,132 @@ class _Watch(TorchDispatchMode):
             else:
                 seen.forget(tensor)
         return out
+
+
+def _law(kind: Any, *numbers: float) -> Law | None:
+    """The law with these numbers, if there is one; if not, torch may complain in its own words."""
+    try:
+        return Law(kind, *map(float, numbers))
+    except ConfigError:
+        return None
+
+
+def _drawn(name: str, args: Sequence[Any]) -> Law | None:
+    kind, a, b = _DRAWS[name]
+    given = args[:2] if name == "normal" else args[1:3] if name.endswith("_") else ()
+    return _law(kind, *given, *(a, b)[len(given) :])
+
+
+def _after(name: str, law: Law, why: str, numbers: Sequence[Any]) -> tuple[Law, str] | None:
+    """Law and reservation of the values of ``law`` once an operation has changed them."""
+    if not all(number is None or isinstance(number, (int, float)) for number in numbers):
+        return None
+    if name == "clamp":
+        return _clamped(law, why, *numbers)
+    if name == "erfinv":
+        after, why = (None if why else _after_erfinv(law)), _UNCLAMPED
+    else:
+        after = _scaled(name, law, *numbers) if name in _SCALINGS and len(numbers) <= 1 else None
+    return None if after is None else (after, why)
+
+
+def _scaled(name: str, law: Law, number: float = 0.0) -> Law | None:
+    if name in ("mul", "div") and number == 0:
+        return None
+    change = _SCALINGS[name]
+    if law.kind == "uniform":
+        return _law("uniform", *sorted((change(law.a, number), change(law.b, number))))
+    std = law.b if name in _SHIFTS else abs(change(law.b, number))
+    if name == "mul" and law.b == _SQRT_HALF:
+        std = _over_sqrt_2(abs(number))
+    bounds = sorted((change(law.low, number), change(law.high, number)))
+    return _law(law.kind, change(law.a, number), std, *bounds)
+
+
+def _after_erfinv(law: Law) -> Law | None:
+    """Uniform between ``2 Phi(l) - 1`` and ``2 Phi(h) - 1`` becomes normal / sqrt(2) between ``l`` and ``h``."""
+    if law.kind != "uniform" or not -1 <= law.a < law.b <= 1:
+        return None
+    unit = NormalDist(0, _SQRT_HALF)
+    low, high = (
+        math.copysign(math.inf, x) if abs(x) == 1 else unit.inv_cdf((x + 1) / 2) for x in (law.a, law.b)
+    )
+    return _law("trunc_normal", 0.0, _SQRT_HALF, low, high)
+
+
+def _clamped(
+    law: Law, why: str, low: float | None = None, high: float | None = None
+) -> tuple[Law, str] | None:
+    """Clamping to the bounds that the values have already makes those bounds exact."""
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if why == _UNCLAMPED:
+        normal = NormalDist(law.a, law.b)
+        near = all(abs(normal.cdf(x) - normal.cdf(y)) < 1e-9 for x, y in ((low, law.low), (high, law.high)))
+        after = _law(law.kind, law.a, law.b, low, high) if near else None
+        return None if after is None else (after, "")
+    least, most = (law.a, law.b) if law.kind == "uniform" else (law.low, law.high)
+    return (law, why) if low <= least and most <= high else None
+
+
+def _over_sqrt_2(product: float) -> float:
+    """The number that times sqrt(2) gave ``product``: the shortest, where two did."""
+    guess = product / math.sqrt(2)
+    near = (guess, math.nextafter(guess, 0), math.nextafter(guess, math.inf))
+    exact = [number for number in near if number * math.sqrt(2) == product]
+    return min(exact or [guess], key=lambda number: (len(repr(number)), number))
+
+
+def _span(tensor: Tensor) -> tuple[int, int, bool]:
+    """First byte and end of ``tensor`` in its storage, and whether its values fill all between."""
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return 0, 0, True
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.storage_offset() * tensor.itemsize
+    return start, start + reach * tensor.itemsize, reach == tensor.numel()
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else 0
+
+
+def _is_float(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_floating_point()
+
+
+@cache
+def _gives_views(func: Any) -> bool:
+    aliases = [result.alias_info for result in func._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that ``func`` writes to."""
+    taken = func._schema.arguments
+    given = {**dict(zip((argument.name for argument in taken), args, strict=False)), **kwargs}
+    return [
+        given.get(argument.name) for argument in taken if argument.alias_info and argument.alias_info.is_write
+    ]
+
+
+@contextmanager
+def _truncation_by_inverse() -> Iterator[None]:
+    """Let ``torch.nn.init.trunc_normal_`` invert the distribution function.
+
+    So it did before torch began to redraw what falls outside, in a loop that depends on the values.
+    """
+    name = "_no_grad_trunc_normal_"
+    before = getattr(nn.init, name, None)
+    setattr(nn.init, name, _trunc_normal_)
+    try:
+        yield
+    finally:
+        setattr(nn.init, name, before)
+
+
+def _trunc_normal_(
+    tensor: Tensor, mean: float, std: float, a: float, b: float, generator: torch.Generator | None = None
+) -> Tensor:
+    low, high = (2 * NormalDist(mean, std).cdf(bound) - 1 for bound in (a, b))
+    with torch.no_grad():
+        tensor.uniform_(low, high, generator=generator).erfinv_()
+        return tensor.mul_(std * math.sqrt(2.0)).add_(mean).clamp_(min=a, max=b)

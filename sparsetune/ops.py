@@ -51,7 +51,10 @@ class _SlicedConv(torch.autograd.Function):
     ) -> Tensor:
         stride, padding, dilation, groups = geometry
         zeros = [0] * len(stride)
-        return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+        y: Tensor = torch.ops.aten.convolution(
+            x, weight, bias, stride, padding, dilation, False, zeros, groups
+        )
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -153,7 +156,7 @@ def sliced_conv(
     """
     x, weight, bias = _autocast(x, weight, bias)
     batched = x.dim() == weight.dim()
-    y = _SlicedConv.apply(
+    y: Tensor = _SlicedConv.apply(
         x if batched else x.unsqueeze(0), learned, weight.detach(), learned_bias, bias, dim, geometry
     )
     return y if batched else y.squeeze(0)
@@ -181,7 +184,8 @@ def sliced_linear(
         ``(..., O)``.
     """
     x, weight, bias = _autocast(x, weight, bias)
-    return _SlicedLinear.apply(x, learned, weight.detach(), learned_bias, bias, dim)
+    y: Tensor = _SlicedLinear.apply(x, learned, weight.detach(), learned_bias, bias, dim)
+    return y
 
 
 def assemble(learned: Tensor, whole: Tensor, dim: int) -> Tensor:

@@ -243,6 +243,10 @@ def _check_patterns(patterns: tuple[str, ...] | None, found: list[Site], heads: 
         if any(_matches(name, pattern) for name in sliced):
             continue
         if any(_matches(name, pattern) for name in layers):
-            raise ConfigError(f"layers pattern '{pattern}' covers only the classifier; use head=True to learn it.")
+            raise ConfigError(
+                f"layers pattern '{pattern}' covers only the classifier; use head=True to learn it."
+            )
         above = {".".join(name.split(".")[:i]) for name in sliced for i in range(1, name.count(".") + 2)}
-        raise UnknownNameError("layers pattern", pattern, above, "It must match a convolution or linear layer.")
+        raise UnknownNameError(
+            "layers pattern", pattern, above, "It must match a convolution or linear layer."
+        )

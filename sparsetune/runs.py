@@ -69,7 +69,8 @@ class Run:
         learn = self.learn
         size = f"f{learn.fraction:g}" if learn.fraction is not None else f"n{learn.filters}"
         pieces = [self.model, Path(self.data).name or "data", size]
-        pieces += [learn.dim] * (learn.dim != "out") + ["-".join(learn.layers)] * (learn.layers is not None)
+        pieces += [str(learn.dim)] if learn.dim != "out" else []
+        pieces += ["-".join(learn.layers)] if learn.layers else []
         pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
         pieces += [learn.frozen] if learn.frozen else []
         pieces.append(f"s{self.config.seed}")
@@ -206,7 +207,9 @@ def _check_folder(settings: Run, folder: Path, resume: bool) -> None:
     if not path.is_file():
         return
     if not resume:
-        raise ConfigError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+        raise ConfigError(
+            f"{folder} holds a run already; add --resume to go on with it, or choose another --out."
+        )
     try:
         before = json.loads(path.read_text())
         before["config"]
@@ -237,4 +240,6 @@ def _read_history(folder: Path) -> list[Epoch]:
 
 
 def _what(learn: Learn) -> str:
-    return f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters a layer"
+    return (
+        f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters a layer"
+    )

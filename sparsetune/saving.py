@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sparsetune.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values
 from sparsetune.backbone import Origin, fingerprint, origin_of
-from sparsetune.delta import DTYPES, Header, read_delta, read_header, write_delta
+from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, DeltaError
+from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.zoo import HUB, recreate, skeleton
@@ -119,9 +120,7 @@ def inspect(path: str | Path) -> Header:
     return read_header(path)
 
 
-def verify(
-    path: str | Path, *, backbone: str | Path | None = None, allow_network: bool = False
-) -> Header:
+def verify(path: str | Path, *, backbone: str | Path | None = None, allow_network: bool = False) -> Header:
     """Rebuild the model of a delta file and check fingerprint, checksums, and that every value is finite.
 
     Args:
@@ -159,7 +158,8 @@ def fill(net: nn.Module, path: str | Path) -> None:
 def _origin(header: Header, path: str | Path) -> Origin:
     if header.library not in ("timm", "torchvision"):
         raise DeltaError(
-            f"{path} is a delta of the user's own model {header.model}; build it and pass it as load(path, module=...)."
+            f"{path} is a delta of the user's own model {header.model}; "
+            "build that and pass it as load(path, module=...)."
         )
     return Origin(
         library=header.library,
@@ -173,7 +173,8 @@ def _origin(header: Header, path: str | Path) -> Origin:
 def _skeleton(origin: Origin) -> nn.Module:
     if origin.name.startswith((*HUB, "local-dir:")):
         raise BackboneError(
-            f"the model's architecture is to be read from '{origin.name}'; only create it yourself and pass it as module."
+            f"the model's architecture would be read from '{origin.name}'; "
+            "create it yourself and pass it as load(path, module=...)."
         )
     return skeleton(origin)
 

@@ -94,7 +94,9 @@ class Law:
             raise ConfigError(f"law {self} has a bound that is not a number; give low < high.")
         bounded = (self.low, self.high) != (-inf, inf)
         if bounded and (self.kind != "trunc_normal" or self.b == 0 or self.low >= self.high):
-            raise ConfigError(f"law {self} cannot be bounded; only trunc_normal is, with std > 0 and low < high.")
+            raise ConfigError(
+                f"law {self} cannot be bounded; only trunc_normal is, with std > 0 and low < high."
+            )
 
 
 def draw(seed: int, name: str, shape: Sequence[int], law: Law) -> Tensor:
@@ -141,7 +143,9 @@ def normal_quantiles(low: float = -inf, high: float = inf) -> Floats:
         below, up_to = _phi(low), _phi(high)
         mass, above = float(up_to - below), float(1 - up_to)
     if not mass > 0:
-        raise ConfigError(f"a normal law holds no mass between {low} and {high} standard deviations; widen them.")
+        raise ConfigError(
+            f"a normal law holds no mass between {low} and {high} standard deviations; widen them."
+        )
     middle = _midpoints()
     lower, upper = float(below) + mass * middle, above + mass * middle[::-1]
     table = np.clip(_quantile(lower, upper), low, high)
@@ -197,7 +201,9 @@ def _phi(x: float) -> Decimal:
         odd += 2
         term = term * square / odd
         total += term
-    two_pi = 2 * Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803")
+    two_pi = 2 * Decimal(
+        "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803"
+    )
     return Decimal("0.5") + total * (-square / 2).exp() / two_pi.sqrt()
 
 

@@ -14,7 +14,7 @@ at once a step of the whole and nothing is ever put together. Where something br
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def frozen_whole(module: nn.Module, leaf: str) -> Tensor:
 def whole_of(module: nn.Module, leaf: str) -> Tensor:
     """Return the whole current value of a partly learned parameter, differentiable in its slice."""
     learned, whole = _pair(module, leaf)
-    if torch.is_grad_enabled() and learned.requires_grad or not _tied(learned, whole):
+    if (torch.is_grad_enabled() and learned.requires_grad) or not _tied(learned, whole):
         return assemble(learned, whole, module.__dict__[DIMS][leaf])
     return whole
 
@@ -160,7 +160,7 @@ SLICED_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
 """Plain forward -> the forward that computes only the learned slice's gradient. Any other forward is kept."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sliced_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
     """A subclass of ``base`` in which the parameters ``leaves`` are partly learned."""
 

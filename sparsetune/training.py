@@ -152,7 +152,9 @@ class _Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever must be the same for a training to go on from a checkpoint."""
-        same = {name: value for name, value in self.config.to_json().items() if name not in ("workers", "device")}
+        same = {
+            name: value for name, value in self.config.to_json().items() if name not in ("workers", "device")
+        }
         return same | {
             "data": self.data.name,
             "train_count": len(self.train),

@@ -17,7 +17,9 @@ SHIFT_MAX_FILTERS = 2
 """Up to this many filters, shifting the gradient and one product beat the library's weight gradient."""
 
 
-def conv_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry) -> Tensor:
+def conv_weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry
+) -> Tensor:
     """Return the gradient of the first ``k`` indices of a convolution's weight along ``dim``.
 
     Args:
@@ -82,9 +84,7 @@ def _first_inputs(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Geo
     return _library(grad, x, weight[:, :k], geometry)
 
 
-def _first_positions(
-    grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry
-) -> Tensor:
+def _first_positions(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry) -> Tensor:
     """Crop or pad ``x`` along the sliced dimension so that a kernel of ``k`` positions gives ``grad``'s size."""
     stride, padding, dilation, groups = geometry
     axis = dim - 2

@@ -72,7 +72,7 @@ def create(
         name: ``resnet18`` (timm), ``torchvision/resnet18``, ``hf-hub:…``, or one of ours such as ``wrn28_4``.
         num_classes: Class count; ``None`` for the model's own.
         seed: Seed of the random values.
-        pretrained: Take the library's published weights. A classifier for another class count is drawn from the seed.
+        pretrained: Take the library's published weights. A classifier for another class count is seeded.
         checkpoint: A whole checkpoint in safetensors format to take values from, likewise.
         **kwargs: Arguments of the model's constructor.
 
@@ -158,7 +158,9 @@ def _build(
 ) -> nn.Module:
     reserved = sorted(RESERVED & set(kwargs))
     if reserved:
-        raise ConfigError(f"model argument '{reserved[0]}' cannot be passed to {name}; create() sets it itself.")
+        raise ConfigError(
+            f"model argument '{reserved[0]}' cannot be passed to {name}; create() sets it itself."
+        )
     arguments = dict(kwargs) if num_classes is None else {**kwargs, "num_classes": num_classes}
     try:
         if library == "torchvision":
@@ -206,7 +208,9 @@ def _load_checkpoint(net: nn.Module, path: Path) -> None:
             found[name] = expected[name]
     for name, value in expected.items():
         if name not in found:
-            raise BackboneError(f"{path} lacks '{name}', which the model expects with shape {tuple(value.shape)}.")
+            raise BackboneError(
+                f"{path} lacks '{name}', which the model expects with shape {tuple(value.shape)}."
+            )
         if found[name].shape != value.shape:
             raise BackboneError(
                 f"{path} holds '{name}' with shape {tuple(found[name].shape)}; the model expects {tuple(value.shape)}."

@@ -24,7 +24,9 @@ def bench(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures a step.")] = 32,
     size: Annotated[int, typer.Option("--size", min=1, help="Picture side.")] = 32,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 10,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all if left out.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; all if left out.")
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Use bf16 autocast.")] = False,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -49,7 +51,13 @@ def bench(
             amp=torch.bfloat16 if amp else None,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    settings = {"model": model, "learn": learn.to_json(), "batch_size": batch_size, "size": size, "rounds": rounds}
+    settings = {
+        "model": model,
+        "learn": learn.to_json(),
+        "batch_size": batch_size,
+        "size": size,
+        "rounds": rounds,
+    }
     settings |= {"device": place, "amp": amp}
     if as_json:
         console.print_json({**settings, **describe_machine(), "rows": [row.to_json() for row in rows]})
@@ -58,6 +66,11 @@ def bench(
     for row in rows:
         step, infer = f"{row.step_ms:.1f} ms", f"{row.infer_ms:.1f} ms"
         table.add_row(
-            row.name, f"{row.learned_parameters:,}", step, f"{row.step_ratio:.2f}", infer, f"{row.infer_ratio:.2f}"
+            row.name,
+            f"{row.learned_parameters:,}",
+            step,
+            f"{row.step_ratio:.2f}",
+            infer,
+            f"{row.infer_ratio:.2f}",
         )
     console.out.print(table)

@@ -15,7 +15,7 @@ err = Console(stderr=True, highlight=False)
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2))  # noqa: T201
+    print(json.dumps(value, indent=2))
 
 
 def progress() -> Progress:

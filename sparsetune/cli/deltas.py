@@ -10,9 +10,9 @@ from safetensors.torch import save as to_bytes
 
 from sparsetune.adapt import merge_
 from sparsetune.cli import console, options
-from sparsetune.delta import Header
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_bytes
+from sparsetune.header import Header
 from sparsetune.saving import inspect, load
 from sparsetune.saving import verify as check
 
@@ -28,7 +28,12 @@ def info(delta: Delta, as_json: options.Json = False) -> None:
     size = delta.stat().st_size
     if as_json:
         tensors = [{"name": e.name, "dtype": e.dtype, "shape": list(e.shape)} for e in header.entries]
-        value = {**header.to_json(), "file_bytes": size, "tensor_bytes": header.learned_bytes, "tensors": tensors}
+        value = {
+            **header.to_json(),
+            "file_bytes": size,
+            "tensor_bytes": header.learned_bytes,
+            "tensors": tensors,
+        }
         console.print_json(value)
         return
     for name, text in _rows(header, size):
@@ -62,7 +67,9 @@ def verify(
 
 def merge(
     delta: Delta,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint to write, ending in .safetensors.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The checkpoint to write, ending in .safetensors.")
+    ],
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
     as_json: options.Json = False,
@@ -72,7 +79,9 @@ def merge(
     Example: sparsetune merge runs/NAME/delta.safetensors -o whole.safetensors
     """
     if out.suffix != ".safetensors":
-        raise ConfigError(f"'{out}' does not end in .safetensors, the one format that merge writes; rename it.")
+        raise ConfigError(
+            f"'{out}' does not end in .safetensors, the one format that merge writes; rename it."
+        )
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
     tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
@@ -81,7 +90,9 @@ def merge(
     if as_json:
         console.print_json({"checkpoint": str(out), "bytes": out.stat().st_size, "tensors": len(tensors)})
     else:
-        console.out.print(f"{out}  {console.kib(out.stat().st_size)}, a plain checkpoint of {use}", markup=False)
+        console.out.print(
+            f"{out}  {console.kib(out.stat().st_size)}, a plain checkpoint of {use}", markup=False
+        )
 
 
 def _rows(header: Header, size: int) -> list[tuple[str, Any]]:
@@ -100,7 +111,9 @@ def _rows(header: Header, size: int) -> list[tuple[str, Any]]:
         rows.append(("classes", names + (f", … ({len(header.classes)})" if len(header.classes) > 10 else "")))
     if header.preprocessing:
         p = header.preprocessing
-        rows.append(("pictures", f"{'x'.join(map(str, p.size))}, mean {p.mean}, std {p.std}, {p.interpolation}"))
+        rows.append(
+            ("pictures", f"{'x'.join(map(str, p.size))}, mean {p.mean}, std {p.std}, {p.interpolation}")
+        )
     result = header.training.get("result")
     if isinstance(result, dict) and isinstance(result.get("test_top1"), float):
         rows.append(("trained", f"{result['test_top1']:.2%} on {header.training.get('data')}"))

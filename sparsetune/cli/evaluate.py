@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sparsetune.cli import console, options
 from sparsetune.data import NAMES, Data, loader, open_data
-from sparsetune.delta import Header
 from sparsetune.errors import ConfigError, DataError
+from sparsetune.header import Header
 from sparsetune.inference import predict_logits
 from sparsetune.metrics import Scores, diversity, scores
 from sparsetune.saving import inspect, load
@@ -21,13 +21,17 @@ from sparsetune.saving import inspect, load
 def evaluate(
     deltas: Annotated[list[Path], typer.Argument(help="One delta or several; several also as an ensemble.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="As for fit; the data that the first delta was trained on if left out.")
+        str | None,
+        typer.Option("--data", help="As for fit; the data that the first delta was trained on if left out."),
     ] = None,
     test_limit: Annotated[
-        int | None, typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes.")
+        int | None,
+        typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time.")] = 256,
-    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Processes that decode pictures.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=0, help="Processes that decode pictures.")
+    ] = 0,
     device: options.Device = None,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
@@ -48,7 +52,10 @@ def evaluate(
         for path, header in zip(deltas, headers, strict=True):
             net = load(path, backbone=backbone, allow_network=allow_network).to(place)
             batches = loader(
-                opened.test, header.preprocessing or opened.preprocessing, batch_size=batch_size, workers=workers
+                opened.test,
+                header.preprocessing or opened.preprocessing,
+                batch_size=batch_size,
+                workers=workers,
             )
             logits, labels = predict_logits(net, bars.track(batches, description=path.name))
             members.append(logits.softmax(1))
@@ -89,7 +96,9 @@ def _cells(s: Scores) -> tuple[str, ...]:
 def _trained_on(header: Header) -> str:
     name = header.training.get("data")
     if name not in NAMES:
-        raise ConfigError(f"the delta was trained on '{name}', which is not a built-in data set; pass --data.")
+        raise ConfigError(
+            f"the delta was trained on '{name}', which is not a built-in data set; pass --data."
+        )
     return str(name)
 
 

@@ -30,23 +30,33 @@ def fit(
     data: options.DataName = "digits",
     size: Annotated[int | None, typer.Option("--size", min=1, help="Resize pictures to this side.")] = None,
     train_limit: Annotated[
-        int | None, typer.Option("--train-limit", min=1, help="Use so many training pictures, balanced over classes.")
+        int | None,
+        typer.Option("--train-limit", min=1, help="Use so many training pictures, balanced over classes."),
     ] = None,
     test_limit: Annotated[
-        int | None, typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes.")
+        int | None,
+        typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes."),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training pictures.")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step.")] = 64,
-    opt: Annotated[str, typer.Option("--opt", help="One of timm's optimisers, such as momentum or adamw.")] = "momentum",
+    opt: Annotated[
+        str, typer.Option("--opt", help="One of timm's optimisers, such as momentum or adamw.")
+    ] = "momentum",
     lr: Annotated[float, typer.Option("--lr", help="Learning rate at the start.")] = 0.1,
-    sched: Annotated[str, typer.Option("--sched", help="How it falls: cosine, tanh, poly or none.")] = "cosine",
+    sched: Annotated[
+        str, typer.Option("--sched", help="How it falls: cosine, tanh, poly or none.")
+    ] = "cosine",
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="On learned weights.")] = 5e-4,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the training: order, augmentation, dropout.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the training: order, augmentation, dropout.")
+    ] = 0,
     backbone_seed: options.BackboneSeed = 0,
     pretrained: options.Pretrained = False,
     init_from: Annotated[
         str | None,
-        typer.Option("--init-from", help="A whole .safetensors checkpoint to stand on, or a delta to start from."),
+        typer.Option(
+            "--init-from", help="A whole .safetensors checkpoint to stand on, or a delta to start from."
+        ),
     ] = None,
     amp: Annotated[str | None, typer.Option("--amp", help="Mixed precision: bf16 or fp16.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
@@ -56,7 +66,9 @@ def fit(
     time_budget: Annotated[
         str | None, typer.Option("--time-budget", help="Stop cleanly after this long, such as 90s or 9m.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if left out.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a slice of a model and save it as a delta.
@@ -67,9 +79,7 @@ def fit(
     """
     budget = None if time_budget is None else seconds_from(time_budget)
     problems: list[str] = []
-    learn = _collect(
-        problems, lambda: options.learn_from(fraction, filters, dim, layers, norm, head, frozen)
-    )
+    learn = _collect(problems, lambda: options.learn_from(fraction, filters, dim, layers, norm, head, frozen))
     config = _collect(
         problems,
         lambda: FitConfig(
@@ -115,7 +125,9 @@ def fit(
         _report(outcome, settings)
     else:
         done = len(outcome.history)
-        console.err.print(f"time is up after {done} of {epochs} epochs; the same command with --resume goes on.")
+        console.err.print(
+            f"time is up after {done} of {epochs} epochs; the same command with --resume goes on."
+        )
 
 
 def _any(value: Any) -> Any:

@@ -12,7 +12,9 @@ from sparsetune.zoo import names
 
 
 def models(
-    pattern: Annotated[str | None, typer.Argument(help="Such as wrn* or resnet; all names if left out.")] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(help="Such as wrn* or resnet; all names if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the names of models that can be adapted.

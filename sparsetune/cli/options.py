@@ -12,13 +12,18 @@ Model = Annotated[
     str, typer.Option("--model", help="timm name, torchvision/NAME, or one of ours; see `sparsetune models`.")
 ]
 Fraction = Annotated[
-    float | None, typer.Option("--fraction", help="Learn this fraction of each layer's filters (0.1 is 10 %).")
+    float | None,
+    typer.Option("--fraction", help="Learn this fraction of each layer's filters (0.1 is 10 %)."),
 ]
-Filters = Annotated[int | None, typer.Option("--filters", help="Learn this many filters of each layer instead.")]
+Filters = Annotated[
+    int | None, typer.Option("--filters", help="Learn this many filters of each layer instead.")
+]
 Dim = Annotated[str, typer.Option("--dim", help="Sliced dimension: out (filters), in, height or width.")]
 Layers = Annotated[
     list[str] | None,
-    typer.Option("--layers", help="Slice only layers under modules of this name or pattern; may be repeated."),
+    typer.Option(
+        "--layers", help="Slice only layers under modules of this name or pattern; may be repeated."
+    ),
 ]
 Norm = Annotated[bool, typer.Option("--norm/--no-norm", help="Learn normalisation's scale and shift.")]
 Head = Annotated[bool, typer.Option("--head/--no-head", help="Learn the classifier.")]
@@ -33,11 +38,12 @@ DataName = Annotated[
     str,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder of pictures or Parquet files.",
+        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder (pictures or Parquet).",
     ),
 ]
 BackboneFile = Annotated[
-    str | None, typer.Option("--backbone", help="The checkpoint that the delta stands on, where it is a file.")
+    str | None,
+    typer.Option("--backbone", help="The checkpoint that the delta stands on, where it is a file."),
 ]
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")

@@ -24,7 +24,8 @@ def plan(
     frozen: options.Frozen = None,
     num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Class count.")] = 10,
     size: Annotated[
-        int | None, typer.Option("--size", min=1, help="Picture side for the arithmetic; the model's own if left out.")
+        int | None,
+        typer.Option("--size", min=1, help="Picture side for the arithmetic; the model's own if left out."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -30,7 +30,7 @@ def predict(
     header = inspect(delta)
     if header.preprocessing is None:
         raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
-    pictures = [decode(path, str(path)) for path in images]
+    pictures = [decode(path, f"image '{path}'") for path in images]
     x = torch.stack([header.preprocessing.apply(picture) for picture in pictures])
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = load(delta, backbone=backbone, allow_network=allow_network).to(place)

@@ -116,4 +116,7 @@ class _Loader(DataLoader[Batch]):
             yield from super().__iter__()
         except DataError as error:
             sentence = str(error).strip().rpartition(f"{DataError.__name__}: ")[2]
-            raise DataError(sentence) from error
+            error.__traceback__ = None  # a cycle that holds the workers, and delays their end by seconds
+        else:
+            return
+        raise DataError(sentence)

@@ -1,7 +1,7 @@
 """The paper's CIFAR networks. Importing this package registers them with timm.
 
-``timm.create_model`` then knows ``wrn28_4``, ``wrn28_10``, ``densenet100_12``, ``alexnet_cifar``, ``vgg19_cifar`` and
-``vgg19_bn_cifar``. They take images of 8x8 pixels and more; there are no pretrained weights.
+``timm.create_model`` then knows ``wrn28_4``, ``wrn28_10``, ``densenet100_12``, ``alexnet_cifar``,
+``vgg19_cifar`` and ``vgg19_bn_cifar``. They take images of 8x8 pixels and more and are never pretrained.
 """
 
 from sparsetune.models.alexnet import AlexNet, alexnet_cifar

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from timm.layers import create_classifier
+from timm.layers.classifier import create_classifier
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -24,6 +24,7 @@ class CifarNet(nn.Module):
     Attributes:
         head: Name of the classifier's attribute.
         stages: Number of entries of ``feature_info``.
+        flat: Whether those stages lie inside one sequential trunk.
         num_features: Channels of the trunk's output.
         num_classes: Class count; 0 for none.
         head_hidden_size: Length of the classifier's input.
@@ -32,6 +33,7 @@ class CifarNet(nn.Module):
 
     head: ClassVar[str]
     stages: ClassVar[int]
+    flat: ClassVar[bool] = False
 
     num_features: int
     num_classes: int
@@ -106,7 +108,7 @@ class CifarNet(nn.Module):
         return pooled if pre_logits else self.get_classifier()(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(N, in_chans, H, W)`` with sides of 8 pixels or more to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, H, W)``, sides of 8 pixels or more, to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
     def run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -125,9 +127,11 @@ def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _running_statistics_kept(layer)
 
-    if torch.compiler.is_compiling():  # a compiled recomputation leaves running statistics alone by itself
-        return checkpoint(layer, x, use_reentrant=False)
-    return checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+    if torch.compiler.is_compiling():  # moves them once by itself, and takes no contexts
+        out: Tensor = checkpoint(layer, x, use_reentrant=False)
+    else:
+        out = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+    return out
 
 
 @contextmanager
@@ -142,66 +146,6 @@ def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-class PlainNet(CifarNet):
-    """A trunk that is one chain of convolutions, ReLUs and 2x2 max pooling, named ``features``.
-
-    A pooling rounds sides up (``ceil_mode``), so that a side of 1 stays 1. Where every pooled side is even, as for 32x32
-    images, that changes nothing; smaller images, down to 8x8, are pooled to 1x1 early and pass the
-    remaining poolings as they are; of an odd side the last row and column are kept rather than dropped.
-
-    Args:
-        trunk: The chain, each pooling right behind a ReLU.
-        num_classes: Class count; 0 for no classifier.
-        in_chans: Image channels.
-        global_pool: timm's name of the pooling before the classifier; at 32x32 it has one pixel to pool.
-        drop_rate: Dropout before the classifier.
-    """
-
-    head = "classifier"
-
-    def __init__(
-        self, trunk: list[nn.Module], num_classes: int, in_chans: int, global_pool: str, drop_rate: float
-    ) -> None:
-        super().__init__(in_chans)
-        self.features = nn.Sequential(*trunk)
-        self.feature_info = []
-        reduction = 1
-        for i, layer in enumerate(trunk):
-            if isinstance(layer, nn.Conv2d):
-                self.num_features = layer.out_channels
-                reduction *= layer.stride[0]
-            elif isinstance(layer, nn.MaxPool2d):
-                stage = {"num_chs": self.num_features, "reduction": reduction, "module": f"features.{i - 1}"}
-                self.feature_info.append(stage)
-                reduction *= 2
-        self._finish(num_classes, global_pool, drop_rate)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse ``enable``: a plain chain has no layers worth recomputing.
-
-        Raises:
-            ConfigError: When ``enable`` is set.
-        """
-        if enable:
-            raise ConfigError(
-                f"{type(self).__name__} has no gradient checkpointing; leave it off, or use a wrn or densenet model."
-            )
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's patterns of parameter groups: the first convolution, then one group a layer."""
-        return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Map images ``(N, in_chans, H, W)`` to features ``(N, num_features, H', W')``; 1x1 for 32x32 images."""
-        out: Tensor = self.features(x)
-        return out
-
-
-def pool2x2() -> nn.MaxPool2d:
-    """Return the pooling of a :class:`PlainNet`."""
-    return nn.MaxPool2d(2, ceil_mode=True)
 
 
 Net = TypeVar("Net", bound=CifarNet)
@@ -249,7 +193,7 @@ def build(kind: type[Net], name: str, pretrained: bool, **kwargs: Any) -> Net:
             f"{name} has no pretrained weights; leave pretrained out to start from random ones, "
             "or load a checkpoint of your own."
         )
-    features = {"out_indices": tuple(range(kind.stages)), "flatten_sequential": issubclass(kind, PlainNet)}
+    features = {"out_indices": tuple(range(kind.stages)), "flatten_sequential": kind.flat}
     net: Net = build_model_with_cfg(kind, name, pretrained, feature_cfg=features, **kwargs)
     return net
 

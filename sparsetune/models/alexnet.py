@@ -7,7 +7,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from sparsetune.models._cifar import PlainNet, build, default_cfg, pool2x2
+from sparsetune.models._cifar import build, default_cfg
+from sparsetune.models.vgg import PlainNet, pool2x2
 
 default_cfgs = generate_default_cfgs(
     {"alexnet_cifar": default_cfg("features.0", "classifier", 1, paper_ids="arXiv:1404.5997")}
@@ -15,13 +16,14 @@ default_cfgs = generate_default_cfgs(
 
 
 class AlexNet(PlainNet):
-    """AlexNet (Krizhevsky, 2014) with one linear layer, as the paper's reference implementation has it.
+    """AlexNet (Krizhevsky, 2014) with one linear layer, as the reference implementation has it.
 
-    An 11x11 convolution of stride 4, a 5x5 and three 3x3, with 64, 192, 384, 256 and 256 filters and biases; 2x2 max
-    pooling after the first, second and last. See :class:`~sparsetune.models._cifar.PlainNet` for small images.
+    An 11x11 convolution of stride 4, a 5x5 and three 3x3, with 64, 192, 384, 256 and 256 filters and biases;
+    2x2 max pooling after the first, second and last; see :class:`~sparsetune.models.vgg.PlainNet` for images
+    that are not 32x32.
 
-    Weights of convolutions start as in the other networks, at ``N(0, 2 / (kh * kw * O))``; biases and classifier
-    at torch's default.
+    Convolutions start at ``N(0, 2 / (kh * kw * O))`` as in the other networks (the reference leaves them at
+    torch's smaller default); their biases and the classifier start at torch's default.
 
     Args:
         num_classes: Class count; 0 for no classifier.

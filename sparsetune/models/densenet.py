@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
-from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from sparsetune.models._cifar import CifarNet, build, check_count, default_cfg, layers_per_block
@@ -17,7 +16,10 @@ default_cfgs = generate_default_cfgs(
 
 
 class Bottleneck(nn.Module):
-    """Dense layer: BN, ReLU, 1x1 to four times the growth, BN, ReLU, 3x3 to the growth, dropout, appended to its input."""
+    """Dense layer: BN, ReLU, 1x1, BN, ReLU, 3x3, dropout; the result is appended to the input's channels.
+
+    The 1x1 convolution has four times as many filters as the 3x3, which has ``growth_rate``.
+    """
 
     def __init__(self, in_chs: int, growth_rate: int, drop_rate: float) -> None:
         super().__init__()
@@ -47,10 +49,10 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(CifarNet):
-    """DenseNet-BC (Huang et al., 2017) with compression 0.5, as the paper's reference implementation has it.
+    """DenseNet-BC (Huang et al., 2017) with compression 0.5, as the reference implementation has it.
 
-    A 3x3 convolution with ``2 * growth_rate`` filters, three dense blocks of ``(depth - 4) / 6`` bottleneck layers with a
-    transition after the first and the second, BN, ReLU, global average, linear classifier.
+    A 3x3 convolution with ``2 * growth_rate`` filters, three dense blocks of ``(depth - 4) / 6`` bottleneck
+    layers with a transition after the first and the second, BN, ReLU, global average, linear classifier.
 
     Args:
         depth: ``6 n + 4``.
@@ -100,8 +102,9 @@ class DenseNet(CifarNet):
         self._finish(num_classes, global_pool)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's patterns of parameter groups: stem, blocks (or their layers) with their transition."""
-        fine = [(r"^block(\d+)\.(\d+)", None), (r"^trans(\d+)", MATCH_PREV_GROUP)]
+        """Return timm's patterns of parameter groups: stem, blocks (or their layers), transitions."""
+        behind_every_layer = (10**6,)
+        fine = [(r"^block(\d+)\.(\d+)", None), (r"^trans(\d+)", behind_every_layer)]
         return {"stem": r"^conv1", "blocks": r"^(?:block|trans)(\d+)" if coarse else fine}
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""VGG-19 for small images, with and without batch norm."""
+"""VGG-19 for small images, with and without batch norm, and the plain chain that AlexNet is too."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
-from sparsetune.models._cifar import PlainNet, build, default_cfg, pool2x2
+from sparsetune.errors import ConfigError
+from sparsetune.models._cifar import CifarNet, build, default_cfg
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Filters of each stage's 3x3 convolutions, and how many there are."""
@@ -20,11 +21,72 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-class VGG19(PlainNet):
-    """VGG-19 (Simonyan and Zisserman, 2015) with one linear layer, as the paper's reference implementation has it.
+class PlainNet(CifarNet):
+    """A trunk that is one chain of convolutions, ReLUs and 2x2 max pooling, named ``features``.
 
-    Sixteen 3x3 convolutions with biases in five stages, each stage followed by 2x2 max pooling. See
-    :class:`~sparsetune.models._cifar.PlainNet` for small images.
+    A pooling rounds sides up (``ceil_mode``), so that a side of 1 stays 1. For 32x32 images every pooled side
+    is even and nothing changes by it. Smaller images, down to 8x8, are 1x1 early and pass the remaining
+    poolings as they are; of an odd side the last row and column are kept, not dropped.
+
+    Args:
+        trunk: The chain, each pooling right behind a ReLU.
+        num_classes: Class count; 0 for no classifier.
+        in_chans: Image channels.
+        global_pool: timm's name of the pooling before the classifier; at 32x32 it has one pixel to pool.
+        drop_rate: Dropout before the classifier.
+    """
+
+    head = "classifier"
+    flat = True
+
+    def __init__(
+        self, trunk: list[nn.Module], num_classes: int, in_chans: int, global_pool: str, drop_rate: float
+    ) -> None:
+        super().__init__(in_chans)
+        self.features = nn.Sequential(*trunk)
+        self.feature_info = []
+        reduction = 1
+        for i, layer in enumerate(trunk):
+            if isinstance(layer, nn.Conv2d):
+                self.num_features = layer.out_channels
+                reduction *= layer.stride[0]
+            elif isinstance(layer, nn.MaxPool2d):
+                stage = {"num_chs": self.num_features, "reduction": reduction, "module": f"features.{i - 1}"}
+                self.feature_info.append(stage)
+                reduction *= 2
+        self._finish(num_classes, global_pool, drop_rate)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse ``enable``: a plain chain has no layers worth recomputing.
+
+        Raises:
+            ConfigError: When ``enable`` is set.
+        """
+        if enable:
+            raise ConfigError(
+                f"{type(self).__name__} has no gradient checkpointing; leave it off, or use a wrn."
+            )
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns of parameter groups: the first convolution, then one group a layer."""
+        return {"stem": r"^features\.0", "blocks": r"^features\.(\d+)"}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images ``(N, in_chans, H, W)`` to features ``(N, num_features, H', W')``."""
+        out: Tensor = self.features(x)
+        return out
+
+
+def pool2x2() -> nn.MaxPool2d:
+    """Return the pooling of a :class:`PlainNet`."""
+    return nn.MaxPool2d(2, ceil_mode=True)
+
+
+class VGG19(PlainNet):
+    """VGG-19 (Simonyan and Zisserman, 2015) with one linear layer, as the reference implementation has it.
+
+    Sixteen 3x3 convolutions with biases in five stages, each followed by 2x2 max pooling; see
+    :class:`PlainNet` for images that are not 32x32.
 
     Args:
         norm: Whether batch norm follows each convolution.

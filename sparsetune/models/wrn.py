@@ -38,10 +38,10 @@ class WideResidual(nn.Module):
 
 
 class WideResNet(CifarNet):
-    """WRN-``depth``-``width`` (Zagoruyko and Komodakis, 2016), as the paper's reference implementation has it.
+    """WRN-``depth``-``width`` (Zagoruyko and Komodakis, 2016), as the reference implementation has it.
 
-    A 3x3 convolution with 16 filters, three blocks of ``(depth - 4) / 6`` residual layers with 16, 32 and 64 times
-    ``width`` filters, the second and third of stride 2; BN, ReLU, global average, linear classifier.
+    A 3x3 convolution with 16 filters, three blocks of ``(depth - 4) / 6`` residual layers with 16, 32 and 64
+    times ``width`` filters, the second and third of stride 2; BN, ReLU, global average, linear classifier.
 
     Args:
         depth: ``6 n + 4``.
@@ -49,7 +49,7 @@ class WideResNet(CifarNet):
         num_classes: Class count; 0 for no classifier.
         in_chans: Image channels.
         global_pool: timm's name of the pooling before the classifier.
-        drop_rate: Dropout between the two convolutions of each layer; the reference trains WRN-28-10 with 0.3.
+        drop_rate: Dropout between the two convolutions of a layer; the reference trains WRN-28-10 with 0.3.
 
     Raises:
         ConfigError: When a setting is out of range.
