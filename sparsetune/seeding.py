@@ -1,22 +1,22 @@
 """The stable generator: (seed, tensor name, shape, law) to the same float32 bytes on every machine.
 
-Raw integers come from Philox, keyed by a hash of version, seed and name, which NumPy keeps stable for ever. Each
-value takes 16 bits of them and looks up one of 65,536 quantiles of the law, at the midpoints (i + 1/2) / 65,536. The
-quantiles come from + - * / and square root of IEEE doubles in a fixed order, and from exact rules of ``decimal``:
-no step is left to a library's ``log`` or ``cos``, whose last bits differ between CPUs.
+Raw integers come from Philox, which NumPy keeps stable for ever, keyed by a hash of version, seed and name.
+Each value takes 16 bits of them and looks up one of the law's 65,536 quantiles, at (i + 1/2) / 65536. The
+quantiles come from + - * / and square root of IEEE doubles in a fixed order, and from ``decimal``, whose results
+its specification fixes; the ``log`` or ``cos`` of a library differs in the last bits from CPU to CPU.
 
-So a normal law's values lie within 4.33 standard deviations of its mean, and their variance is 2e-5 too small.
+So a normal law's values lie within 4.33 standard deviations, and their variance is 2e-5 too small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import lru_cache
 from hashlib import sha256
 from math import inf, isfinite, isnan, prod
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,27 +37,28 @@ _CHUNK = 8_192
 _FAR = 12
 """Standard deviations beyond which a normal law holds no mass (2e-33)."""
 
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 _LN2_HIGH, _LN2_LOW = 0.693147180369123816490, 1.90821492927058770002e-10
 _SQRT_HALF = 0.70710678118654752440
 
 # Wichura (1988), algorithm AS 241, PPND16: numerators and denominators, highest power first.
 _CENTRE = (
-    (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457)
-    + (13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),
-    (5226.495278852854561, 28729.085735721942674, 39307.89580009271061, 21213.794301586595867)
-    + (5394.1960214247511077, 687.1870074920579083, 42.313330701600911252, 1.0),
+    "2509.0809287301226727 33430.575583588128105 67265.770927008700853 45921.953931549871457"
+    " 13731.693765509461125 1971.5909503065514427 133.14166789178437745 3.387132872796366608",
+    "5226.495278852854561 28729.085735721942674 39307.89580009271061 21213.794301586595867"
+    " 5394.1960214247511077 687.1870074920579083 42.313330701600911252 1",
 )
 _TAIL = (
-    (7.7454501427834140764e-4, 0.0227238449892691845833, 0.24178072517745061177, 1.27045825245236838258)
-    + (3.64784832476320460504, 5.7694972214606914055, 4.6303378461565452959, 1.42343711074968357734),
-    (1.05075007164441684324e-9, 5.475938084995344946e-4, 0.0151986665636164571966, 0.14810397642748007459)
-    + (0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
+    "7.7454501427834140764e-4 0.0227238449892691845833 0.24178072517745061177 1.27045825245236838258"
+    " 3.64784832476320460504 5.7694972214606914055 4.6303378461565452959 1.42343711074968357734",
+    "1.05075007164441684324e-9 5.475938084995344946e-4 0.0151986665636164571966 0.14810397642748007459"
+    " 0.68976733498510000455 1.6763848301838038494 2.05319162663775882187 1",
 )
 _FAR_TAIL = (
-    (2.01033439929228813265e-7, 2.71155556874348757815e-5, 0.0012426609473880784386, 0.026532189526576123093)
-    + (0.29656057182850489123, 1.7848265399172913358, 5.4637849111641143699, 6.6579046435011037772),
-    (2.04426310338993978564e-15, 1.4215117583164458887e-7, 1.8463183175100546818e-5, 7.868691311456132591e-4)
-    + (0.0148753612908506148525, 0.13692988092273580531, 0.59983220655588793769, 1.0),
+    "2.01033439929228813265e-7 2.71155556874348757815e-5 0.0012426609473880784386 0.026532189526576123093"
+    " 0.29656057182850489123 1.7848265399172913358 5.4637849111641143699 6.6579046435011037772",
+    "2.04426310338993978564e-15 1.4215117583164458887e-7 1.8463183175100546818e-5 7.868691311456132591e-4"
+    " 0.0148753612908506148525 0.13692988092273580531 0.59983220655588793769 1",
 )
 
 
@@ -88,15 +89,13 @@ class Law:
         finite = isfinite(self.a) and isfinite(self.b)
         if not finite or (self.b < self.a if self.kind == "uniform" else self.b < 0):
             raise ConfigError(
-                f"law {self} is impossible; give finite numbers, low <= high of uniform, standard deviation >= 0."
+                f"law {self} is impossible; give finite numbers, uniform's low <= high, and std >= 0."
             )
         if isnan(self.low) or isnan(self.high):
             raise ConfigError(f"law {self} has a bound that is not a number; give low < high.")
         bounded = (self.low, self.high) != (-inf, inf)
         if bounded and (self.kind != "trunc_normal" or self.b == 0 or self.low >= self.high):
-            raise ConfigError(
-                f"law {self} cannot be bounded; only trunc_normal is, with std > 0 and low < high."
-            )
+            raise ConfigError(f"law {self} has wrong bounds; only trunc_normal has any: low < high, std > 0.")
 
 
 def draw(seed: int, name: str, shape: Sequence[int], law: Law) -> Tensor:
@@ -139,13 +138,11 @@ def normal_quantiles(low: float = -inf, high: float = inf) -> Floats:
     Raises:
         ConfigError: When the bounds hold no mass.
     """
-    with localcontext(Context(prec=80, rounding=ROUND_HALF_EVEN)):
+    with localcontext(Context(prec=80, rounding=ROUND_HALF_EVEN, traps=[])):
         below, up_to = _phi(low), _phi(high)
         mass, above = float(up_to - below), float(1 - up_to)
     if not mass > 0:
-        raise ConfigError(
-            f"a normal law holds no mass between {low} and {high} standard deviations; widen them."
-        )
+        raise ConfigError(f"a normal law holds nothing from {low} to {high} std; widen the bounds.")
     middle = _midpoints()
     lower, upper = float(below) + mass * middle, above + mass * middle[::-1]
     table = np.clip(_quantile(lower, upper), low, high)
@@ -201,10 +198,7 @@ def _phi(x: float) -> Decimal:
         odd += 2
         term = term * square / odd
         total += term
-    two_pi = 2 * Decimal(
-        "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803"
-    )
-    return Decimal("0.5") + total * (-square / 2).exp() / two_pi.sqrt()
+    return Decimal("0.5") + total * (-square / 2).exp() / (2 * _PI).sqrt()
 
 
 def _quantile(lower: Floats, upper: Floats) -> Floats:
@@ -217,16 +211,17 @@ def _quantile(lower: Floats, upper: Floats) -> Floats:
     return np.where(np.abs(centre) <= 0.425, near, np.where(centre < 0, -far, far))
 
 
-def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], x: Floats) -> Floats:
-    top, bottom = (_horner(coefficients, x) for coefficients in polynomials)
+def _ratio(polynomials: tuple[str, str], x: Floats) -> Floats:
+    top, bottom = (_polynomial(map(float, text.split()), x) for text in polynomials)
     return top / bottom
 
 
-def _horner(coefficients: tuple[float, ...], x: Floats) -> Floats:
-    total: Any = coefficients[0]
-    for coefficient in coefficients[1:]:
+def _polynomial(coefficients: Iterable[float], x: Floats) -> Floats:
+    """Horner's scheme, highest power first."""
+    total = np.zeros_like(x)
+    for coefficient in coefficients:
         total = total * x + coefficient
-    return np.asarray(total)
+    return total
 
 
 def _log(x: Floats) -> Floats:
@@ -236,5 +231,6 @@ def _log(x: Floats) -> Floats:
     mantissa = np.where(small, 2 * mantissa, mantissa)
     power = (exponent - small).astype(np.float64)
     s = (mantissa - 1) / (mantissa + 1)
-    series = _horner(tuple(1 / odd for odd in range(25, 0, -2)), s * s)
-    return power * _LN2_HIGH + (power * _LN2_LOW + 2 * s * series)
+    series = _polynomial((1 / odd for odd in range(25, 0, -2)), s * s)
+    low: Floats = power * _LN2_LOW + 2 * s * series
+    return power * _LN2_HIGH + low

@@ -13,8 +13,8 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 
 BMM_MIN_POSITIONS = 100
 """From this many output positions on, a batched product beats the library's 1x1 weight gradient."""
-SHIFT_MAX_FILTERS = 2
-"""Up to this many filters, shifting the gradient and one product beat the library's weight gradient."""
+SHIFT_MAX_FILTERS = 12
+"""Up to this many filters, shifted gradients and one product beat the library, which works in blocks of 16."""
 
 
 def conv_weight_gradient(
@@ -122,11 +122,17 @@ def _pointwise(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _shifted(grad: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
-    """Few filters, stride 1: unfold the gradient, not the input, and take one product with the input."""
-    k, (height, width) = grad.shape[1], weight.shape[2:]
-    patches = F.unfold(grad, (height, width), padding=(height - 1 - padding[0], width - 1 - padding[1]))
-    product = torch.bmm(patches, x.flatten(2).transpose(1, 2)).sum(0)
-    return product.view(k, height, width, x.shape[1]).flip(1, 2).permute(0, 3, 1, 2)
+    """Few filters, stride 1: shift the gradient, not the input, for each position of the kernel.
+
+    Stacking the shifted gradients copies ``k`` channels where unfolding the input would copy all of them; one
+    batched product with the input does the rest.
+    """
+    k, (kh, kw), (height, width) = grad.shape[1], weight.shape[2:], x.shape[2:]
+    around = (kw - 1 - padding[1],) * 2 + (kh - 1 - padding[0],) * 2
+    shifts = F.pad(grad, around).unfold(2, height, 1).unfold(3, width, 1)
+    stacked = shifts.reshape(len(x), k * kh * kw, height * width)
+    product = torch.bmm(stacked, x.flatten(2).transpose(1, 2)).sum(0)
+    return product.view(k, kh, kw, x.shape[1]).flip(1, 2).permute(0, 3, 1, 2)
 
 
 def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:

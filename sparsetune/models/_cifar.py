@@ -136,16 +136,15 @@ def _checkpointed(layer: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
-    norms = [
-        module for module in layer.modules() if isinstance(module, _NormBase) and module.track_running_stats
-    ]
+    norms = [module for module in layer.modules() if isinstance(module, _NormBase)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = not norm.training
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 Net = TypeVar("Net", bound=CifarNet)

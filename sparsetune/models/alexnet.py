@@ -37,14 +37,23 @@ class AlexNet(PlainNet):
     def __init__(
         self, num_classes: int = 10, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0
     ) -> None:
-        trunk = [
-            *(nn.Conv2d(in_chans, 64, 11, stride=4, padding=5), nn.ReLU(inplace=True), pool2x2()),
-            *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), pool2x2()),
-            *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True), pool2x2()),
-        ]
-        super().__init__(trunk, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(in_chans)
+        self.features = nn.Sequential(
+            nn.Conv2d(in_chans, 64, 11, stride=4, padding=5),
+            nn.ReLU(inplace=True),
+            pool2x2(),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            pool2x2(),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            pool2x2(),
+        )
+        self._finish(num_classes, global_pool, drop_rate)
 
 
 @register_model

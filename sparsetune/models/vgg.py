@@ -22,31 +22,22 @@ default_cfgs = generate_default_cfgs(
 
 
 class PlainNet(CifarNet):
-    """A trunk that is one chain of convolutions, ReLUs and 2x2 max pooling, named ``features``.
+    """A trunk that is one chain named ``features``: convolutions, ReLUs, and 2x2 max pooling behind ReLUs.
 
     A pooling rounds sides up (``ceil_mode``), so that a side of 1 stays 1. For 32x32 images every pooled side
     is even and nothing changes by it. Smaller images, down to 8x8, are 1x1 early and pass the remaining
     poolings as they are; of an odd side the last row and column are kept, not dropped.
-
-    Args:
-        trunk: The chain, each pooling right behind a ReLU.
-        num_classes: Class count; 0 for no classifier.
-        in_chans: Image channels.
-        global_pool: timm's name of the pooling before the classifier; at 32x32 it has one pixel to pool.
-        drop_rate: Dropout before the classifier.
     """
 
     head = "classifier"
     flat = True
 
-    def __init__(
-        self, trunk: list[nn.Module], num_classes: int, in_chans: int, global_pool: str, drop_rate: float
-    ) -> None:
-        super().__init__(in_chans)
-        self.features = nn.Sequential(*trunk)
+    features: nn.Sequential
+
+    def _finish(self, num_classes: int, global_pool: str, head_drop: float = 0.0) -> None:
         self.feature_info = []
         reduction = 1
-        for i, layer in enumerate(trunk):
+        for i, layer in enumerate(self.features):
             if isinstance(layer, nn.Conv2d):
                 self.num_features = layer.out_channels
                 reduction *= layer.stride[0]
@@ -54,7 +45,7 @@ class PlainNet(CifarNet):
                 stage = {"num_chs": self.num_features, "reduction": reduction, "module": f"features.{i - 1}"}
                 self.feature_info.append(stage)
                 reduction *= 2
-        self._finish(num_classes, global_pool, drop_rate)
+        super()._finish(num_classes, global_pool, head_drop)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Refuse ``enable``: a plain chain has no layers worth recomputing.
@@ -106,6 +97,7 @@ class VGG19(PlainNet):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
+        super().__init__(in_chans)
         trunk: list[nn.Module] = []
         chs = in_chans
         for filters, count in STAGES:
@@ -115,7 +107,8 @@ class VGG19(PlainNet):
                 trunk.append(nn.ReLU(inplace=True))
                 chs = filters
             trunk.append(pool2x2())
-        super().__init__(trunk, num_classes, in_chans, global_pool, drop_rate)
+        self.features = nn.Sequential(*trunk)
+        self._finish(num_classes, global_pool, drop_rate)
 
     def init_trunk(self) -> None:
         """Draw weights as every network does, and set biases to zero."""
