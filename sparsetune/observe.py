@@ -12,7 +12,6 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import count
 from statistics import NormalDist
 from threading import RLock
@@ -25,16 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from sparsetune.seeding import Law, draw
 
-_UNIFORM = {"uniform_", "rand", "rand_like"}
-_NORMAL = {"normal_", "randn", "randn_like"}
+_UNIFORM, _NORMAL = {"uniform_", "rand", "rand_like"}, {"normal_", "randn", "randn_like"}
 _OVERWRITES = {"zero_", "fill_", "copy_"}
 _SHAPE_ONLY = {"resize_", "set_", "empty_like", "zeros_like", "ones_like", "full_like"}
 _ARITHMETIC = {"mul": operator.mul, "div": operator.truediv, "add": operator.add, "sub": operator.sub}
 _SQRT_HALF = math.sqrt(0.5)
 _UNCLAMPED = "erfinv_ of a uniform draw, without the clamp_ that ends a truncated normal draw"
-
-_BUILDING = RLock()
-"""Random state and ``torch.nn.init`` belong to the process, so one thread observes at a time."""
+_BUILDING = RLock()  # random state and torch.nn.init are the process's, so one thread observes at a time
 
 
 @dataclass(eq=False)
@@ -61,8 +57,8 @@ class Observation:
     def laws(self, module: nn.Module) -> dict[str, Law]:
         """Return parameter or buffer name -> law, for tensors of independent values of one law.
 
-        Their memory may hold anything. A tensor that several names share appears under the first only; one
-        that is in neither :meth:`laws` nor :meth:`unknown` is constant.
+        Their memory may hold anything. A tensor that several names share is under the first only; one in
+        neither :meth:`laws` nor :meth:`unknown` is constant.
         """
         return {name: found for name, found in self._findings(module) if isinstance(found, Law)}
 
@@ -132,8 +128,8 @@ class Observation:
 def observing() -> Iterator[Observation]:
     """Observe the modules that are built inside; one thread at a time.
 
-    torch's random state on the CPU is as before at the end, also after an exception. Who reads undrawn memory
-    behind torch's back, as with ``tensor.numpy()``, finds no random values there.
+    torch's random state on the CPU is as before at the end, also after an exception. Who reads memory past
+    torch, as with ``tensor.numpy()``, finds no random values there.
     """
     seen = Observation()
     patched = "_no_grad_trunc_normal_"
@@ -161,8 +157,8 @@ class _Watch(TorchDispatchMode):
         if (followed := self._follow(name, args, kwargs)) is None:
             return self._run(func, name, args, kwargs)
         *_, source = followed
-        skip = name.endswith("_") and (source is None or not source.made)
-        out = args[0] if skip else func(*args, **kwargs)
+        made = source is not None and source.made
+        out = func(*args, **kwargs) if made or not name.endswith("_") else args[0]
         self._seen.put(out, *followed)
         return out
 
@@ -250,7 +246,6 @@ def _place(tensor: Tensor) -> tuple[int, int, int, bool]:
     return int(tensor.untyped_storage()._cdata), start, stop, reach == tensor.numel()
 
 
-@cache
 def _gives_views(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(each.alias_info and not each.alias_info.is_write for each in returns)

@@ -2,8 +2,8 @@
 
 Raw integers come from Philox, which NumPy keeps stable for ever, keyed by a hash of version, seed and name.
 Each value takes 16 bits of them and looks up one of the law's 65,536 quantiles, at (i + 1/2) / 65536. The
-quantiles come from + - * / and square root of IEEE doubles in a fixed order, and from ``decimal``, whose results
-its specification fixes; the ``log`` or ``cos`` of a library differs in the last bits from CPU to CPU.
+quantiles come from + - * / and square root of IEEE doubles in a fixed order, and from ``decimal``, whose
+results a specification fixes; the ``log`` or ``cos`` of a library differs in the last bits from CPU to CPU.
 
 So a normal law's values lie within 4.33 standard deviations, and their variance is 2e-5 too small.
 """
