@@ -37,8 +37,8 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
     """Make ``net`` learn only the slices that ``learn`` names, in place.
 
     The model keeps its class, its forward and its features. Its ``parameters()`` are then the learned
-    slices and nothing else, so frozen values cannot move, whatever the optimiser does. ``state_dict`` lists the slices
-    under the plain model's names.
+    slices and nothing else, so frozen values cannot move, whatever the optimiser does. ``state_dict`` lists
+    the slices under the plain model's names.
 
     Args:
         net: A plain model that holds its backbone's values.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from typing import Any
 
 import torch
 
 from sparsetune.backbone import Backbone
+from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
 from sparsetune.preprocessing import Preprocessing
 
@@ -27,6 +32,11 @@ DTYPES = {
     )
 }
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST = 4096
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -39,7 +49,7 @@ class Entry:
     @property
     def numel(self) -> int:
         """Number of values."""
-        return torch.Size(self.shape).numel()
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,9 @@ class Header:
         entries: Name, dtype and shape of each tensor.
         payload: SHA-256 over the tensors.
         format: Version of the file format.
+
+    Raises:
+        ConfigError: When there are not as many class names as classes, or a text cannot be shown on one line.
     """
 
     library: str
@@ -79,6 +92,18 @@ class Header:
     entries: tuple[Entry, ...] = ()
     payload: str = ""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.num_classes and len(self.classes) != self.num_classes:
+            raise ConfigError(
+                f"{len(self.classes)} class names were given for {self.num_classes} classes; name each class once."
+            )
+        for text in _texts(self.to_json()):
+            if len(text) > _LONGEST or _UNPRINTABLE.search(text):
+                raise ConfigError(
+                    f"the text {reprlib.repr(text)} is longer than {_LONGEST} characters or does not print on one "
+                    "line; use printable characters."
+                )
 
     @property
     def learned_bytes(self) -> int:
@@ -107,57 +132,109 @@ class Header:
         }
 
 
-def parse_entry(item: Any) -> Entry:
-    """Read one item of the index, ``[name, dtype, shape]``, trusting nothing.
+def parse_entries(value: Any) -> tuple[Entry, ...]:
+    """Read the index, a list of ``[name, dtype, shape]``, trusting nothing.
 
     Raises:
         ValueError: When it is not one.
     """
-    name, dtype, shape = item
-    if not isinstance(name, str) or dtype not in DTYPES or not isinstance(shape, list):
-        raise ValueError(f"its index has an entry {item!r}")
-    if not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"its index has a shape {shape!r}")
-    return Entry(name, dtype, tuple(shape))
+    if not isinstance(value, list):
+        raise ValueError("its index is not a list")
+    entries = tuple(_entry(item) for item in value)
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ValueError("its index has a name twice")
+    return entries
 
 
 def parse_header(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
     """Rebuild a header from :meth:`Header.to_json`'s result, trusting nothing.
 
     Raises:
-        KeyError, TypeError, ValueError, ConfigError: When it is not one.
+        ValueError, ConfigError: When it is not one.
     """
-    model, classes, preprocessing = value["model"], value["classes"], value["preprocessing"]
-    texts = [model["library"], model["name"], value["fingerprint"], value["payload"], *(classes or [])]
-    mappings = [model["kwargs"], value["training"], value["versions"]]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(m, dict) for m in mappings):
-        raise ValueError("a field has the wrong type")
-    if type(model["num_classes"]) is not int or value["dtype"] not in DTYPES:
-        raise ValueError("a field has the wrong type")
+    model, versions = _field(value, "model", dict), _field(value, "versions", dict)
+    classes = _field(value, "classes", list, type(None))
+    if not all(isinstance(name, str) for name in classes or ()):
+        raise ValueError("its classes are not all texts")
+    if not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
+        raise ValueError(f"its versions are {reprlib.repr(versions)}")
+    digests = {name: _field(value, name, str) for name in ("fingerprint", "payload")}
+    for name, digest in digests.items():
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"its {name} {digest!r} is not a SHA-256")
+    dtype = _field(value, "dtype", str)
+    if dtype not in DTYPES or not DTYPES[dtype].is_floating_point:
+        raise ValueError(f"its dtype is {reprlib.repr(dtype)}")
+    num_classes = _field(model, "num_classes", int)
+    if num_classes < 0:
+        raise ValueError(f"its num_classes is {num_classes}")
+    preprocessing = _field(value, "preprocessing", dict, type(None))
     return Header(
-        library=model["library"],
-        model=model["name"],
-        kwargs=model["kwargs"],
-        num_classes=model["num_classes"],
-        backbone=Backbone.from_json(value["backbone"]),
-        fingerprint=value["fingerprint"],
-        dtype=value["dtype"],
-        learn=Learn.from_json(value["learn"]),
+        library=_field(model, "library", str),
+        model=_field(model, "name", str),
+        kwargs=_field(model, "kwargs", dict),
+        num_classes=num_classes,
+        backbone=Backbone.from_json(_field(value, "backbone", dict)),
+        dtype=dtype,
+        learn=Learn.from_json(_field(value, "learn", dict)),
         classes=None if classes is None else tuple(classes),
         preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
-        training=value["training"],
-        versions=value["versions"],
+        training=_field(value, "training", dict),
+        versions=versions,
         entries=entries,
-        payload=value["payload"],
-        format=value["format"],
+        **digests,
     )
 
 
-def canonical(value: Any) -> str:
-    """Return the one JSON text of ``value`` that digests are taken over."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+def header_text(header: Header) -> str:
+    """Return the JSON text of ``header``: keys sorted, no spaces, ASCII, its own digest inside.
+
+    Raises:
+        TypeError, ValueError: When a value is not plain JSON.
+    """
+    fields = {**header.to_json(), "digest": ""}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.replace(_BLANK, _BLANK[:-1] + text_digest(text) + '"', 1)
 
 
-def header_digest(value: dict[str, Any]) -> str:
-    """Return the SHA-256 over the header's JSON text, in hexadecimal."""
-    return sha256(canonical(value).encode()).hexdigest()
+def text_digest(text: str, digest: str = "") -> str:
+    """Return the SHA-256, in hexadecimal, over a header's text with its ``digest`` left empty."""
+    blank = text.replace(f'{_BLANK[:-1]}{digest}"', _BLANK, 1)
+    return sha256(blank.encode("ascii", "replace")).hexdigest()
+
+
+_BLANK = '"digest":""'
+
+
+def _entry(item: Any) -> Entry:
+    if not isinstance(item, list) or len(item) != 3:
+        raise ValueError(f"its index has an entry {reprlib.repr(item)}")
+    name, dtype, shape = item
+    if not isinstance(name, str) or len(name) > _LONGEST or _UNPRINTABLE.search(name):
+        raise ValueError(f"its index has a name {reprlib.repr(name)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"its index has a dtype {reprlib.repr(dtype)}")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ValueError(f"its index has a shape {reprlib.repr(shape)}")
+    return Entry(name, dtype, tuple(shape))
+
+
+def _field(value: dict[str, Any], name: str, *kinds: type) -> Any:
+    if name not in value:
+        raise ValueError(f"it lacks '{name}'")
+    if type(value[name]) not in kinds:
+        raise ValueError(f"its {name} is {reprlib.repr(value[name])}")
+    return value[name]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text inside a plain JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)

@@ -17,7 +17,7 @@ FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
 
 @dataclass(frozen=True, kw_only=True)
 class Learn:
-    """Which slice of each layer is learned (paper, Section 3); everything else stays at the backbone's values.
+    """Which slice of each layer is learned (paper, Section 3); all else stays at the backbone's values.
 
     A slice is the first ``k`` indices along one dimension of a weight. Exactly one of ``fraction`` and
     ``filters`` gives its size.
@@ -59,7 +59,7 @@ class Learn:
         problems = []
         if self.fraction is not None and self.filters is not None:
             problems.append(
-                f"fraction {self.fraction} and filters {self.filters} both give the size of a slice; keep one."
+                f"fraction {self.fraction} and filters {self.filters} both give a slice's size; keep one."
             )
         if self.fraction is None and self.filters is None:
             problems.append(

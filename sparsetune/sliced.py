@@ -6,8 +6,8 @@ lists. Reading ``module.weight`` gives the whole weight, differentiable in the s
 that uses it stays right; the forwards of plain convolutions and linear maps are replaced by those of
 :mod:`sparsetune.ops`, which never form a whole gradient.
 
-A slice of filters is *tied*: it shares the memory of the whole weight's first filters, so an optimiser's step is
-at once a step of the whole and nothing is ever put together. Where something breaks the tie
+A slice of filters is *tied*: it shares the memory of the whole weight's first filters, so an optimiser's
+step is at once a step of the whole and nothing is ever put together. Where something breaks the tie
 (a parameter swapped by hand or by ``torch.func``), the whole is put together on each use.
 """
 
@@ -114,7 +114,7 @@ def _tie(module: nn.Module) -> None:
 
 
 def _operands(module: nn.Module, leaf: str) -> tuple[Tensor | None, Tensor | None]:
-    """Learned slice (``None``: frozen) and whole of a parameter that may be plain, partly learned or absent."""
+    """Learned slice (``None``: frozen) and whole of a parameter; it may be plain, sliced or absent."""
     if leaf not in module.__dict__.get(DIMS, {}):
         value = getattr(module, leaf)
         return (value if isinstance(value, nn.Parameter) else None), value

@@ -1,4 +1,4 @@
-"""``fit``: the one training loop, on accelerate; it can be stopped anywhere and goes on exactly from there."""
+"""``fit``: the one training loop, on accelerate; it can be stopped anywhere and goes on from there."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def fit(
 ) -> list[Epoch]:
     """Train an adapted model in place.
 
-    The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with more
-    processes, changes no bit of it on a CPU.
+    The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with
+    more processes, changes no bit of it on a CPU.
 
     Args:
         net: An adapted model.

@@ -14,7 +14,7 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 BMM_MIN_POSITIONS = 100
 """From this many output positions on, a batched product beats the library's 1x1 weight gradient."""
 SHIFT_MAX_FILTERS = 12
-"""Up to this many filters, shifted gradients and one product beat the library, which works in blocks of 16."""
+"""Up to this many filters, shifted gradients and a product beat the library, which works in blocks of 16."""
 
 
 def conv_weight_gradient(
@@ -85,7 +85,7 @@ def _first_inputs(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Geo
 
 
 def _first_positions(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry) -> Tensor:
-    """Crop or pad ``x`` along the sliced dimension so that a kernel of ``k`` positions gives ``grad``'s size."""
+    """Crop or pad ``x`` along the sliced dimension, so that ``k`` positions of kernel give ``grad``'s size."""
     stride, padding, dilation, groups = geometry
     axis = dim - 2
     reach = (grad.shape[dim] - 1) * stride[axis] + dilation[axis] * (k - 1) + 1

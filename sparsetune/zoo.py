@@ -117,13 +117,14 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
     if root.kind == "file":
         if checkpoint is None or not Path(checkpoint).is_file():
             raise BackboneError(
-                f"the backbone is the checkpoint '{root.source}' (SHA-256 {root.sha256}), which is not at hand; "
-                "pass its path as backbone (--backbone on the command line)."
+                f"the backbone is the checkpoint '{root.source}' (SHA-256 {root.sha256}), which is not at "
+                "hand; pass its path as backbone (--backbone on the command line)."
             )
         found = _digest(checkpoint)
         if found != root.sha256:
             raise BackboneError(
-                f"{checkpoint} has SHA-256 {found}, but the backbone is a file with {root.sha256}; pass that file."
+                f"{checkpoint} has SHA-256 {found}, but the backbone is a file with {root.sha256}; "
+                "pass that file."
             )
     prefix = TORCHVISION if origin.library == "torchvision" else ""
     return create(
@@ -174,8 +175,8 @@ def _build(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if pretrained:
             raise BackboneError(
-                f"pretrained weights of {name} cannot be had ({reason}); fetch them once where there is a network, "
-                "or leave pretrained out."
+                f"pretrained weights of {name} cannot be had ({reason}); fetch them once where there is a "
+                "network, or leave pretrained out."
             ) from error
         raise ConfigError(f"{name} cannot be built with {arguments} ({reason}).") from error
     return net
@@ -213,7 +214,8 @@ def _load_checkpoint(net: nn.Module, path: Path) -> None:
             )
         if found[name].shape != value.shape:
             raise BackboneError(
-                f"{path} holds '{name}' with shape {tuple(found[name].shape)}; the model expects {tuple(value.shape)}."
+                f"{path} holds '{name}' with shape {tuple(found[name].shape)}; "
+                f"the model expects {tuple(value.shape)}."
             )
     extra = sorted(set(found) - set(expected))
     if extra:

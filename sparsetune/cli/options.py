@@ -38,7 +38,7 @@ DataName = Annotated[
     str,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder (pictures or Parquet).",
+        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder.",
     ),
 ]
 BackboneFile = Annotated[
