@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.layers import ADAPTED
 from sparsetune.learn import Learn
 from sparsetune.plan import Part, Plan, plan
-from sparsetune.sliced import frozen_whole, slice_, unslice_
+from sparsetune.sliced import frozen_rest, slice_, unslice_
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Adapted:
         backbone: Where the frozen values come from.
         fingerprint: SHA-256 over the frozen values, in hexadecimal.
         dtype: Floating dtype of the frozen values that the fingerprint covers.
+        plain: The plain modules' parameters in order, and whether each requires a gradient.
     """
 
     plan: Plan
     backbone: Backbone
     fingerprint: str
     dtype: torch.dtype
+    plain: dict[str, dict[str, bool]]
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -49,18 +51,24 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
         ``net``.
 
     Raises:
-        ConfigError: When the model is adapted already or its backbone is not what ``learn.frozen`` states.
+        ConfigError: When the model is adapted already, holds no values or values of several dtypes, or its
+            backbone is not what ``learn.frozen`` states.
         UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
     """
     made = plan(net, learn)
     origin = origin_of(net)
     source = backbone or (origin.backbone if origin else Backbone.from_module(net))
     source = _agreed(learn, source)
+    dtype = _one_dtype([net.get_parameter(part.name) for part in made if not part.whole] or net.parameters())
+    plain = {
+        name: {leaf: value is not None and value.requires_grad for leaf, value in module._parameters.items()}
+        for name, module in net.named_modules()
+    }
     for part in made:
         if not part.whole:
             _freeze_rest(net, part, zero=learn.frozen == "zero" and part.layer)
     found = fingerprint(frozen_values(net, made))
-    setattr(net, ADAPTED, Adapted(made, source, found, frozen_dtype(net, made)))
+    setattr(net, ADAPTED, Adapted(made, source, found, dtype, plain))
     return net
 
 
@@ -76,12 +84,25 @@ def merge_(net: nn.Module) -> nn.Module:
     Raises:
         ConfigError: When the model is not adapted.
     """
-    for part in adapted(net).plan:
+    state = adapted(net)
+    for part in state.plan:
         homes = list(_homes(net, part))
-        values = [_remove(module, leaf, part) for module, leaf in homes]
-        parameter = values[0] if isinstance(values[0], nn.Parameter) else nn.Parameter(values[0])
         for module, leaf in homes:
-            module._parameters[leaf] = parameter
+            if part.partial:
+                unslice_(module, leaf)
+            elif not part.whole:
+                value = module.get_buffer(leaf)
+                delattr(module, leaf)
+                module.register_parameter(leaf, nn.Parameter(value))
+        shared = homes[0][0].get_parameter(homes[0][1])
+        for module, leaf in homes:
+            module._parameters[leaf] = shared
+    for name, leaves in state.plain.items():
+        parameters = net.get_submodule(name)._parameters
+        for leaf, requires_grad in leaves.items():
+            parameters[leaf] = parameter = parameters.pop(leaf)
+            if parameter is not None:
+                parameter.requires_grad_(requires_grad)
     delattr(net, ADAPTED)
     return net
 
@@ -105,7 +126,7 @@ def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
     for part in made:
         module, leaf = next(_homes(net, part))
         if part.partial:
-            yield part.name, frozen_whole(module, leaf).narrow(part.dim, part.k, part.size - part.k)
+            yield part.name, frozen_rest(module, leaf)
         elif part.k == 0:
             yield part.name, module.get_buffer(leaf)
 
@@ -126,15 +147,20 @@ def frozen_dtype(net: nn.Module, made: Plan) -> torch.dtype:
     Raises:
         ConfigError: When frozen values have several.
     """
-    values = [value for _, value in frozen_values(net, made)] or [
-        value for _, value in learned_values(net, made)
-    ]
-    dtypes = {value.dtype for value in values if value.is_floating_point()}
+    values = [value for _, value in frozen_values(net, made)]
+    return _one_dtype(values or [value for _, value in learned_values(net, made)])
+
+
+def _one_dtype(values: Iterable[Tensor]) -> torch.dtype:
+    found = [value for value in values if value.is_floating_point()]
+    dtypes = {value.dtype for value in found}
     if len(dtypes) > 1:
         raise ConfigError(
             f"frozen values have several dtypes ({', '.join(sorted(map(str, dtypes)))}); "
             "move the whole model to one, as net.float()."
         )
+    if any(value.is_meta for value in found):
+        raise ConfigError("the model is on the meta device and holds no values; build it on a real device.")
     return next(iter(dtypes), torch.float32)
 
 
@@ -163,26 +189,20 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
     if part.partial:
-        learned = nn.Parameter(whole.narrow(part.dim, 0, part.k).clone(memory_format=torch.preserve_format))
+        learned, rest = _parts(whole, part)
         for module, leaf in homes:
-            slice_(module, leaf, part.dim, learned, whole)
+            slice_(module, leaf, part.dim, learned, rest)
     else:
         for module, leaf in homes:
             del module._parameters[leaf]
             module.register_buffer(leaf, whole, persistent=False)
 
 
-def _remove(module: nn.Module, leaf: str, part: Part) -> Tensor:
-    """Take a parameter out of an adapted module; return its whole value."""
-    if part.partial:
-        return unslice_(module, leaf)
-    if part.whole:
-        value: Tensor = module.get_parameter(leaf)
-        del module._parameters[leaf]
-        return value
-    value = module.get_buffer(leaf)
-    delattr(module, leaf)
-    return value
+def _parts(whole: Tensor, part: Part) -> tuple[nn.Parameter, Tensor]:
+    """Learned slice and frozen rest: filters stay in ``whole``'s memory, other slices get their own."""
+    parts = whole.data.narrow(part.dim, 0, part.k), whole.data.narrow(part.dim, part.k, part.size - part.k)
+    learned, rest = parts if part.dim == 0 else (value.clone() for value in parts)
+    return nn.Parameter(learned), rest
 
 
 def _homes(net: nn.Module, part: Part) -> Iterator[tuple[nn.Module, str]]:

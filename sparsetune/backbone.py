@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsetune.errors import ConfigError
+from sparsetune.errors import BackboneError, ConfigError
+from sparsetune.layers import head_names
 from sparsetune.seeding import GENERATOR_VERSION
 
 Kind = Literal["seed", "zero", "pretrained", "file", "module"]
@@ -87,17 +92,17 @@ class Backbone:
             ConfigError: When ``value`` is not such a result.
         """
         if not isinstance(value, dict) or value.get("kind") not in KINDS:
-            raise ConfigError(f"backbone {value!r} has no kind among {', '.join(KINDS)}.")
-        texts = {name: value[name] for name in ("source", "revision", "sha256") if name in value}
-        numbers = {name: value[name] for name in ("seed", "generator") if name in value}
-        unknown = set(value) - {"kind", "base", *texts, *numbers}
-        valid_texts = all(isinstance(text, str) for text in texts.values())
-        if unknown or not valid_texts or not all(type(n) is int and n >= 0 for n in numbers.values()):
-            raise ConfigError(f"backbone {value!r} is not one that sparsetune writes.")
-        base = cls.from_json(value["base"]) if value["kind"] == "zero" else None
-        if base is not None and base.kind == "zero":
-            raise ConfigError(f"backbone {value!r} is zero over zero.")
-        return cls(kind=value["kind"], base=base, **texts, **numbers)
+            raise ConfigError(f"backbone {reprlib.repr(value)} has no kind among {', '.join(KINDS)}.")
+        fields = {name: item for name, item in value.items() if name != "base"}
+        base = value.get("base")
+        over = isinstance(base, dict) and base.get("kind") != "zero" and "base" not in base
+        if not all(_valid(name, item) for name, item in fields.items()) or not over == ("base" in value) == (
+            value["kind"] == "zero"
+        ):
+            raise ConfigError(f"backbone {reprlib.repr(value)} is not one that sparsetune writes.")
+        if value["kind"] == "file" and not {"source", "sha256"} <= set(value):
+            raise ConfigError(f"backbone {reprlib.repr(value)} names no file with its SHA-256.")
+        return cls(**fields, base=cls.from_json(base) if over else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +135,83 @@ def fingerprint(frozen: Iterable[tuple[str, Tensor]]) -> str:
 
     Args:
         frozen: Name and frozen values of each parameter, in the model's order. Values are read row by row in
-            little-endian order; name, dtype and shape are part of the digest.
+            little-endian order, after name, dtype and shape, each ended by a zero byte: ``conv1.weight``,
+            ``float32``, ``16,3,3,3``.
     """
     digest = sha256()
     for name, values in frozen:
         dtype = str(values.dtype).removeprefix("torch.")
-        digest.update(f"{name}\0{dtype}\0{tuple(values.shape)}\0".encode())
+        shape = ",".join(map(str, values.shape))
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
         flat = values.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
+    """Copy a whole checkpoint into ``net``; a classifier for another class count keeps its own values.
+
+    Args:
+        net: A plain model.
+        found: Every tensor of the checkpoint, by name.
+        source: What to call the checkpoint in an error.
+
+    Raises:
+        BackboneError: When a tensor is missing, too many, or of another shape.
+    """
+    heads, expected = head_names(net), net.state_dict()
+    values = dict(found)
+    for name, value in expected.items():
+        shape = tuple(value.shape)
+        if name not in values:
+            raise BackboneError(f"{source} lacks '{name}', which the model expects with shape {shape}.")
+        if values[name].shape != shape:
+            if not any(name.startswith(head + ".") for head in heads):
+                raise BackboneError(
+                    f"{source} holds '{name}' with shape {tuple(values[name].shape)}; "
+                    f"the model expects {shape}."
+                )
+            values[name] = value
+    extra = sorted(set(values) - set(expected))
+    if extra:
+        raise BackboneError(f"{source} holds '{extra[0]}', which the model does not have.")
+    net.load_state_dict(values)
+
+
+def load_checkpoint(net: nn.Module, path: str | Path) -> None:
+    """Copy a whole checkpoint in safetensors format into ``net``, as :func:`take_values` does.
+
+    Raises:
+        BackboneError: When the file is not readable or does not fit.
+    """
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            f"{path} is not a readable safetensors checkpoint ({error}); pass one that holds the whole model."
+        ) from error
+    take_values(net, found, str(path))
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BackboneError: When it cannot be read.
+    """
+    digest = sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BackboneError(
+            f"checkpoint {path} cannot be read: {error.strerror}; pass the path of a safetensors checkpoint."
+        ) from error
+    return digest.hexdigest()
+
+
+def _valid(name: str, value: Any) -> bool:
+    if name in ("seed", "generator"):
+        return type(value) is int and value >= 0
+    return name in ("kind", "source", "revision", "sha256") and isinstance(value, str)

@@ -92,7 +92,7 @@ def bench(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *size, generator=generator).to(device)
     with torch.no_grad():
-        classes = net.to(device).eval()(x[:1]).shape[-1]
+        classes = contestants["full"].to(device).eval()(x[:1]).shape[-1]
     y = torch.randint(classes, (batch_size,), generator=generator).to(device)
     runs = {name: _Run(model.to(device), x, y, amp) for name, model in contestants.items()}
     steps: dict[str, list[float]] = {name: [] for name in runs}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from sparsetune.errors import StorageError
 from sparsetune.files import write_bytes
@@ -38,44 +38,46 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+class Stateful(Protocol):
+    """Whatever gives and takes its state: a model, an optimiser, a gradient scaler."""
+
+    def state_dict(self) -> Any:
+        """Return the state: tensors and plain values, nested."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take such a state back."""
+
+
 def write_checkpoint(
-    path: Path, config: dict[str, Any], position: Position, net: nn.Module, optimizer: Optimizer
+    path: Path, config: dict[str, Any], position: Position, parts: Mapping[str, Stateful]
 ) -> None:
-    """Write learned values, optimiser state, random state and position; the file appears whole or not at all.
+    """Write the parts' states, the random state and the position; the file appears whole or not at all.
 
     Args:
         path: The file.
         config: Settings that must be the same for the training to go on.
         position: Where the training stands.
-        net: The adapted model.
-        optimizer: Its optimiser.
+        parts: Model, optimiser and all else that a step changes, by name.
 
     Raises:
         StorageError: When the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, Any] = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    tensors |= {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    numbers = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"opt.{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                numbers[f"{index}.{name}"] = value
-    value = {"config": config, "position": vars(position), "numbers": numbers}
+        state["rng.cuda"] = torch.cuda.get_rng_state()
+    state |= {name: part.state_dict() for name, part in parts.items()}
+    value = {"config": config, "position": vars(position), "state": _pack(state, tensors)}
     write_bytes(path, to_bytes(tensors, metadata={KEY: json.dumps(value)}))
 
 
-def read_checkpoint(path: Path, config: dict[str, Any], net: nn.Module, optimizer: Optimizer) -> Position:
+def read_checkpoint(path: Path, config: dict[str, Any], parts: Mapping[str, Stateful]) -> Position:
     """Put a training back where :func:`write_checkpoint` left it.
 
     Args:
         path: The file.
         config: The settings now.
-        net: The adapted model, as at the start.
-        optimizer: A fresh optimiser for it.
+        parts: As at the start of the training, by the same names.
 
     Returns:
         Where the training stands.
@@ -83,6 +85,34 @@ def read_checkpoint(path: Path, config: dict[str, Any], net: nn.Module, optimize
     Raises:
         StorageError: When the file is damaged or comes from a training with other settings.
     """
+    value, tensors = _read(path)
+    differing = [name for name in config if value["config"].get(name) != config[name]]
+    if differing:
+        name = differing[0]
+        raise StorageError(
+            f"{path} is from a training with {name} = {value['config'].get(name)!r}, not {config[name]!r}; "
+            "resume with its settings, or choose another --out."
+        )
+    state = _unpack(value["state"], tensors)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["rng"])
+    if "rng.cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng.cuda"])
+    return Position(**value["position"])
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the record of each epoch that a checkpoint knows to be finished.
+
+    Raises:
+        StorageError: When the file is damaged.
+    """
+    history: list[dict[str, Any]] = _read(path)[0]["position"]["history"]
+    return history
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             value = json.loads((file.metadata() or {})[KEY])
@@ -91,24 +121,27 @@ def read_checkpoint(path: Path, config: dict[str, Any], net: nn.Module, optimize
         raise StorageError(
             f"{path} is not an intact checkpoint ({error}); remove it to start anew."
         ) from error
-    differing = [name for name in config if value["config"].get(name) != config[name]]
-    if differing:
-        name = differing[0]
-        raise StorageError(
-            f"{path} is from a training with {name} = {value['config'].get(name)!r}, not {config[name]!r}; "
-            "resume with its settings, or choose another --out."
-        )
-    net.load_state_dict({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("net.")})
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("opt."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    for name, number in value["numbers"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = number
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    return Position(**value["position"])
+    return value, tensors
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Turn nested state into JSON values; its tensors are numbered and put aside."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"mapping": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["mapping"]}
+    return value

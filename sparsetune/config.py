@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import timm.optim
 
-from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
 
 Sched = Literal["cosine", "tanh", "poly", "none"]
 SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "none")
 Amp = Literal["bf16", "fp16"]
+AMPS: tuple[Amp, ...] = ("bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +24,19 @@ class FitConfig:
         epochs: Passes over the training pictures.
         batch_size: Pictures a step.
         opt: Name of one of timm's optimisers; ``momentum`` is the paper's SGD with momentum.
-        lr: Learning rate at the start.
+        lr: Learning rate at the start. The default suits ``momentum``; Adam and its kin want about 0.001.
         sched: How it falls, step by step, to zero at the end; ``none`` keeps it.
         weight_decay: On learned weights; biases and normalisation are left out, as timm does.
         momentum: For the optimisers that have it.
         seed: Order of pictures, augmentation and dropout.
-        amp: Mixed precision, or ``None``.
+        amp: Mixed precision of training steps, or ``None``; tests are always in full precision.
         compile: Use ``torch.compile``.
         workers: Processes that decode pictures; results do not depend on it.
         device: ``cpu``, ``cuda``, …; ``None`` takes what there is.
 
     Raises:
         ConfigError: For settings out of range, all problems together.
-        UnknownNameError: For an optimiser that timm does not have.
+        UnknownNameError: When the only problem is an optimiser that timm does not have.
     """
 
     epochs: int = 10
@@ -53,25 +54,33 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         counts = {"epochs": 1, "batch_size": 1, "seed": 0, "workers": 0}
-        problems = [
-            f"{name} {getattr(self, name)!r} is not a whole number of {low} or more."
+        problems: list[SparsetuneError] = [
+            ConfigError(f"{name} {getattr(self, name)!r} is not a whole number of {low} or more.")
             for name, low in counts.items()
             if type(getattr(self, name)) is not int or getattr(self, name) < low
         ]
         problems += [
-            f"{name} {getattr(self, name)!r} is not a number of 0 or more."
+            ConfigError(f"{name} {getattr(self, name)!r} is not a number of 0 or more.")
             for name in ("lr", "weight_decay", "momentum")
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
+            if not _is_amount(getattr(self, name))
         ]
         if self.sched not in SCHEDS:
-            problems.append(f"sched '{self.sched}' is not one of {', '.join(SCHEDS)}.")
-        if self.amp not in (None, "bf16", "fp16"):
-            problems.append(f"amp '{self.amp}' is not bf16 or fp16.")
-        ConfigError.collect(problems)
+            problems.append(ConfigError(f"sched '{self.sched}' is not one of {', '.join(SCHEDS)}."))
+        if self.amp is not None and self.amp not in AMPS:
+            problems.append(ConfigError(f"amp '{self.amp}' is not one of {', '.join(AMPS)}."))
         known = timm.optim.list_optimizers()
         if self.opt not in known:
-            raise UnknownNameError("optimiser", self.opt, known)
+            remedy = "timm.optim.list_optimizers() lists them all."
+            problems.append(UnknownNameError("optimiser", str(self.opt), known, remedy))
+        if len(problems) == 1:
+            raise problems[0]
+        ConfigError.collect(map(str, problems))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return asdict(self)
+
+
+def _is_amount(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]

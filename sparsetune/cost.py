@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,19 @@ def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> flo
     Returns:
         A share from 1/3 to 1, or ``None`` where the model cannot be run that way.
     """
-    learned = {part.name: part.learned_numel / part.numel for part in made if part.numel}
+    learned = {
+        ".".join(home).lstrip("."): part.learned_numel / part.numel
+        for part in made
+        for home in part.homes
+        if part.numel
+    }
     calls = _calls(net, size)
     if not calls:
         return None
     full = ours = 0.0
     full_needs = ours_needs = False
     for weight, work, before in calls:
+        full_needs = full_needs or bool(before)
         ours_needs = ours_needs or any(learned.get(name, 0) for name in before)
         full += work * (2 + full_needs)
         ours += work * (1 + ours_needs + learned.get(weight, 0.0))
@@ -58,15 +65,11 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
         ]
         if own:
             handles.append(module.register_forward_hook(_hook(module, own, met, calls)))
-    values: Mapping[str, Tensor] = {
-        name: value.detach().to("meta") for name, value in net.state_dict(keep_vars=True).items()
-    }
-    others = {name: value.to("meta") for name, value in net.named_buffers() if name not in values}
+    held = itertools.chain(net.named_parameters(), net.named_buffers())
+    values = {name: value.detach().to("meta") for name, value in held}
     try:
         with torch.no_grad():
-            functional_call(
-                net, {**values, **others}, (torch.empty(2, channels, height, width, device="meta"),)
-            )
+            functional_call(net, values, (torch.empty(2, channels, height, width, device="meta"),))
     except Exception:
         return []
     finally:
@@ -78,13 +81,16 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
 def _hook(
     module: nn.Module, own: list[str], met: list[str], calls: list[tuple[str, float, list[str]]]
 ) -> Callable[..., None]:
-    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if is_sliceable(module):
-            weight = next(name for name in own if name.endswith("weight"))
-            per_output = module.get_parameter("weight")[0].numel()
-            calls.append((weight, output.numel() * per_output, list(met)))
-            met.clear()
-        else:
-            met.extend(own)
+    def meet(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        met.extend(own)
 
-    return record
+    if not is_sliceable(module):
+        return meet
+    weight = next(name for name in own if name.endswith("weight"))
+    per_output = module.get_parameter("weight")[0].numel()
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((weight, output.numel() * per_output, list(met)))
+        met.clear()
+
+    return count

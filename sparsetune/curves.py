@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sparsetune.files import replacing
 from sparsetune.training import Epoch
+
+BLUE = "#0067a5"
 
 
 def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
@@ -31,22 +34,25 @@ def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
         (panels[0], "cross-entropy (nats)", "train_loss", "test_loss", 1),
         (panels[1], "top-1 accuracy (%)", "train_top1", "test_top1", 100),
     ):
-        for name, attribute, colour in (("training", train, "#8a8a8a"), ("test", test, "#0067a5")):
+        for name, attribute, colour in (("training", train, "#8a8a8a"), ("test", test, BLUE)):
             values = [scale * getattr(record, attribute) for record in history]
-            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name)
+            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name, clip_on=False)
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        panel.set_ylim(0, 1.1 * panel.dataLim.ymax or 1)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    best = 100 * history[-1].test_top1
+    last = 100 * history[-1].test_top1
+    panels[1].set_ylim(0, 100)
     panels[1].annotate(
-        f"{best:.1f}",
-        (epochs[-1], best),
+        f"{last:.1f}",
+        (epochs[-1], last),
         textcoords="offset points",
-        xytext=(0, 6),
-        ha="center",
-        color="#0067a5",
+        xytext=(6, 0),
+        va="center",
+        color=BLUE,
     )
     panels[0].legend(frameon=False)
     with replacing(path) as temporary:

@@ -3,14 +3,16 @@
 One safetensors file. Its metadata has one key, ``sparsetune``, whose value is JSON (see ``header.py``).
 Values are packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list
 of ``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
-the tensors, tell any change of a byte.
+the tensors, tell any change of a byte. docs/format.md has it all, for readers in other languages.
 """
 
 from __future__ import annotations
 
 import json
+import reprlib
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,29 @@ from sparsetune.files import write_bytes
 from sparsetune.header import (
     DTYPES,
     FORMAT,
-    Entry,
     Header,
-    canonical,
-    header_digest,
-    parse_entry,
+    header_text,
+    parse_entries,
     parse_header,
+    text_digest,
 )
 
 KEY = "sparsetune"
 INDEX = "index"
-INDEX_LIMIT = 64 << 20
-"""Most bytes that an index may unpack to."""
+STORED = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "bool": "BOOL",
+    INDEX: "U8",
+}
+"""Name of each packed tensor -> safetensors' name of its type."""
+
+LIMIT = 4 << 20
+"""Most bytes of the header's text, and of the index when unpacked."""
 
 
 def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
@@ -48,6 +61,7 @@ def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor])
         tensors: Learned slices and buffers, by name, in the plan's order.
 
     Raises:
+        ConfigError: When the header holds what is not plain JSON, or too much of it.
         DeltaError: When a tensor has a dtype that the format does not hold.
         StorageError: When the file cannot be written.
     """
@@ -59,11 +73,18 @@ def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor])
         entries.append([name, dtype, list(value.shape)])
         groups.setdefault(dtype, []).append(value.detach().cpu().contiguous().reshape(-1))
     packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
-    index = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
-    packed[INDEX] = torch.frombuffer(bytearray(index), dtype=torch.uint8)
-    fields = {**header.to_json(), "payload": _payload_digest(packed)}
-    fields["digest"] = header_digest(fields)
-    write_bytes(path, to_bytes(packed, metadata={KEY: canonical(fields)}))
+    index = json.dumps(entries, separators=(",", ":"))
+    packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
+    try:
+        text = header_text(replace(header, payload=_payload_digest(packed)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
+    if max(len(text), len(index)) > LIMIT:
+        raise ConfigError(
+            f"{path} would hold {max(len(text), len(index))} bytes about itself, more than {LIMIT}; "
+            "shorten the class names or the summary of the training."
+        )
+    write_bytes(path, to_bytes(packed, metadata={KEY: text}))
 
 
 def read_header(path: str | Path) -> Header:
@@ -128,40 +149,38 @@ class _Opened:
                 f"{self.path} is a safetensors file without '{KEY}' metadata, so no delta; "
                 "pass a file that sparsetune saved."
             )
+        if len(text) > LIMIT:
+            raise self._damaged(f"its header is longer than {LIMIT} bytes")
         try:
-            value = json.loads(text)
-            digest = value.pop("digest")
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            value = json.loads(text, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
             raise self._damaged("its header is not readable") from error
-        if value.get("format") != FORMAT:
+        if not isinstance(value, dict) or type(value.get("format")) is not int:
+            raise self._damaged("its header has no format")
+        if value["format"] != FORMAT:
             raise DeltaError(
-                f"{self.path} has format {value.get('format')!r}; this sparsetune reads format {FORMAT}: "
+                f"{self.path} has format {value['format']}; this sparsetune reads format {FORMAT}: "
                 "install the version that wrote it, or a newer one."
             )
-        if digest != header_digest(value):
+        digest = value.get("digest")
+        if not isinstance(digest, str) or digest != text_digest(text, digest):
             raise self._damaged("its header does not match its checksum")
         try:
-            return parse_header(value, self._entries())
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"its header has a wrong value: {error}") from error
+            return parse_header(value, parse_entries(self._index()))
+        except (ConfigError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).splitlines())
+            raise self._damaged(f"its header has a wrong value: {reason}") from error
 
     def tensors(self, header: Header) -> dict[str, Tensor]:
         """Unpack the tensors after every size and checksum agrees."""
         sizes = dict[str, int]()
         for entry in header.entries:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
-        try:
-            names = set(self.file.keys()) - {INDEX}
-            held = {name: self.file.get_slice(name).get_shape() for name in names}
-            if held != {dtype: [size] for dtype, size in sizes.items()}:
-                raise self._damaged("its tensors do not have the sizes that its index gives")
-            packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
-        except SafetensorError as error:
-            raise self._damaged(str(error)) from error
-        if (
-            any(packed[name].dtype != DTYPES[name] for name in sizes)
-            or _payload_digest(packed) != header.payload
-        ):
+        held = {name: self._shape(name) for name in self.file.keys()}  # noqa: SIM118
+        if held.pop(INDEX, None) is None or held != {dtype: [size] for dtype, size in sizes.items()}:
+            raise self._damaged("its tensors do not have the sizes that its index gives")
+        packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
+        if _payload_digest(packed) != header.payload:
             raise self._damaged("its values do not match their checksum")
         offsets = dict.fromkeys(sizes, 0)
         tensors = {}
@@ -171,21 +190,26 @@ class _Opened:
             offsets[entry.dtype] = start + entry.numel
         return tensors
 
-    def _entries(self) -> tuple[Entry, ...]:
-        try:
-            raw = self.file.get_tensor(INDEX)
-        except SafetensorError as error:
-            raise ValueError("it has no index") from error
-        if raw.dtype != torch.uint8:
-            raise ValueError("its index is not bytes")
+    def _index(self) -> Any:
+        if INDEX not in self.file.keys():  # noqa: SIM118
+            raise ValueError("it has no index")
+        self._shape(INDEX)
         unpacker = zlib.decompressobj()
         try:
-            text = unpacker.decompress(raw.numpy().tobytes(), INDEX_LIMIT)
+            text = unpacker.decompress(self.file.get_tensor(INDEX).numpy().tobytes(), LIMIT)
         except zlib.error as error:
             raise ValueError("its index cannot be unpacked") from error
         if not unpacker.eof:
             raise ValueError("its index is cut off or too long")
-        return tuple(parse_entry(item) for item in json.loads(text))
+        return json.loads(text)
+
+    def _shape(self, name: str) -> list[int]:
+        """Return the shape of a packed tensor, after its type is seen to be what its name says."""
+        part = self.file.get_slice(name)
+        if part.get_dtype() != STORED.get(name):
+            raise self._damaged(f"its tensor {reprlib.repr(name)} is stored as {part.get_dtype()}")
+        shape: list[int] = part.get_shape()
+        return shape
 
     def _damaged(self, reason: str) -> DeltaError:
         return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
@@ -194,7 +218,11 @@ class _Opened:
 def _payload_digest(packed: Mapping[str, Tensor]) -> str:
     digest = sha256()
     for name in sorted(packed):
-        tensor = packed[name]
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        values = packed[name].view(torch.uint8).numpy()
+        digest.update(f"{name}\0{values.size}\0".encode())
+        digest.update(values.data)
     return digest.hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,16 +26,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         StorageError: When the folder or the file cannot be written; nothing is left behind.
     """
     target = Path(path)
-    temporary: Path | None = None
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(4)}.part"
     try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EEXIST, "it is there and is not a plain file")
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -42,8 +42,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             f"cannot write {target}: {reason}; free space or choose another place, then try again."
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -63,9 +63,3 @@ def write_text(path: str | Path, text: str) -> None:
         StorageError: When it cannot be written.
     """
     write_bytes(path, text.encode())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

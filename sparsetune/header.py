@@ -35,7 +35,7 @@ DTYPES = {
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_LONGEST = 4096
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Header:
         format: Version of the file format.
 
     Raises:
-        ConfigError: When there are not as many class names as classes, or a text cannot be shown on one line.
+        ConfigError: When class names are not texts or not as many as classes, backbone and learn spec
+            contradict each other, or a text cannot be shown on one line.
     """
 
     library: str
@@ -96,13 +97,23 @@ class Header:
     def __post_init__(self) -> None:
         if self.classes is not None and self.num_classes and len(self.classes) != self.num_classes:
             raise ConfigError(
-                f"{len(self.classes)} class names were given for {self.num_classes} classes; name each class once."
+                f"{len(self.classes)} class names were given for {self.num_classes} classes; "
+                "name each class once."
+            )
+        if not all(isinstance(name, str) for name in self.classes or ()):
+            raise ConfigError(
+                f"class names {reprlib.repr(self.classes)} are not all texts; write them as texts."
+            )
+        if (self.backbone.kind == "zero") != (self.learn.frozen == "zero"):
+            raise ConfigError(
+                f"backbone {self.backbone.describe()} and frozen='{self.learn.frozen}' contradict each "
+                "other; zero goes with zero."
             )
         for text in _texts(self.to_json()):
             if len(text) > _LONGEST or _UNPRINTABLE.search(text):
                 raise ConfigError(
-                    f"the text {reprlib.repr(text)} is longer than {_LONGEST} characters or does not print on one "
-                    "line; use printable characters."
+                    f"the text {reprlib.repr(text)} is longer than {_LONGEST} characters or does not print "
+                    "on one line; use printable characters."
                 )
 
     @property
@@ -154,8 +165,6 @@ def parse_header(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
     """
     model, versions = _field(value, "model", dict), _field(value, "versions", dict)
     classes = _field(value, "classes", list, type(None))
-    if not all(isinstance(name, str) for name in classes or ()):
-        raise ValueError("its classes are not all texts")
     if not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
         raise ValueError(f"its versions are {reprlib.repr(versions)}")
     digests = {name: _field(value, name, str) for name in ("fingerprint", "payload")}
@@ -194,16 +203,16 @@ def header_text(header: Header) -> str:
     """
     fields = {**header.to_json(), "digest": ""}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.replace(_BLANK, _BLANK[:-1] + text_digest(text) + '"', 1)
+    return text.replace(_digest_field(), _digest_field(text_digest(text)), 1)
 
 
 def text_digest(text: str, digest: str = "") -> str:
-    """Return the SHA-256, in hexadecimal, over a header's text with its ``digest`` left empty."""
-    blank = text.replace(f'{_BLANK[:-1]}{digest}"', _BLANK, 1)
-    return sha256(blank.encode("ascii", "replace")).hexdigest()
+    """Return the SHA-256, in hexadecimal, over a header's text with its ``digest`` made empty."""
+    return sha256(text.replace(_digest_field(digest), _digest_field(), 1).encode()).hexdigest()
 
 
-_BLANK = '"digest":""'
+def _digest_field(digest: str = "") -> str:
+    return f'"digest":"{digest}"'
 
 
 def _entry(item: Any) -> Entry:

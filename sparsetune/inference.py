@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     Returns:
         Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU.
     """
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
     training = net.training
     net.eval()
     logits, labels = [], []

@@ -35,11 +35,7 @@ class Site:
         return self.homes[0][0]
 
 
-NORMS = tuple(
-    kind
-    for kind in (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, getattr(nn, "RMSNorm", None))
-    if kind is not None
-)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def sites(net: nn.Module) -> Iterator[Site]:
@@ -55,8 +51,16 @@ def sites(net: nn.Module) -> Iterator[Site]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` normalises activations and scales them by learned values."""
-    return isinstance(module, NORMS)
+    """Whether ``module`` normalises activations and scales them by learned values.
+
+    torch has a class for some; of any other the name of its class says so (timm's ``RmsNorm``) and all
+    parameters of its own are vectors.
+    """
+    if isinstance(module, NORMS):
+        return True
+    own = [value for value in module._parameters.values() if value is not None]
+    named = "norm" in type(module).__name__.lower()
+    return named and bool(own) and all(value.dim() == 1 for value in own)
 
 
 def is_sliceable(module: nn.Module) -> bool:

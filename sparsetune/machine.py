@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from sparsetune.errors import ConfigError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the device of that name; without one CUDA where there is any, else the CPU.
+
+    Raises:
+        ConfigError: When this machine has no such device.
+    """
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(chosen)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{chosen}' is unknown; say cpu, cuda, cuda:1 or leave it out.") from error
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"device '{chosen}' cannot be used here ({reason}); say cpu, or leave it out."
+        ) from error
+    return device
+
 
 def describe_machine() -> dict[str, object]:
-    """Return processor, threads, accelerator, versions and today's date, as plain JSON values."""
+    """Return processor, threads, accelerator, versions, commit and today's date, as plain JSON values."""
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),
@@ -20,7 +44,19 @@ def describe_machine() -> dict[str, object]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version(name) for name in ("sparsetune", "torch", "timm")}
         | {"python": platform.python_version()},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; ``None`` for an installed one."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "log", "-1", "--format=%h", "--", "."]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def _processor() -> str:

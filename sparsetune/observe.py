@@ -156,8 +156,7 @@ class _Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         if (followed := self._follow(name, args, kwargs)) is None:
             return self._run(func, name, args, kwargs)
-        *_, source = followed
-        made = source is not None and source.made
+        made = followed[2] is not None and followed[2].made
         out = func(*args, **kwargs) if made or not name.endswith("_") else args[0]
         self._seen.put(out, *followed)
         return out

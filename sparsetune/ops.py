@@ -9,6 +9,7 @@ in all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -36,10 +37,17 @@ class Slice:
         return whole.narrow(self.dim, self.k, self.size - self.k)
 
 
+def _with_signature(function: Any) -> Any:
+    """Keep the signature of ``function``: torch would work it out anew on each call, at 20 µs."""
+    function.__signature__ = signature(function)
+    return function
+
+
 class _SlicedConv(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(
         x: Tensor,
         learned: Tensor | None,
@@ -97,6 +105,7 @@ class _SlicedLinear(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(
         x: Tensor,
         learned: Tensor | None,
@@ -188,16 +197,11 @@ def sliced_linear(
     return y
 
 
-def assemble(learned: Tensor, whole: Tensor, dim: int) -> Tensor:
-    """Return ``whole`` with ``learned`` as its first indices along ``dim``, differentiable in ``learned``."""
-    return torch.slice_scatter(whole, learned, dim, 0, learned.shape[dim])
-
-
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast would have cast the operands of the plain operation."""
     bias = None if bias is None else bias.detach()
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if x.is_meta or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -175,7 +175,7 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         ConfigError: When the model is adapted already, or a pattern covers only the classifier.
         UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
     """
-    if hasattr(net, ADAPTED):
+    if any(hasattr(module, ADAPTED) for module in net.modules()):
         raise ConfigError("this model is adapted already; call sparsetune.merge_(net) first.")
     heads = head_names(net)
     found = list(sites(net))

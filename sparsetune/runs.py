@@ -13,26 +13,22 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from sparsetune.adapt import adapt_, adapted
+from sparsetune.checkpoint import read_history
 from sparsetune.config import FitConfig
 from sparsetune.curves import draw_curves
 from sparsetune.data import NAMES, Data, open_data
 from sparsetune.delta import is_delta
-from sparsetune.errors import ConfigError
+from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_text
+from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave
 from sparsetune.learn import Learn
+from sparsetune.machine import pick_device
 from sparsetune.plan import Plan
 from sparsetune.preprocessing import Preprocessing
-from sparsetune.saving import LIBRARIES, fill, save
-from sparsetune.training import Epoch, Watch, fit
+from sparsetune.rebuild import LIBRARIES
+from sparsetune.saving import fill, save
+from sparsetune.training import Epoch, Step, Watch, fit
 from sparsetune.zoo import create
-
-DELTA, METRICS, CONFIG, CURVES, CHECKPOINT = (
-    "delta.safetensors",
-    "metrics.jsonl",
-    "config.json",
-    "curves.png",
-    "checkpoint.safetensors",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +70,8 @@ class Run:
         pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
         pieces += [learn.frozen] if learn.frozen else []
         pieces.append(f"s{self.config.seed}")
-        return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in piece) for piece in pieces)
+        safe = ("".join(c if c.isalnum() or c in "._-" else "_" for c in piece) for piece in pieces)
+        return "-".join(safe)[:150]
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -100,18 +97,19 @@ class Outcome:
 
 def run(
     settings: Run,
-    folder: Path,
+    folder: Path | None = None,
     *,
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
     started: Callable[[Plan, Data], None] | None = None,
 ) -> Outcome:
-    """Train as ``settings`` say and write the results to ``folder``.
+    """Train as ``settings`` say and write the results to a folder.
 
     Args:
         settings: What to train on what, and how.
-        folder: Where to write; made if missing.
+        folder: Where to write; made if missing. By default a new folder below ``runs``, or, to resume, the
+            latest one there with the same settings.
         resume: Go on where an earlier call with the same settings stopped.
         time_budget: Seconds of training after which to save and stop.
         watch: Called after each step and each epoch.
@@ -124,43 +122,67 @@ def run(
         ConfigError: When settings do not fit together, or ``folder`` holds a run and ``resume`` is not set.
         SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
     """
-    _check_folder(settings, folder, resume)
+    pick_device(settings.config.device)
+    value = json.loads(json.dumps(settings.to_json()))
+    if folder is None and resume:
+        folder = latest(settings.name, value)
+    if folder is not None:
+        check(folder, value, resume)
     data = open_data(
         settings.data, size=settings.size, train_limit=settings.train_limit, test_limit=settings.test_limit
     )
     net, data = _build(settings, data)
     made = adapted(net).plan
-    if (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
-        return Outcome(folder, _read_history(folder), True, made)
-    value = {**settings.to_json(), "versions": {name: version(name) for name in LIBRARIES}}
-    write_text(folder / CONFIG, json.dumps(value, indent=2) + "\n")
+    if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
+        return Outcome(folder, _read_history(folder / METRICS), True, made)
+    versions = {name: version(name) for name in LIBRARIES}
+    folder = claim(folder, settings.name, {**value, "versions": versions})
     if started:
         started(made, data)
-
-    def record(event: Any) -> None:
-        if isinstance(event, Epoch):
-            records.append(event)
-            _write_history(folder, records)
-        if watch:
-            watch(event)
-
-    records = _read_history(folder) if resume and (folder / CHECKPOINT).is_file() else []
-    history = fit(
-        net,
-        data,
-        settings.config,
-        checkpoint=folder / CHECKPOINT,
-        resume=resume,
-        time_budget=time_budget,
-        watch=record,
-    )
-    _write_history(folder, history)
+    try:
+        history = _train(net, data, settings, folder, resume, time_budget, watch)
+    except SparsetuneError:
+        if not (folder / CHECKPOINT).is_file():
+            leave(folder)
+        raise
     finished = len(history) == settings.config.epochs
     if finished:
         draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
         _save(net, folder / DELTA, settings, data, history[-1])
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return Outcome(folder, history, finished, made)
+
+
+def _train(
+    net: nn.Module,
+    data: Data,
+    settings: Run,
+    folder: Path,
+    resume: bool,
+    time_budget: float | None,
+    watch: Watch | None,
+) -> list[Epoch]:
+    checkpoint = folder / CHECKPOINT
+    records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
+
+    def record(event: Step | Epoch) -> None:
+        if isinstance(event, Epoch):
+            records.append(event)
+            _write_history(folder / METRICS, records)
+        if watch:
+            watch(event)
+
+    history = fit(
+        net,
+        data,
+        settings.config,
+        checkpoint=checkpoint,
+        resume=resume,
+        time_budget=time_budget,
+        watch=record,
+    )
+    _write_history(folder / METRICS, history)
+    return history
 
 
 def _build(settings: Run, data: Data) -> tuple[nn.Module, Data]:
@@ -173,11 +195,17 @@ def _build(settings: Run, data: Data) -> tuple[nn.Module, Data]:
         pretrained=settings.pretrained,
         checkpoint=None if delta else settings.init_from,
     )
-    data = replace(data, preprocessing=_preprocessing(net, data.preprocessing, settings))
+    data = _prepared(data, _preprocessing(net, data.preprocessing, settings))
     adapt_(net, settings.learn)
     if delta:
         fill(net, delta)
     return net, data
+
+
+def _prepared(data: Data, preprocessing: Preprocessing) -> Data:
+    """``data`` with other preprocessing; its random crop keeps its share of the picture."""
+    pad = data.augment.pad * min(preprocessing.size[1:]) // min(data.preprocessing.size[1:])
+    return replace(data, preprocessing=preprocessing, augment=replace(data.augment, pad=pad))
 
 
 def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preprocessing:
@@ -202,44 +230,20 @@ def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) ->
     save(net, path, classes=data.classes, preprocessing=data.preprocessing, training=training)
 
 
-def _check_folder(settings: Run, folder: Path, resume: bool) -> None:
-    path = folder / CONFIG
-    if not path.is_file():
-        return
-    if not resume:
-        raise ConfigError(
-            f"{folder} holds a run already; add --resume to go on with it, or choose another --out."
-        )
+def _write_history(path: Path, history: list[Epoch]) -> None:
+    write_text(path, "".join(json.dumps(record.to_json()) + "\n" for record in history))
+
+
+def _read_history(path: Path) -> list[Epoch]:
     try:
-        before = json.loads(path.read_text())
-        before["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not readable settings of a run; choose another --out.") from error
-    now = json.loads(json.dumps(settings.to_json()))
-    for place in (now, before):
-        for name in ("workers", "device"):
-            place["config"].pop(name, None)
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        name = differing[0]
+        return [Epoch(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{folder} holds a run with {name} = {before.get(name)!r}, not {now[name]!r}; "
-            "resume with its settings, or choose another --out."
-        )
-
-
-def _write_history(folder: Path, history: list[Epoch]) -> None:
-    write_text(folder / METRICS, "".join(json.dumps(record.to_json()) + "\n" for record in history))
-
-
-def _read_history(folder: Path) -> list[Epoch]:
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    return [Epoch(**json.loads(line)) for line in path.read_text().splitlines()]
+            f"{path} of a finished run cannot be read; remove its folder, or choose another --out."
+        ) from error
 
 
 def _what(learn: Learn) -> str:
-    return (
-        f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters a layer"
-    )
+    if learn.fraction is not None:
+        return f"fraction {learn.fraction:g}"
+    return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

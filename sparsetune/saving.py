@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsetune.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values
-from sparsetune.backbone import Origin, fingerprint, origin_of
+from sparsetune.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values, merge_
+from sparsetune.backbone import fingerprint, origin_of
 from sparsetune.delta import read_delta, read_header, write_delta
-from sparsetune.errors import BackboneError, DeltaError
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
 from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
-from sparsetune.zoo import HUB, recreate, skeleton
-
-LIBRARIES = ("sparsetune", "torch", "timm", "torchvision", "numpy", "safetensors")
+from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, other_versions, rebuild
 
 
 def save(
@@ -41,8 +41,8 @@ def save(
         training: A summary of the training, plain JSON values.
 
     Raises:
-        ConfigError: When the model is not adapted.
-        DeltaError: When frozen values changed since ``adapt_``, so that no file could give this model back.
+        ConfigError: When the model is not adapted, or ``classes`` or ``training`` cannot stand in a file.
+        DeltaError: When the frozen values are not the backbone's, so that no file could give this model back.
         StorageError: When the file cannot be written.
     """
     state, origin = adapted(net), origin_of(net)
@@ -52,6 +52,8 @@ def save(
             "frozen values changed since adapt_, so the backbone cannot give this model back; "
             "find what wrote to them, or save a whole checkpoint after sparsetune.merge_(net)."
         )
+    if origin and state.backbone.root.kind != "module":
+        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, dtype)
     header = Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
@@ -63,7 +65,7 @@ def save(
         learn=state.plan.learn,
         classes=None if classes is None else tuple(classes),
         preprocessing=preprocessing,
-        training=training or {},
+        training=_plain(training or {}),
         versions={name: version(name) for name in LIBRARIES},
     )
     write_delta(path, header, _tensors(net, state.plan))
@@ -89,25 +91,27 @@ def load(
 
     Raises:
         DeltaError: When the file is damaged or does not fit the model.
-        BackboneError: When the backbone cannot be rebuilt or is another one.
+        BackboneError: When the backbone cannot be rebuilt or is another one; ``module`` is then plain again.
+        UnknownNameError: When timm or torchvision has no model of that name, or the model no such layer.
+        ConfigError: When the model cannot be built with the file's arguments.
     """
     header = read_header(path)
-    if module is None:
-        origin = _origin(header, path)
-        empty = _skeleton(origin)
-        _check_fit(header, plan(empty, header.learn), path)
-        _check_memory(empty, path)
-        module = recreate(origin, _checkpoint(header, path, backbone, allow_network))
-    else:
-        _check_fit(header, plan(module, header.learn), path)
-    net = adapt_(module.to(DTYPES[header.dtype]), header.learn, header.backbone.root)
-    state = adapted(net)
-    if state.fingerprint != header.fingerprint:
-        raise BackboneError(
-            f"{path} was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
-            f"{header.backbone.describe()} gives {state.fingerprint[:12]}… here; {_versions(header)}."
-        )
-    _fill(net, state.plan, read_delta(path, header))
+    with _naming(path):
+        values = read_delta(path, header)
+        if module is None:
+            module = rebuild(header, path, backbone, allow_network)
+        else:
+            check_fit(header, plan(module, header.learn))
+        net = adapt_(module.to(DTYPES[header.dtype]), header.learn, header.backbone.root)
+        state = adapted(net)
+        if state.fingerprint != header.fingerprint:
+            merge_(net)
+            raise BackboneError(
+                f"it was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
+                f"{header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
+                f"{other_versions(header)}."
+            )
+        _fill(net, state.plan, values)
     return net.eval()
 
 
@@ -151,92 +155,34 @@ def fill(net: nn.Module, path: str | Path) -> None:
             f"{path} stands on {header.backbone.describe()} with {header.learn}, this model on "
             f"{state.backbone.describe()} with {state.plan.learn}; start from a delta of the same."
         )
-    _check_fit(header, state.plan, path)
+    with _naming(path):
+        check_fit(header, state.plan)
     _fill(net, state.plan, read_delta(path, header))
 
 
-def _origin(header: Header, path: str | Path) -> Origin:
-    if header.library not in ("timm", "torchvision"):
-        raise DeltaError(
-            f"{path} is a delta of the user's own model {header.model}; "
-            "build that and pass it as load(path, module=...)."
-        )
-    return Origin(
-        library=header.library,
-        name=header.model,
-        kwargs=header.kwargs,
-        num_classes=header.num_classes,
-        backbone=header.backbone,
-    )
-
-
-def _skeleton(origin: Origin) -> nn.Module:
-    if origin.name.startswith((*HUB, "local-dir:")):
-        raise BackboneError(
-            f"the model's architecture would be read from '{origin.name}'; "
-            "create it yourself and pass it as load(path, module=...)."
-        )
-    return skeleton(origin)
-
-
-def _checkpoint(
-    header: Header, path: str | Path, backbone: str | Path | None, allow_network: bool
-) -> str | Path | None:
-    root = header.backbone.root
-    if root.kind == "pretrained" and not allow_network:
-        raise BackboneError(
-            f"{path} stands on the pretrained weights {root.source}; "
-            "pass allow_network=True (--allow-network) to let them be fetched."
-        )
-    if root.kind == "file" and backbone is None:
-        return Path(path).parent / Path(root.source or "").name
-    return backbone
-
-
-def _check_fit(header: Header, made: Plan, path: str | Path) -> None:
-    """Compare name and shape of every tensor of the file with what the plan expects."""
-    expected = {part.name: part.learned_shape for part in made if part.k}
-    expected |= {buffer.name: buffer.shape for buffer in made.buffers}
-    found = {entry.name: entry.shape for entry in header.entries}
-    if found == expected:
-        return
-    for name, shape in expected.items():
-        if name not in found:
-            problem = f"lacks '{name}', which {header.model} expects with shape {shape}"
-        elif found[name] != shape:
-            problem = f"holds '{name}' with shape {found[name]}; {header.model} expects {shape}"
-        else:
-            continue
-        raise DeltaError(f"{path} {problem}; {_versions(header)}.")
-    extra = next(name for name in found if name not in expected)
-    raise DeltaError(f"{path} holds '{extra}', which {header.model} does not learn; {_versions(header)}.")
-
-
-def _versions(header: Header) -> str:
-    library = header.library if header.library in LIBRARIES else "timm"
-    wrote, here = header.versions.get(library, "unknown"), version(library)
-    if wrote != here:
-        return f"it was saved with {library} {wrote} and this is {here}: install {library}=={wrote}"
-    return f"it was saved with this {library} ({here}), so the file or the model is not the right one"
-
-
-def _check_memory(empty: nn.Module, path: str | Path) -> None:
-    needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Let every error name the file, in one line."""
     try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > max(available, total // 2):
-        raise BackboneError(
-            f"{path} asks for a {type(empty).__name__} of {needed / 2**30:.1f} GiB, more than this machine's "
-            f"{available / 2**30:.1f} GiB of free memory; load it on a larger one."
-        )
+        yield
+    except SparsetuneError as error:
+        text = " ".join(str(error).splitlines())
+        error.args = (text if text.startswith(str(path)) else f"{path}: {text}",)
+        raise
+
+
+def _plain(training: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary as plain JSON; a number that is not finite becomes ``None``."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(training), parse_constant=lambda _: None)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the summary of the training is not plain JSON ({error}).") from error
+    return plain
 
 
 def _tensors(net: nn.Module, made: Plan) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {name: value.detach() for name, value in learned_values(net, made)}
-    return tensors | {buffer.name: net.get_buffer(buffer.name) for buffer in made.buffers}
+    learned: dict[str, Tensor] = dict(learned_values(net, made))
+    return learned | {buffer.name: net.get_buffer(buffer.name) for buffer in made.buffers}
 
 
 def _fill(net: nn.Module, made: Plan, values: dict[str, Tensor]) -> None:

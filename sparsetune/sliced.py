@@ -1,19 +1,20 @@
 """A module with partly learned parameters: the plain module's class, with those parameters put together.
 
 Inside such a module the registered parameter ``weight`` is the learned slice alone, a small tensor that any
-optimiser may move. The whole weight, frozen rest included, is a buffer beside it that no ``state_dict``
-lists. Reading ``module.weight`` gives the whole weight, differentiable in the slice, so every forward
-that uses it stays right; the forwards of plain convolutions and linear maps are replaced by those of
-:mod:`sparsetune.ops`, which never form a whole gradient.
+optimiser may move. The frozen rest is a buffer beside it that no ``state_dict`` lists. Reading
+``module.weight`` gives both together, differentiable in the slice, so every forward that uses it stays
+right; the forwards of plain convolutions and linear maps are replaced by those of :mod:`sparsetune.ops`,
+which never form a whole gradient.
 
-A slice of filters is *tied*: it shares the memory of the whole weight's first filters, so an optimiser's
-step is at once a step of the whole and nothing is ever put together. Where something breaks the tie
-(a parameter swapped by hand or by ``torch.func``), the whole is put together on each use.
+A slice of filters is *joined* to its rest: the two lie side by side in the memory of one whole weight, so an
+optimiser's step is at once a step of the whole and nothing is ever copied. Where something puts one of them
+elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,13 +22,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.ops import assemble, sliced_conv, sliced_linear
+from sparsetune.ops import sliced_conv, sliced_linear
 
 DIMS = "_sliced_dims"
 """Attribute that maps a partly learned parameter's name to its sliced dimension."""
+JOINS = "_sliced_joins"
+"""Attribute that maps the name of a parameter whose two parts lie in one memory to the join."""
 
 
-def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, whole: Tensor) -> None:
+@dataclass(frozen=True, eq=False)
+class _Join:
+    """The whole weight whose memory holds a learned slice and, behind it, ``rest``."""
+
+    whole: Tensor
+    rest: Tensor
+
+    def holds(self, learned: Tensor, rest: Tensor) -> bool:
+        """Whether ``learned`` and ``rest`` still lie there."""
+        return (
+            type(learned) is nn.Parameter
+            and rest is self.rest
+            and learned.data_ptr() == self.whole.data_ptr()
+            and learned.stride() == self.whole.stride()
+            and rest.data_ptr() == self.whole.data_ptr() + _bytes_to_rest(learned)
+        )
+
+
+def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: Tensor) -> None:
     """Make parameter ``leaf`` of ``module`` partly learned.
 
     Args:
@@ -35,47 +56,48 @@ def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, whole:
         leaf: The parameter's name.
         dim: The sliced dimension.
         learned: The learned slice.
-        whole: The whole tensor, the slice's current values in place.
+        rest: The frozen values that follow it along ``dim``.
     """
     dims = {**getattr(module, DIMS, {}), leaf: dim}
-    base = plain_class(type(module))
+    base: Any = plain_class(type(module))
     module.__class__ = _sliced_class(base, tuple(dims))
     module.__dict__[DIMS] = dims
     module._parameters[leaf] = learned
-    module.register_buffer(_whole_name(leaf), whole, persistent=False)
-    _tie(module)
+    module.register_buffer(_rest_name(leaf), rest, persistent=False)
+    _join(module)
 
 
-def unslice_(module: nn.Module, leaf: str) -> Tensor:
-    """Undo :func:`slice_` for one parameter; return its whole current value, no longer registered."""
+def unslice_(module: nn.Module, leaf: str) -> None:
+    """Undo :func:`slice_` for one parameter: register its whole current value in its place."""
     with torch.no_grad():
         value = whole_of(module, leaf).detach()
     dims = {name: dim for name, dim in module.__dict__[DIMS].items() if name != leaf}
-    del module._parameters[leaf]
-    delattr(module, _whole_name(leaf))
-    base = plain_class(type(module))
+    delattr(module, _rest_name(leaf))
+    base: Any = plain_class(type(module))
     if dims:
         module.__class__ = _sliced_class(base, tuple(dims))
         module.__dict__[DIMS] = dims
+        module.__dict__[JOINS].pop(leaf, None)
     else:
         module.__class__ = base
-        del module.__dict__[DIMS]
-    return value
+        del module.__dict__[DIMS], module.__dict__[JOINS]
+    module._parameters[leaf] = nn.Parameter(value)
 
 
-def frozen_whole(module: nn.Module, leaf: str) -> Tensor:
-    """Return the buffer that holds the frozen rest of ``leaf``; its learned slice may be out of date."""
-    whole = module._buffers[_whole_name(leaf)]
-    if whole is None:
+def frozen_rest(module: nn.Module, leaf: str) -> Tensor:
+    """Return the buffer that holds the frozen rest of ``leaf``."""
+    rest = module._buffers[_rest_name(leaf)]
+    if rest is None:
         raise KeyError(leaf)
-    return whole
+    return rest
 
 
 def whole_of(module: nn.Module, leaf: str) -> Tensor:
     """Return the whole current value of a partly learned parameter, differentiable in its slice."""
-    learned, whole = _pair(module, leaf)
-    if (torch.is_grad_enabled() and learned.requires_grad) or not _tied(learned, whole):
-        return assemble(learned, whole, module.__dict__[DIMS][leaf])
+    learned, rest = _pair(module, leaf)
+    whole = _joined(module, leaf)
+    if whole is None or (torch.is_grad_enabled() and learned.requires_grad):
+        return torch.cat([learned, rest], module.__dict__[DIMS][leaf])
     return whole
 
 
@@ -85,43 +107,69 @@ def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
     return plain
 
 
-def _whole_name(leaf: str) -> str:
-    return f"{leaf}_with_frozen"
+def _rest_name(leaf: str) -> str:
+    return f"{leaf}_frozen"
 
 
 def _pair(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor]:
     learned = module._parameters[leaf]
     if learned is None:
         raise KeyError(leaf)
-    return learned, frozen_whole(module, leaf)
+    return learned, frozen_rest(module, leaf)
 
 
-def _tied(learned: Tensor, whole: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(learned):
-        return False
-    return learned.data_ptr() == whole.data_ptr() and learned.dtype == whole.dtype
+def _bytes_to_rest(learned: Tensor) -> int:
+    return learned.shape[0] * learned.stride(0) * learned.element_size()
 
 
-def _tie(module: nn.Module) -> None:
-    """Let each slice of filters share the memory of its whole weight."""
+def _joined(module: nn.Module, leaf: str) -> Tensor | None:
+    """The whole value without a copy, if its two parts lie side by side."""
+    if torch.compiler.is_compiling():
+        return None
+    join = module.__dict__[JOINS].get(leaf)
+    return join.whole if join and join.holds(*_pair(module, leaf)) else None
+
+
+def _join(module: nn.Module) -> None:
+    """Let each slice of filters and its rest lie side by side, in fresh memory unless they do already.
+
+    What they leave may be held by others (say, values set aside while a parameter holds an average), so it
+    is never written to.
+    """
+    joins = module.__dict__.setdefault(JOINS, {})
     for leaf, dim in module.__dict__[DIMS].items():
-        learned, whole = _pair(module, leaf)
-        if dim == 0 and not _tied(learned, whole) and learned.device == whole.device and not whole.is_meta:
-            with torch.no_grad():
-                slot = whole.narrow(0, 0, learned.shape[0])
-                slot.copy_(learned)
-                learned.data = slot
+        learned, rest = _pair(module, leaf)
+        if dim or rest.is_meta or (learned.device, learned.dtype) != (rest.device, rest.dtype):
+            continue
+        if _joined(module, leaf) is not None:
+            continue
+        k = learned.shape[0]
+        if not _side_by_side(learned, rest):
+            whole = torch.cat([learned.detach(), rest])
+            learned.data = whole[:k]
+            rest = module._buffers[_rest_name(leaf)] = whole[k:]
+        shape = (k + rest.shape[0], *rest.shape[1:])
+        whole = learned.detach().as_strided(shape, learned.stride(), learned.storage_offset())
+        joins[leaf] = _Join(whole, rest)
 
 
-def _operands(module: nn.Module, leaf: str) -> tuple[Tensor | None, Tensor | None]:
-    """Learned slice (``None``: frozen) and whole of a parameter; it may be plain, sliced or absent."""
+def _side_by_side(learned: Tensor, rest: Tensor) -> bool:
+    return (
+        learned.untyped_storage().data_ptr() == rest.untyped_storage().data_ptr()
+        and learned.data_ptr() + _bytes_to_rest(learned) == rest.data_ptr()
+        and learned.stride() == rest.stride()
+    )
+
+
+def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
+    """Learned slice (``None``: frozen) and whole of a parameter that may be plain, partly learned or none."""
     if leaf not in module.__dict__.get(DIMS, {}):
-        value = getattr(module, leaf)
-        return (value if isinstance(value, nn.Parameter) else None), value
-    learned, whole = _pair(module, leaf)
-    if _tied(learned, whole):
-        return learned, whole
-    return learned, assemble(learned.detach(), whole, module.__dict__[DIMS][leaf])
+        return module._parameters.get(leaf), getattr(module, leaf)
+    learned, rest = _pair(module, leaf)
+    whole = _joined(module, leaf)
+    if whole is None:
+        whole = torch.cat([learned.detach(), rest], module.__dict__[DIMS][leaf])
+    return learned, whole
 
 
 def _conv_forward(module: Any, x: Tensor) -> Tensor:
@@ -135,20 +183,14 @@ def _conv_forward(module: Any, x: Tensor) -> Tensor:
         padding = (0,) * len(module.stride)
     geometry = (module.stride, padding, module.dilation, module.groups)
     dim = module.__dict__[DIMS].get("weight", 0)
-    return sliced_conv(x, learned, _given(weight), learned_bias, bias, dim, geometry)
+    return sliced_conv(x, learned, weight, learned_bias, bias, dim, geometry)
 
 
 def _linear_forward(module: Any, x: Tensor) -> Tensor:
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     dim = module.__dict__[DIMS].get("weight", 0)
-    return sliced_linear(x, learned, _given(weight), learned_bias, bias, dim)
-
-
-def _given(weight: Tensor | None) -> Tensor:
-    if weight is None:
-        raise KeyError("weight")
-    return weight
+    return sliced_linear(x, learned, weight, learned_bias, bias, dim)
 
 
 SLICED_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -161,20 +203,20 @@ SLICED_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 @cache
-def _sliced_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
+def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
     """A subclass of ``base`` in which the parameters ``leaves`` are partly learned."""
 
     def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
         base._apply(self, fn, recurse)
-        _tie(self)
+        _join(self)
         return self
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:  # noqa: N807
         base.__setstate__(self, state)
-        _tie(self)
+        _join(self)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
-        return _restore, (base, leaves), self.__dict__
+        return _restore, (base, leaves), {**self.__dict__, JOINS: {}}
 
     def extra_repr(self: Any) -> str:
         learned = [f"{leaf} {tuple(self._parameters[leaf].shape)}" for leaf in self.__dict__[DIMS]]
@@ -188,7 +230,7 @@ def _sliced_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Mod
         "__setstate__": __setstate__,
         "__reduce_ex__": __reduce_ex__,
         "extra_repr": extra_repr,
-        **{leaf: property(lambda self, leaf=leaf: whole_of(self, leaf)) for leaf in leaves},
+        **{leaf: _whole_property(leaf) for leaf in leaves},
     }
     convolves = getattr(base, "_conv_forward", None)
     stock = convolves in (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
@@ -197,6 +239,10 @@ def _sliced_class(base: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Mod
     return type(base.__name__, (base,), body)
 
 
-def _restore(base: type[nn.Module], leaves: tuple[str, ...]) -> nn.Module:
+def _whole_property(leaf: str) -> property:
+    return property(lambda module: whole_of(module, leaf))
+
+
+def _restore(base: Any, leaves: tuple[str, ...]) -> nn.Module:
     kind = _sliced_class(base, leaves)
     return kind.__new__(kind)

@@ -1,7 +1,8 @@
-"""``fit``: the one training loop, on accelerate; it can be stopped anywhere and goes on from there."""
+"""``fit``: the one training loop; it can be stopped anywhere and goes on exactly from there."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -9,21 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from sparsetune.adapt import adapted
 from sparsetune.checkpoint import Position, read_checkpoint, write_checkpoint
 from sparsetune.config import FitConfig
-from sparsetune.data import Data, loader
+from sparsetune.data import Data, count_steps, loader
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.inference import predict_logits
 from sparsetune.metrics import scores
+from sparsetune.stepping import Stepper
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
@@ -88,10 +84,10 @@ def fit(
     time_budget: float | None = None,
     watch: Watch | None = None,
 ) -> list[Epoch]:
-    """Train an adapted model in place.
+    """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
     The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with
-    more processes, changes no bit of it on a CPU.
+    more processes, changes no bit of it on a CPU. The caller's random state is not touched.
 
     Args:
         net: An adapted model.
@@ -106,20 +102,22 @@ def fit(
         A record for each finished epoch; fewer than ``config.epochs`` when the time ran out.
 
     Raises:
-        ConfigError: When the model is not adapted, or its class count is not the data's.
+        ConfigError: When the model is not adapted or learns nothing, its class count is not the data's,
+            model, optimiser or device cannot do what ``config`` asks, or the loss is no longer finite.
         DataError: When there are no training pictures, or one cannot be read.
         StorageError: When the checkpoint cannot be written, or is from other settings.
     """
-    adapted(net)
-    _check_classes(net, data)
+    _check(net, data)
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
     with torch.random.fork_rng():
         training = _Training(net, data, config, checkpoint)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.restore(checkpoint)
-        while training.position.epoch < config.epochs:
-            if not training.run_epoch(deadline, watch):
-                break
+        try:
+            while training.position.epoch < config.epochs and training.run_epoch(deadline, watch):
+                pass
+        finally:
+            net.eval()
     return [Epoch(**record) for record in training.position.history]
 
 
@@ -131,22 +129,8 @@ class _Training:
             raise DataError(f"{data.name} has no training pictures; fit needs some.")
         self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
         self.train = data.train
-        self.steps = -(-len(self.train) // config.batch_size)
-        self.accelerator = _accelerator(config)
-        net.to(self.accelerator.device)
-        self.optimizer: Optimizer = create_optimizer_v2(
-            net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
-        self.scheduler = create_scheduler_v2(
-            self.optimizer,
-            sched=config.sched,
-            num_epochs=config.epochs,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps,
-        )[0]
-        self.model, self.stepper = self.accelerator.prepare(net, self.optimizer)
-        if config.compile:
-            self.model = torch.compile(self.model)
+        self.steps = count_steps(len(self.train), config.batch_size)
+        self.stepper = Stepper(net, config, self.steps)
         self.position = Position()
 
     @property
@@ -163,19 +147,19 @@ class _Training:
         }
 
     def restore(self, checkpoint: Path) -> None:
-        self.position = read_checkpoint(checkpoint, self.settings, self.net, self.optimizer)
+        self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts)
 
     def run_epoch(self, deadline: float, watch: Watch | None) -> bool:
         """Take the rest of the current epoch; return whether it was finished before the deadline."""
         position, started = self.position, time.monotonic()
         saved = started
         if position.step == 0:
-            torch.manual_seed(self.config.seed * 1_000_003 + position.epoch)
+            torch.manual_seed((self.config.seed * 1_000_003 + position.epoch) % 2**64)
         loss = torch.tensor(position.loss, dtype=torch.float64)
         correct = torch.tensor(position.correct)
-        self.model.train()
+        self.net.train()
         for x, y in self._batches():
-            batch_loss, batch_correct = self._step(x, y)
+            batch_loss, batch_correct = self.stepper.step(x, y, position.epoch * self.steps + position.step)
             loss, correct = loss + batch_loss, correct + batch_correct
             position.step += 1
             if watch:
@@ -204,36 +188,23 @@ class _Training:
             workers=self.config.workers,
         )
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step; return the summed loss and the number classified rightly, on the CPU."""
-        device = self.accelerator.device
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.position.epoch * self.steps + self.position.step)
-        with self.accelerator.autocast():
-            logits = self.model(x)
-            loss = F.cross_entropy(logits, y)
-        self.stepper.zero_grad()
-        self.accelerator.backward(loss)
-        self.stepper.step()
-        hits = (logits.detach().argmax(1) == y).sum()
-        return loss.detach().double().cpu() * len(y), hits.cpu()
-
     def _finish_epoch(self, started: float, watch: Watch | None) -> None:
         position, count = self.position, len(self.train)
+        self._check_finite(position.loss)
         logits, labels = predict_logits(
             self.net,
             loader(
                 self.data.test,
                 self.data.preprocessing,
-                batch_size=max(256, self.config.batch_size),
+                batch_size=self.config.batch_size,
                 workers=self.config.workers,
             ),
         )
-        found = scores(logits.softmax(1), labels)
+        found = scores(logits.double().softmax(1), labels)
+        self._check_finite(found.nll)
         record = Epoch(
             epoch=position.epoch + 1,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self.stepper.lr,
             train_loss=position.loss / count,
             train_top1=position.correct / count,
             test_loss=found.nll,
@@ -241,28 +212,27 @@ class _Training:
             test_top5=found.top5,
             seconds=time.monotonic() - started,
         )
-        history = [*position.history, record.to_json()]
-        self.position = Position(epoch=position.epoch + 1, history=history)
+        self.position = Position(position.epoch + 1, history=[*position.history, record.to_json()])
         self._save()
         if watch:
             watch(record)
 
     def _save(self) -> None:
+        self._check_finite(self.position.loss)
         if self.checkpoint is not None:
-            write_checkpoint(self.checkpoint, self.settings, self.position, self.net, self.optimizer)
+            write_checkpoint(self.checkpoint, self.settings, self.position, self.stepper.parts)
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"the loss became {loss} in epoch {self.position.epoch + 1}; "
+                f"lower lr {self.config.lr:g}, or choose another optimiser than {self.config.opt}."
+            )
 
 
-def _accelerator(config: FitConfig) -> Accelerator:
-    precision = config.amp or "no"
-    cpu = config.device == "cpu"
-    try:
-        return Accelerator(mixed_precision=precision, cpu=cpu)
-    except ValueError:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(mixed_precision=precision, cpu=cpu)
-
-
-def _check_classes(net: nn.Module, data: Data) -> None:
+def _check(net: nn.Module, data: Data) -> None:
+    if not adapted(net).plan.learned_parameters:
+        raise ConfigError("nothing is left to learn; give a larger fraction, or learn norm or head.")
     count = getattr(net, "num_classes", None)
     if isinstance(count, int) and count != len(data.classes):
         raise ConfigError(

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 import sparsetune.models  # noqa: F401  (registers the paper's networks with timm)
-from sparsetune.backbone import ORIGIN, Backbone, Origin
+from sparsetune.arguments import plain_arguments
+from sparsetune.backbone import ORIGIN, Backbone, Origin, file_digest, load_checkpoint, take_values
 from sparsetune.errors import BackboneError, ConfigError, SparsetuneError, UnknownNameError
 from sparsetune.layers import head_names
+from sparsetune.meta import without_memory
 from sparsetune.observe import Observation, observing
 from sparsetune.seeding import draw
 
 TORCHVISION = "torchvision/"
 HUB = ("hf-hub:", "hf_hub:")
-RESERVED = frozenset(
-    {
-        "cache_dir",
-        "checkpoint_path",
-        "num_classes",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_strict",
-        "scriptable",
-        "weights",
-        "weights_backbone",
-    }
-)
-"""Constructor arguments that reach the network or the disk, or that ``create`` sets itself."""
 
 
 def names(pattern: str | None = None) -> list[str]:
@@ -60,6 +49,7 @@ def create(
     num_classes: int | None = None,
     seed: int = 0,
     pretrained: bool = False,
+    revision: str | None = None,
     checkpoint: str | Path | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -73,8 +63,10 @@ def create(
         num_classes: Class count; ``None`` for the model's own.
         seed: Seed of the random values.
         pretrained: Take the library's published weights. A classifier for another class count is seeded.
+        revision: Of the published weights: a commit of their hub repository, or torchvision's name for them;
+            ``None`` for the latest.
         checkpoint: A whole checkpoint in safetensors format to take values from, likewise.
-        **kwargs: Arguments of the model's constructor.
+        **kwargs: Arguments of the model's constructor, plain JSON values.
 
     Returns:
         The plain model, in training mode, on the CPU.
@@ -86,16 +78,24 @@ def create(
     """
     if pretrained and checkpoint is not None:
         raise ConfigError(f"pretrained=True and checkpoint='{checkpoint}' both give the weights; keep one.")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 0):
+        raise ConfigError(f"num_classes {num_classes!r} is not a whole number of 0 or more.")
     library, plain_name = _split(name)
+    kwargs = plain_arguments(name, kwargs)
     with observing() as seen:
-        net = _build(library, plain_name, num_classes, kwargs, pretrained)
+        net = _build(library, plain_name, num_classes, kwargs, pretrained, revision)
     _draw_random(net, seen, seed)
-    count = num_classes if num_classes is not None else int(getattr(net, "num_classes", 0)) or _count(net)
+    count = num_classes if num_classes is not None else _count(net, name)
     if checkpoint is not None:
-        backbone = Backbone(kind="file", seed=seed, source=Path(checkpoint).name, sha256=_digest(checkpoint))
-        _load_checkpoint(net, Path(checkpoint))
+        backbone = Backbone(
+            kind="file", seed=seed, source=Path(checkpoint).name, sha256=file_digest(checkpoint)
+        )
+        load_checkpoint(net, checkpoint)
     elif pretrained:
-        backbone = Backbone(kind="pretrained", seed=seed, source=_published(net, library, plain_name))
+        if library == "torchvision" and not _has_own_count(plain_name, num_classes, revision):
+            _take_published(net, plain_name, kwargs, revision)
+        source, revision = _published(net, library, plain_name, revision)
+        backbone = Backbone(kind="pretrained", seed=seed, source=source, revision=revision)
     else:
         backbone = Backbone(kind="seed", seed=seed)
     origin = Origin(library=library, name=plain_name, kwargs=kwargs, num_classes=count, backbone=backbone)
@@ -120,7 +120,7 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
                 f"the backbone is the checkpoint '{root.source}' (SHA-256 {root.sha256}), which is not at "
                 "hand; pass its path as backbone (--backbone on the command line)."
             )
-        found = _digest(checkpoint)
+        found = file_digest(checkpoint)
         if found != root.sha256:
             raise BackboneError(
                 f"{checkpoint} has SHA-256 {found}, but the backbone is a file with {root.sha256}; "
@@ -132,15 +132,23 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
         num_classes=origin.num_classes,
         seed=root.seed,
         pretrained=root.kind == "pretrained",
+        revision=root.revision,
         checkpoint=checkpoint if root.kind == "file" else None,
         **origin.kwargs,
     )
 
 
 def skeleton(origin: Origin) -> nn.Module:
-    """Build the model that ``origin`` describes without memory for its values (on the meta device)."""
-    with torch.device("meta"):
-        return _build(origin.library, origin.name, origin.num_classes, origin.kwargs, pretrained=False)
+    """Build the model that ``origin`` describes without memory for its values (on the meta device).
+
+    Raises:
+        UnknownNameError: When there is no such model.
+        ConfigError: When its arguments do not fit, or ask for too much.
+    """
+    prefix = TORCHVISION if origin.library == "torchvision" else ""
+    library, name = _split(prefix + origin.name)
+    kwargs = plain_arguments(name, origin.kwargs)
+    return without_memory(lambda: _build(library, name, origin.num_classes, kwargs))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -155,31 +163,83 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _build(
-    library: str, name: str, num_classes: int | None, kwargs: dict[str, Any], pretrained: bool
+    library: str,
+    name: str,
+    num_classes: int | None,
+    kwargs: dict[str, Any],
+    pretrained: bool = False,
+    revision: str | None = None,
 ) -> nn.Module:
-    reserved = sorted(RESERVED & set(kwargs))
-    if reserved:
-        raise ConfigError(
-            f"model argument '{reserved[0]}' cannot be passed to {name}; create() sets it itself."
-        )
     arguments = dict(kwargs) if num_classes is None else {**kwargs, "num_classes": num_classes}
+    with _explaining(name, arguments, pretrained):
+        if library == "timm":
+            exact, pin = _pinned(name, revision) if pretrained and revision else (name, {})
+            net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
+            return net
+        builder = torchvision.models.get_model_builder(name)
+        weights: dict[str, Any] = {
+            given: None for given in ("weights", "weights_backbone") if given in signature(builder).parameters
+        }
+        if pretrained and _has_own_count(name, num_classes, revision):
+            weights = {"weights": _weights(name, revision)}
+        made: nn.Module = builder(**weights, **arguments)
+        return made
+
+
+def _pinned(name: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments that make timm take one revision of its published weights."""
+    if name.startswith(HUB):
+        return f"{name.partition('@')[0]}@{revision}", {}
+    config = timm.get_pretrained_cfg(name)
+    where = f"{config.hf_hub_id}@{revision}"
+    return name, {"pretrained_cfg_overlay": {"hf_hub_id": where, "custom_load": config.custom_load}}
+
+
+def _weights(name: str, revision: str | None) -> Any:
+    known = torchvision.models.get_model_weights(name)
+    return known[revision] if revision else known.DEFAULT
+
+
+def _has_own_count(name: str, num_classes: int | None, revision: str | None) -> bool:
+    return num_classes in (None, len(_weights(name, revision).meta["categories"]))
+
+
+def _take_published(net: nn.Module, name: str, kwargs: dict[str, Any], revision: str | None) -> None:
+    """Copy torchvision's published values into a model with another class count (its builder refuses)."""
+    with observing():
+        published = _build("torchvision", name, None, kwargs, True, revision)
+    take_values(net, published.state_dict(), f"the published {name}")
+
+
+def _published(net: nn.Module, library: str, name: str, revision: str | None) -> tuple[str, str | None]:
+    """Name and revision of the published values that ``net`` holds."""
+    if library == "torchvision":
+        return TORCHVISION + name, _weights(name, revision).name
+    config = getattr(net, "pretrained_cfg", None) or {}
+    hub, _, pinned = str(config.get("hf_hub_id") or "").partition("@")
+    if not hub:
+        return str(config.get("url") or f"timm/{name}"), None
+    files = [config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin"]
+    found = [try_to_load_from_cache(hub, file, revision=pinned or None) for file in files if file]
+    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
+    return hub, pinned or next(iter(commits), None)
+
+
+@contextmanager
+def _explaining(name: str, arguments: dict[str, Any], pretrained: bool) -> Iterator[None]:
+    """Turn what a library raises into one sentence."""
     try:
-        if library == "torchvision":
-            weights = "DEFAULT" if pretrained else None
-            net: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
-        else:
-            net = timm.create_model(name, pretrained=pretrained, **arguments)
+        yield
     except SparsetuneError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if pretrained:
             raise BackboneError(
-                f"pretrained weights of {name} cannot be had ({reason}); fetch them once where there is a "
-                "network, or leave pretrained out."
+                f"pretrained weights of {name} cannot be had ({reason}); "
+                "fetch them once where there is a network, or leave pretrained out."
             ) from error
-        raise ConfigError(f"{name} cannot be built with {arguments} ({reason}).") from error
-    return net
+        raise ConfigError(f"{name} cannot be built with {reprlib.repr(arguments)} ({reason}).") from error
 
 
 def _draw_random(net: nn.Module, seen: Observation, seed: int) -> None:
@@ -196,49 +256,10 @@ def _draw_random(net: nn.Module, seen: Observation, seed: int) -> None:
             tensors[name].copy_(draw(seed, name, tensors[name].shape, law))
 
 
-def _load_checkpoint(net: nn.Module, path: Path) -> None:
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(f"{path} is not a readable safetensors checkpoint ({error}).") from error
-    heads = head_names(net)
-    expected = net.state_dict()
-    for name in list(found):
-        under_head = any(name.startswith(head + ".") for head in heads)
-        if under_head and name in expected and expected[name].shape != found[name].shape:
-            found[name] = expected[name]
-    for name, value in expected.items():
-        if name not in found:
-            raise BackboneError(
-                f"{path} lacks '{name}', which the model expects with shape {tuple(value.shape)}."
-            )
-        if found[name].shape != value.shape:
-            raise BackboneError(
-                f"{path} holds '{name}' with shape {tuple(found[name].shape)}; "
-                f"the model expects {tuple(value.shape)}."
-            )
-    extra = sorted(set(found) - set(expected))
-    if extra:
-        raise BackboneError(f"{path} holds '{extra[0]}', which the model does not have.")
-    net.load_state_dict(found)
-
-
-def _digest(path: str | Path) -> str:
-    digest = sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise BackboneError(f"checkpoint {path} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
-
-
-def _published(net: nn.Module, library: str, name: str) -> str:
-    config = getattr(net, "pretrained_cfg", None) or {}
-    return str(config.get("hf_hub_id") or config.get("url") or f"{library}/{name}")
-
-
-def _count(net: nn.Module) -> int:
-    heads = [net.get_submodule(name) for name in head_names(net)]
-    return int(getattr(heads[-1], "out_features", 0)) if heads else 0
+def _count(net: nn.Module, name: str) -> int:
+    own = getattr(net, "num_classes", None)
+    heads = [net.get_submodule(head) for head in head_names(net)]
+    found = own if type(own) is int else getattr(heads[-1], "out_features", 0) if heads else 0
+    if not found:
+        raise ConfigError(f"{name} does not say how many classes it has; pass num_classes, 0 for none.")
+    return int(found)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, deltas, evaluate, fit, models, plan, predict
+from sparsetune.cli import bench, console, deltas, evaluate, fit, models, plan, predict
 from sparsetune.errors import SparsetuneError
 
-INTERRUPTED = 130
+MISTAKE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="sparsetune",
@@ -21,24 +25,40 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("fit")(fit.fit)
-app.command("plan")(plan.plan)
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("info")(deltas.info)
-app.command("verify")(deltas.verify)
-app.command("merge")(deltas.merge)
-app.command("bench")(bench.bench)
-app.command("models")(models.models)
+
+
+def _command(name: str, function: Callable[..., None]) -> None:
+    """Add a command; a user's mistake ends in one sentence, and so does Ctrl-C."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        try:
+            function(*args, **kwargs)
+        except SparsetuneError as error:
+            console.complain(error)
+            raise typer.Exit(MISTAKE) from error
+        except KeyboardInterrupt as interrupt:
+            typer.echo("interrupted; all that was finished is kept.", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+    app.command(name)(guarded)
+
+
+_command("fit", fit.fit)
+_command("plan", plan.plan)
+_command("eval", evaluate.evaluate)
+_command("predict", predict.predict)
+_command("info", deltas.info)
+_command("verify", deltas.verify)
+_command("merge", deltas.merge)
+_command("bench", bench.bench)
+_command("models", models.models)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    """Run the command line."""
     try:
         app()
-    except SparsetuneError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("interrupted; all that was finished is kept.", err=True)
         sys.exit(INTERRUPTED)

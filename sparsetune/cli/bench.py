@@ -7,9 +7,10 @@ from typing import Annotated
 import torch
 import typer
 
+from sparsetune.bench import Timing
 from sparsetune.bench import bench as measure
 from sparsetune.cli import console, options
-from sparsetune.machine import describe_machine
+from sparsetune.machine import describe_machine, pick_device
 from sparsetune.zoo import create
 
 
@@ -38,7 +39,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     learn = options.learn_from(fraction, filters, dim, layers, norm, head, None)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = str(pick_device(device))
     with console.progress() as bars:
         task = bars.add_task(f"{model}", total=None)
         rows = measure(
@@ -62,15 +63,16 @@ def bench(
     if as_json:
         console.print_json({**settings, **describe_machine(), "rows": [row.to_json() for row in rows]})
         return
-    table = console.table("", "learned", "step", "of full", "inference", "of full")
-    for row in rows:
-        step, infer = f"{row.step_ms:.1f} ms", f"{row.infer_ms:.1f} ms"
-        table.add_row(
-            row.name,
-            f"{row.learned_parameters:,}",
-            step,
-            f"{row.step_ratio:.2f}",
-            infer,
-            f"{row.infer_ratio:.2f}",
-        )
-    console.out.print(table)
+    where = f"{place}, threads {torch.get_num_threads()}" if place == "cpu" else place
+    console.out.print(
+        f"{model}, batches of {batch_size}x3x{size}x{size}, {where}; medians of {rounds} rounds"
+    )
+    console.print_table(
+        ["", "learned", "step", "of full", "inference", "of full"], [_row(timing) for timing in rows]
+    )
+
+
+def _row(timing: Timing) -> list[str]:
+    step, infer = f"{timing.step_ms:.1f} ms", f"{timing.infer_ms:.1f} ms"
+    shares = f"{timing.step_ratio:.2f}", f"{timing.infer_ratio:.2f}"
+    return [timing.name, f"{timing.learned_parameters:,}", step, shares[0], infer, shares[1]]

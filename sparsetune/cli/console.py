@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -18,27 +27,52 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows on stdout in columns, figures to the right; no cell is ever wrapped."""
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    for number, row in enumerate([header, *rows]):
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if index else cell + space)
+        out.print("  ".join(cells).rstrip(), style="bold" if number == 0 else None)
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Print names and what they stand for on stdout, one a line."""
+    width = max(len(name) for name, _ in fields)
+    for name, text in fields:
+        out.print(f"{name:<{width}}  {text}")
+
+
+def complain(error: Exception) -> None:
+    """Print what went wrong on stderr; of several problems each on its own line."""
+    typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+
+
 def progress() -> Progress:
     """Make a progress bar on stderr; it is silent where stderr is no terminal."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=err,
         disable=not err.is_terminal,
+        transient=True,
     )
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """Make a table whose first column is text and the others are figures."""
-    made = Table(title=title, box=None, title_justify="left", pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    return made
+def size(count: float) -> str:
+    """Return a number of bytes as text in B, KiB, MiB or GiB."""
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 2)):
+        if count < 1024:
+            return f"{count:.{digits}f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
 
 
-def kib(size: float) -> str:
-    """Return a size in bytes as text in KiB or MiB."""
-    return f"{size / 1024:,.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):,.2f} MiB"
+def share(part: int, whole: int) -> str:
+    """Return how many values of how many, and their share, as text."""
+    return f"{part:,} of {whole:,} values ({part / max(whole, 1):.1%})"

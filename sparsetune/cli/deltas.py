@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from safetensors.torch import save as to_bytes
@@ -13,6 +13,7 @@ from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_bytes
 from sparsetune.header import Header
+from sparsetune.learn import Learn
 from sparsetune.saving import inspect, load
 from sparsetune.saving import verify as check
 
@@ -36,8 +37,7 @@ def info(delta: Delta, as_json: options.Json = False) -> None:
         }
         console.print_json(value)
         return
-    for name, text in _rows(header, size):
-        console.out.print(f"{name:<14} {text}", markup=False)
+    console.print_fields(_rows(header, size))
 
 
 def verify(
@@ -56,13 +56,13 @@ def verify(
         if as_json:
             console.print_json({"delta": str(delta), "intact": False, "reason": str(error)})
         else:
-            typer.echo(f"error: {error}", err=True)
+            console.complain(error)
         raise typer.Exit(1) from error
     if as_json:
         console.print_json({"delta": str(delta), "intact": True, "fingerprint": header.fingerprint})
     else:
         words = f"{len(header.entries)} tensors, backbone {header.backbone.describe()}"
-        console.out.print(f"{delta}: intact ({words}, fingerprint {header.fingerprint[:12]}…)", markup=False)
+        console.out.print(f"{delta}: intact ({words}, fingerprint {header.fingerprint[:12]}…)")
 
 
 def merge(
@@ -82,27 +82,27 @@ def merge(
         raise ConfigError(
             f"'{out}' does not end in .safetensors, the one format that merge writes; rename it."
         )
+    if out.exists() and delta.exists() and out.samefile(delta):
+        raise ConfigError(f"'{out}' is the delta itself; choose another name for the checkpoint.")
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
-    tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
+    tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
     write_bytes(out, to_bytes(tensors, metadata={"format": "pt"}))
     use = f"{header.library}: {header.model}, num_classes={header.num_classes}"
     if as_json:
         console.print_json({"checkpoint": str(out), "bytes": out.stat().st_size, "tensors": len(tensors)})
     else:
-        console.out.print(
-            f"{out}  {console.kib(out.stat().st_size)}, a plain checkpoint of {use}", markup=False
-        )
+        console.out.print(f"{out}  ({console.size(out.stat().st_size)}, a plain checkpoint of {use})")
 
 
-def _rows(header: Header, size: int) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = [
+def _rows(header: Header, size: int) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = [
         ("model", f"{header.library} {header.model}, {header.num_classes} classes"),
         ("backbone", header.backbone.describe()),
         ("fingerprint", header.fingerprint),
-        ("learned", _learned(header)),
-        ("tensors", f"{len(header.entries)}, {console.kib(header.learned_bytes)}"),
-        ("file", f"{console.kib(size)}, format {header.format}"),
+        ("learned", _learned(header.learn)),
+        ("tensors", f"{len(header.entries)}, together {console.size(header.learned_bytes)}"),
+        ("file", f"{console.size(size)}, format {header.format}"),
     ]
     if header.kwargs:
         rows.insert(1, ("arguments", ", ".join(f"{k}={v}" for k, v in header.kwargs.items())))
@@ -116,11 +116,15 @@ def _rows(header: Header, size: int) -> list[tuple[str, Any]]:
         )
     result = header.training.get("result")
     if isinstance(result, dict) and isinstance(result.get("test_top1"), float):
-        rows.append(("trained", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
+        rows.append(("test accuracy", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
     rows.append(("written by", ", ".join(f"{k} {v}" for k, v in header.versions.items())))
     return rows
 
 
-def _learned(header: Header) -> str:
-    spec = {k: v for k, v in header.learn.to_json().items() if v is not None}
-    return ", ".join(f"{name} {value}" for name, value in spec.items())
+def _learned(learn: Learn) -> str:
+    size = f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters"
+    words = [f"{size} along {learn.dim}"]
+    words += [f"layers {' '.join(learn.layers)}"] if learn.layers else []
+    words += ["norm" if learn.norm else "no norm", "head" if learn.head else "no head"]
+    words += [f"frozen {learn.frozen}"] if learn.frozen else []
+    return ", ".join(words)

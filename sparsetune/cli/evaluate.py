@@ -14,6 +14,7 @@ from sparsetune.data import NAMES, Data, loader, open_data
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.header import Header
 from sparsetune.inference import predict_logits
+from sparsetune.machine import pick_device
 from sparsetune.metrics import Scores, diversity, scores
 from sparsetune.saving import inspect, load
 
@@ -26,12 +27,10 @@ def evaluate(
     ] = None,
     test_limit: Annotated[
         int | None,
-        typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes."),
+        typer.Option("--test-limit", help="Use so many test pictures, balanced over classes."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time.")] = 256,
-    workers: Annotated[
-        int, typer.Option("--workers", "-j", min=0, help="Processes that decode pictures.")
-    ] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Pictures at a time.")] = 256,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that decode pictures.")] = 0,
     device: options.Device = None,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
@@ -41,12 +40,12 @@ def evaluate(
 
     Example: sparsetune eval a.safetensors b.safetensors --data digits
     """
+    place = pick_device(device)
     headers = [inspect(path) for path in deltas]
     source = data or _trained_on(headers[0])
     opened = open_data(source, test_limit=test_limit)
     for path, header in zip(deltas, headers, strict=True):
         _check_classes(path, header, opened)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     members, labels = [], torch.empty(0, dtype=torch.int64)
     with console.progress() as bars:
         for path, header in zip(deltas, headers, strict=True):
@@ -58,7 +57,7 @@ def evaluate(
                 workers=workers,
             )
             logits, labels = predict_logits(net, bars.track(batches, description=path.name))
-            members.append(logits.softmax(1))
+            members.append(logits.double().softmax(1))
     _print(deltas, opened, torch.stack(members), labels, as_json)
 
 
@@ -76,13 +75,11 @@ def _print(deltas: list[Path], data: Data, members: Tensor, labels: Tensor, as_j
     if as_json:
         console.print_json(value)
         return
-    table = console.table("delta", "top-1", "top-5", "NLL", "Brier", "ECE")
-    for path, s in zip(deltas, found, strict=True):
-        table.add_row(str(path), *_cells(s))
+    console.out.print(f"{len(labels):,} test pictures of {data.name}")
+    rows = [[str(path), *_cells(s)] for path, s in zip(deltas, found, strict=True)]
     if together:
-        table.add_row("ensemble", *_cells(together))
-    console.out.print(f"{len(labels):,} test pictures of {data.name}", markup=False)
-    console.out.print(table)
+        rows.append(["ensemble", *_cells(together)])
+    console.print_table(["delta", "top-1", "top-5", "NLL", "Brier", "ECE"], rows)
     if differ:
         console.out.print(
             f"mutual information {differ.mutual_information:.4f} nats, disagreement {differ.disagreement:.2%}"
@@ -104,8 +101,10 @@ def _trained_on(header: Header) -> str:
 
 def _check_classes(path: Path, header: Header, data: Data) -> None:
     classes = header.classes
-    if classes is not None and classes != data.classes:
-        raise DataError(
-            f"{path} knows {len(classes)} classes ({', '.join(classes[:3])}, …), but {data.name} has "
-            f"{len(data.classes)} ({', '.join(data.classes[:3])}, …); evaluate it on data of its own classes."
-        )
+    if header.num_classes == len(data.classes) and classes in (None, data.classes):
+        return
+    named = f" ({', '.join(classes[:3])}, …)" if classes else ""
+    raise DataError(
+        f"{path} knows {header.num_classes} classes{named}, but {data.name} has "
+        f"{len(data.classes)} ({', '.join(data.classes[:3])}, …); evaluate it on data of its own classes."
+    )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from sparsetune.cli import console, options
+from sparsetune.cli.options import DATA, RUN, TRAINING
 from sparsetune.config import FitConfig
-from sparsetune.data import Data
+from sparsetune.data import NAMES, Data
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.folders import CHECKPOINT, CURVES, DELTA
 from sparsetune.plan import Plan
-from sparsetune.runs import CHECKPOINT, CONFIG, DELTA, Outcome, Run, run
+from sparsetune.runs import Outcome, Run, run
+from sparsetune.saving import inspect
 from sparsetune.training import Epoch, Step
+
+Made = TypeVar("Made")
 
 
 def fit(
@@ -27,47 +34,90 @@ def fit(
     norm: options.Norm = True,
     head: options.Head = True,
     frozen: options.Frozen = None,
-    data: options.DataName = "digits",
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Resize pictures to this side.")] = None,
-    train_limit: Annotated[
-        int | None,
-        typer.Option("--train-limit", min=1, help="Use so many training pictures, balanced over classes."),
-    ] = None,
-    test_limit: Annotated[
-        int | None,
-        typer.Option("--test-limit", min=1, help="Use so many test pictures, balanced over classes."),
-    ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training pictures.")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step.")] = 64,
-    opt: Annotated[
-        str, typer.Option("--opt", help="One of timm's optimisers, such as momentum or adamw.")
-    ] = "momentum",
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate at the start.")] = 0.1,
-    sched: Annotated[
-        str, typer.Option("--sched", help="How it falls: cosine, tanh, poly or none.")
-    ] = "cosine",
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="On learned weights.")] = 5e-4,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the training: order, augmentation, dropout.")
-    ] = 0,
     backbone_seed: options.BackboneSeed = 0,
     pretrained: options.Pretrained = False,
     init_from: Annotated[
         str | None,
         typer.Option(
-            "--init-from", help="A whole .safetensors checkpoint to stand on, or a delta to start from."
+            "--init-from",
+            rich_help_panel=options.LEARNED,
+            help="A whole .safetensors checkpoint to stand on, or a delta to start from.",
         ),
     ] = None,
-    amp: Annotated[str | None, typer.Option("--amp", help="Mixed precision: bf16 or fp16.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that decode pictures.")] = 0,
-    device: options.Device = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
-    time_budget: Annotated[
-        str | None, typer.Option("--time-budget", help="Stop cleanly after this long, such as 90s or 9m.")
+    data: options.DataName = "digits",
+    size: Annotated[
+        int | None, typer.Option("--size", rich_help_panel=DATA, help="Resize pictures to this side.")
     ] = None,
+    train_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--train-limit",
+            rich_help_panel=DATA,
+            help="Use so many training pictures, balanced over classes.",
+        ),
+    ] = None,
+    test_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--test-limit", rich_help_panel=DATA, help="Use so many test pictures, balanced over classes."
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", "-j", rich_help_panel=DATA, help="Processes that decode pictures."),
+    ] = 0,
+    epochs: Annotated[
+        int, typer.Option("--epochs", rich_help_panel=TRAINING, help="Passes over the training pictures.")
+    ] = 10,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", rich_help_panel=TRAINING, help="Pictures a step.")
+    ] = 64,
+    opt: Annotated[
+        str,
+        typer.Option(
+            "--opt",
+            rich_help_panel=TRAINING,
+            help="One of timm's optimisers, such as momentum, or adamw with --lr 0.001.",
+        ),
+    ] = "momentum",
+    lr: Annotated[
+        float, typer.Option("--lr", rich_help_panel=TRAINING, help="Learning rate at the start.")
+    ] = 0.1,
+    sched: Annotated[
+        str,
+        typer.Option(
+            "--sched", rich_help_panel=TRAINING, help="How it falls to zero: cosine, tanh or poly; or none."
+        ),
+    ] = "cosine",
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", rich_help_panel=TRAINING, help="On learned weights.")
+    ] = 5e-4,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", rich_help_panel=TRAINING, help="Seed of the training: order, augmentation, dropout."
+        ),
+    ] = 0,
+    amp: Annotated[
+        str | None, typer.Option("--amp", rich_help_panel=TRAINING, help="Mixed precision: bf16 or fp16.")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", rich_help_panel=TRAINING, help="Use torch.compile.")
+    ] = False,
+    device: options.Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if left out.")
+        Path | None,
+        typer.Option("--out", rich_help_panel=RUN, help="Folder of the run; runs/NAME if left out."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", rich_help_panel=RUN, help="Go on where the same command stopped."),
+    ] = False,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--time-budget", rich_help_panel=RUN, help="Stop cleanly after this long, such as 90s or 9m."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -77,8 +127,8 @@ def fit(
 
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder.
     """
-    budget = None if time_budget is None else seconds_from(time_budget)
     problems: list[str] = []
+    budget = _collect(problems, lambda: None if time_budget is None else seconds_from(time_budget))
     learn = _collect(problems, lambda: options.learn_from(fraction, filters, dim, layers, norm, head, frozen))
     config = _collect(
         problems,
@@ -99,8 +149,8 @@ def fit(
     ConfigError.collect(problems)
     settings = Run(
         model=model,
-        learn=learn,
-        config=config,
+        learn=_any(learn),
+        config=_any(config),
         data=data,
         size=size,
         train_limit=train_limit,
@@ -109,24 +159,23 @@ def fit(
         pretrained=pretrained,
         init_from=init_from,
     )
-    folder = out or _folder(settings.name, resume)
     with console.progress() as bars:
         outcome = run(
             settings,
-            folder,
+            out,
             resume=resume,
             time_budget=budget,
-            watch=_Watch(bars, settings.config.epochs),
+            watch=_Watch(bars, epochs),
             started=_announce,
         )
     if as_json:
         console.print_json(_summary(outcome))
     elif outcome.finished:
         _report(outcome, settings)
-    else:
-        done = len(outcome.history)
+    if not outcome.finished:
         console.err.print(
-            f"time is up after {done} of {epochs} epochs; the same command with --resume goes on."
+            f"time is up after {_epochs(len(outcome.history))} of {epochs}, saved in {outcome.folder}; "
+            "the same command with --resume goes on."
         )
 
 
@@ -134,28 +183,17 @@ def _any(value: Any) -> Any:
     return value
 
 
-def _collect(problems: list[str], make: Any) -> Any:
+def _collect(problems: list[str], make: Callable[[], Made]) -> Made | None:
     try:
         return make()
     except SparsetuneError as error:
         problems.append(str(error))
-
-
-def _folder(name: str, resume: bool) -> Path:
-    """``runs/NAME``; numbered where that holds another run that is not to be resumed."""
-    folder, number = Path("runs") / name, 1
-    while not resume and (folder / CONFIG).is_file():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+        return None
 
 
 def _announce(made: Plan, data: Data) -> None:
-    share = made.learned_parameters / made.total_parameters
-    console.err.print(
-        f"learning {made.learned_parameters:,} of {made.total_parameters:,} values ({share:.1%}) "
-        f"on {len(data.train or ()):,} pictures of {data.name}"
-    )
+    learned = console.share(made.learned_parameters, made.total_parameters)
+    console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
 
 
 class _Watch:
@@ -163,20 +201,19 @@ class _Watch:
 
     def __init__(self, bars: Progress, epochs: int) -> None:
         self.bars, self.epochs = bars, epochs
-        self.task: Any = None
+        self.task: TaskID | None = None
 
     def __call__(self, event: Step | Epoch) -> None:
         if isinstance(event, Step):
-            total = self.epochs * event.steps
             if self.task is None:
-                self.task = self.bars.add_task("training", total=total)
+                self.task = self.bars.add_task("training", total=self.epochs * event.steps)
             done = (event.epoch - 1) * event.steps + event.step
             text = f"epoch {event.epoch}/{self.epochs}  loss {event.loss:.3f}"
             self.bars.update(self.task, completed=done, description=text)
         else:
             console.err.print(
-                f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:6.2%}  "
-                f"test {event.test_top1:6.2%}  {event.seconds:.1f} s"
+                f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
+                f"test {event.test_top1:7.2%}  {event.seconds:.1f} s"
             )
 
 
@@ -196,17 +233,36 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 def _report(outcome: Outcome, settings: Run) -> None:
     last, made, delta = outcome.history[-1], outcome.plan, outcome.folder / DELTA
-    whole = made.total_parameters * made.itemsize
-    size = delta.stat().st_size
+    whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
     seconds = sum(record.seconds for record in outcome.history)
-    rows = [
-        ("test accuracy", f"{last.test_top1:.2%}  (top-5 {last.test_top5:.2%}, loss {last.test_loss:.3f})"),
-        ("learned", f"{made.learned_parameters:,} of {made.total_parameters:,} values"),
-        ("delta", f"{delta}  {console.kib(size)}, {size / whole:.1%} of a whole checkpoint"),
-        ("time", f"{seconds:.1f} s for {len(outcome.history)} epochs"),
-        ("curves", str(outcome.folder / "curves.png")),
-    ]
-    for name, text in rows:
-        console.out.print(f"{name:<14} {text}", markup=False)
-    data = "" if settings.data == "digits" else f" --data {settings.data}"
-    console.out.print(f"\nnext: sparsetune eval {delta}{data}", markup=False)
+    console.print_fields(
+        [
+            (
+                "test accuracy",
+                f"{last.test_top1:.2%}  (top-5 {last.test_top5:.2%}, loss {last.test_loss:.3f})",
+            ),
+            ("learned", console.share(made.learned_parameters, made.total_parameters)),
+            ("delta", str(delta)),
+            ("size", f"{console.size(size)}, {size / whole:.1%} of a whole checkpoint"),
+            ("curves", str(outcome.folder / CURVES)),
+            ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
+        ]
+    )
+    console.out.print(f"\nnext: {shlex.join(_next(delta, settings))}")
+
+
+def _next(delta: Path, settings: Run) -> list[str]:
+    """The command that measures the delta; it works where ``fit`` worked."""
+    words = ["sparsetune", "eval", str(delta)]
+    if settings.data not in NAMES:
+        words += ["--data", settings.data]
+    root = inspect(delta).backbone.root
+    if root.kind == "file":
+        words += ["--backbone", str(settings.init_from)]
+    if root.kind == "pretrained":
+        words += ["--allow-network"]
+    return words
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"

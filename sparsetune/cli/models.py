@@ -8,6 +8,7 @@ import typer
 
 from sparsetune.cli import console
 from sparsetune.cli.options import Json
+from sparsetune.errors import UnknownNameError
 from sparsetune.zoo import names
 
 
@@ -22,10 +23,10 @@ def models(
     Example: sparsetune models wrn
     """
     found = names(pattern)
+    if not found:
+        raise UnknownNameError("model", str(pattern), names())
     if as_json:
         console.print_json(found)
         return
     for name in found:
-        console.out.print(name, markup=False)
-    if not found:
-        console.err.print(f"no model matches '{pattern}'.", markup=False)
+        console.out.print(name)

@@ -8,37 +8,68 @@ import typer
 
 from sparsetune.learn import Learn
 
+LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
+"""Panels of the help."""
+
 Model = Annotated[
     str, typer.Option("--model", help="timm name, torchvision/NAME, or one of ours; see `sparsetune models`.")
 ]
 Fraction = Annotated[
     float | None,
-    typer.Option("--fraction", help="Learn this fraction of each layer's filters (0.1 is 10 %)."),
+    typer.Option(
+        "--fraction",
+        rich_help_panel=LEARNED,
+        help="Learn this fraction of each layer's filters; 0.1 is 10 %.",
+    ),
 ]
 Filters = Annotated[
-    int | None, typer.Option("--filters", help="Learn this many filters of each layer instead.")
+    int | None,
+    typer.Option("--filters", rich_help_panel=LEARNED, help="Learn this many filters of each layer instead."),
 ]
-Dim = Annotated[str, typer.Option("--dim", help="Sliced dimension: out (filters), in, height or width.")]
+Dim = Annotated[
+    str,
+    typer.Option(
+        "--dim", rich_help_panel=LEARNED, help="Sliced dimension: out (filters), in, height or width."
+    ),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(
-        "--layers", help="Slice only layers under modules of this name or pattern; may be repeated."
+        "--layers",
+        rich_help_panel=LEARNED,
+        help="Slice only layers under modules of this name or pattern; may be repeated.",
     ),
 ]
-Norm = Annotated[bool, typer.Option("--norm/--no-norm", help="Learn normalisation's scale and shift.")]
-Head = Annotated[bool, typer.Option("--head/--no-head", help="Learn the classifier.")]
+Norm = Annotated[
+    bool,
+    typer.Option("--norm/--no-norm", rich_help_panel=LEARNED, help="Learn normalisation's scale and shift."),
+]
+Head = Annotated[
+    bool, typer.Option("--head/--no-head", rich_help_panel=LEARNED, help="Learn the classifier.")
+]
 Frozen = Annotated[
     str | None,
-    typer.Option("--frozen", help="What the rest of sliced layers must be: random, zero or pretrained."),
+    typer.Option(
+        "--frozen",
+        rich_help_panel=LEARNED,
+        help="What the rest of sliced layers must be: random, zero or pretrained.",
+    ),
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Stand on published weights, not on a seed.")]
-BackboneSeed = Annotated[int, typer.Option("--backbone-seed", min=0, help="Seed of the frozen values.")]
+Pretrained = Annotated[
+    bool,
+    typer.Option("--pretrained", rich_help_panel=LEARNED, help="Stand on published weights, not on a seed."),
+]
+BackboneSeed = Annotated[
+    int,
+    typer.Option("--backbone-seed", rich_help_panel=LEARNED, help="Seed of the frozen values."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 DataName = Annotated[
     str,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder.",
+        rich_help_panel=DATA,
+        help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder (images, Parquet).",
     ),
 ]
 BackboneFile = Annotated[

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from sparsetune.backbone import Backbone, Origin
 from sparsetune.cli import console, options
 from sparsetune.cost import arithmetic_share
-from sparsetune.plan import Plan, summary
+from sparsetune.plan import Part
 from sparsetune.plan import plan as make_plan
-from sparsetune.zoo import create
+from sparsetune.zoo import skeleton
 
 
 def plan(
@@ -34,21 +35,24 @@ def plan(
     Example: sparsetune plan --model densenet100_12 --fraction 0.1
     """
     learn = options.learn_from(fraction, filters, dim, layers, norm, head, frozen)
-    net = create(model, num_classes=num_classes)
+    seeded = Backbone(kind="seed")
+    net = skeleton(Origin(library="timm", name=model, kwargs={}, num_classes=num_classes, backbone=seeded))
     made = make_plan(net, learn)
     share = arithmetic_share(net, made, size)
     if as_json:
         console.print_json({"model": model, **made.to_json(), "arithmetic_share": share})
         return
-    console.out.print(_table(made))
-    console.out.print(summary(made))
+    console.print_table(["parameter", "shape", "learned", "values"], [_row(part) for part in made])
+    fields = [
+        ("learned", console.share(made.learned_parameters, made.total_parameters)),
+        ("delta", f"about {console.size(made.delta_bytes)}"),
+    ]
     if share is not None:
-        console.out.print(f"a training step is predicted to take {share:.0%} of a full step's arithmetic")
+        fields.append(("arithmetic", f"about {share:.0%} of a full training step's"))
+    console.out.print()
+    console.print_fields(fields)
 
 
-def _table(made: Plan) -> object:
-    shown = console.table("parameter", "shape", "learned", "values")
-    for part in made:
-        share = "all" if part.whole else f"{part.k}/{part.size}" if part.k else "-"
-        shown.add_row(part.name, "x".join(map(str, part.shape)), share, f"{part.learned_numel:,}")
-    return shown
+def _row(part: Part) -> list[str]:
+    share = "all" if part.whole else f"{part.k}/{part.size}" if part.k else "-"
+    return [part.name, "x".join(map(str, part.shape)), share, f"{part.learned_numel:,}"]

@@ -11,6 +11,7 @@ import typer
 from sparsetune.cli import console, options
 from sparsetune.data import decode
 from sparsetune.errors import ConfigError
+from sparsetune.machine import pick_device
 from sparsetune.saving import inspect, load
 
 
@@ -27,12 +28,12 @@ def predict(
 
     Example: sparsetune predict runs/NAME/delta.safetensors cat.jpg
     """
+    place = pick_device(device)
     header = inspect(delta)
     if header.preprocessing is None:
         raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
     pictures = [decode(path, f"image '{path}'") for path in images]
     x = torch.stack([header.preprocessing.apply(picture) for picture in pictures])
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = load(delta, backbone=backbone, allow_network=allow_network).to(place)
     with torch.inference_mode():
         probabilities = net(x.to(place)).softmax(1).cpu()
@@ -43,8 +44,8 @@ def predict(
         ranked = [(classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
         found.append({"image": str(path), "classes": [{"name": n, "probability": p} for n, p in ranked]})
         if not as_json:
-            console.out.print(str(path), markup=False, style="bold")
+            console.out.print(str(path), style="bold")
             for name, probability in ranked:
-                console.out.print(f"  {probability:7.2%}  {name}", markup=False)
+                console.out.print(f"  {probability:7.2%}  {name}")
     if as_json:
         console.print_json(found)

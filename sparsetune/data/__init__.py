@@ -16,12 +16,22 @@ import numpy as np
 from sparsetune.data import cifar, digits, hub, path
 from sparsetune.data.augment import Augment
 from sparsetune.data.images import decode
-from sparsetune.data.loading import loader
+from sparsetune.data.loading import count_steps, loader
 from sparsetune.data.splits import Split, Splits, balanced
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.preprocessing import Preprocessing
 
-__all__ = ["Augment", "Data", "NAMES", "Split", "cache_folder", "decode", "loader", "open_data"]
+__all__ = [
+    "Augment",
+    "Data",
+    "NAMES",
+    "Split",
+    "cache_folder",
+    "count_steps",
+    "decode",
+    "loader",
+    "open_data",
+]
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
 

@@ -60,7 +60,8 @@ def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
             image.load()
             return convert(image, "RGB")
     except Exception as error:  # a decoder that is given damaged bytes may raise anything
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(text.split()).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is none of {', '.join(_FORMATS)}"
         raise DataError(f"{name} cannot be decoded ({reason}); replace it or take it out.") from error

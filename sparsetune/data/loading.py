@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from sparsetune.data.augment import Augment
 from sparsetune.data.draws import draws, shuffled
@@ -37,7 +37,8 @@ def loader(
     """Make the loader of one epoch.
 
     The order depends on (seed, epoch) and the augmentation of sample ``i`` on (seed, epoch, i), whatever the
-    number of workers. No global random state is read or changed. The last batch may be smaller.
+    number of workers. No global random state is read or changed. The last batch may be smaller; a training
+    batch of one picture, which batch normalisation cannot learn from, joins the one before.
 
     Args:
         split: The pictures.
@@ -67,14 +68,23 @@ def loader(
     else:
         order = np.arange(len(split))
         samples = _Samples(split, preprocessing)
-    rest: list[int] = order[skip * batch_size :].tolist()
+    starts = [*range(0, len(order), batch_size)]
+    if train:
+        del starts[count_steps(len(order), batch_size) :]
+    batches = [part.tolist() for part in np.split(order, starts[1:])]
     return _Loader(
         samples,
-        batch_sampler=BatchSampler(rest, batch_size, drop_last=False),
+        batch_sampler=batches[skip:],
         collate_fn=_Collate(preprocessing),
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def count_steps(count: int, batch_size: int) -> int:
+    """Return the number of training batches that ``count`` pictures make."""
+    lone_last = count % batch_size == 1 and count > 1
+    return -(-count // batch_size) - lone_last
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Measures every bench-*.json of this folder again, on this machine: quiet, two threads, about ten minutes.
+set -euo pipefail
+cd "$(dirname "$0")"
+bench() {
+    local file=$1
+    shift
+    sparsetune bench --threads 2 --device cpu --json "$@" >"$file.new"
+    mv "$file.new" "$file"
+}
+bench bench-cpu-wrn28_4-f0.1.json --model wrn28_4 --fraction 0.1
+bench bench-cpu-wrn28_4-f0.4.json --model wrn28_4 --fraction 0.4
+bench bench-cpu-wrn28_4-norm.json --model wrn28_4 --filters 0 --no-head
+bench bench-cpu-densenet100_12-f0.1.json --model densenet100_12 --fraction 0.1
+bench bench-cpu-densenet100_12-f0.4.json --model densenet100_12 --fraction 0.4
+bench bench-cpu-resnet50-f0.1.json --model resnet50 --fraction 0.1 --batch-size 16 --size 96

@@ -1,0 +1,123 @@
+"""The folder of a run: which one it is, and whose."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsetune.errors import ConfigError, StorageError
+from sparsetune.files import write_text
+
+DELTA, METRICS, CONFIG, CURVES, CHECKPOINT = (
+    "delta.safetensors",
+    "metrics.jsonl",
+    "config.json",
+    "curves.png",
+    "checkpoint.safetensors",
+)
+
+RUNS = Path("runs")
+"""Where the folders are that no user named."""
+
+FREE = ("config.workers", "config.device")
+"""Settings that may differ when a run goes on."""
+
+
+def latest(name: str, settings: dict[str, Any]) -> Path | None:
+    """Return the last folder ``runs/NAME…`` of these settings; where none has them, the last of that name."""
+    taken = list(itertools.takewhile(Path.exists, _numbered(name)))
+    same = [f for f in taken if (there := _read(f)) is not None and not _differing(settings, there)]
+    return next(iter([*same[::-1], *taken[::-1]]), None)
+
+
+def check(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder that holds a run, unless that is to be resumed and has the same settings.
+
+    Raises:
+        ConfigError: When it does.
+    """
+    held = [name for name in (CONFIG, DELTA, CHECKPOINT) if (folder / name).exists()]
+    if held and not resume:
+        raise ConfigError(
+            f"{folder} holds a run already; add --resume to go on with it, or choose another --out."
+        )
+    there = _read(folder) if held else settings
+    if there is None:
+        raise ConfigError(f"{folder} holds a run without readable {CONFIG}; choose another --out.")
+    for name in _differing(settings, there)[:1]:
+        before, now = _flat(there).get(name), _flat(settings)[name]
+        raise ConfigError(
+            f"{folder} holds a run with {name} = {json.dumps(before)}, not {json.dumps(now)}; "
+            "resume with its settings, or choose another --out."
+        )
+
+
+def claim(folder: Path | None, name: str, settings: dict[str, Any]) -> Path:
+    """Make the folder of a run and write its settings there.
+
+    Args:
+        folder: Where; ``None`` makes a new one, ``runs/NAME`` or, if that is taken, ``runs/NAME-2`` and so
+            on, which no other run started at the same time gets.
+        name: For a new one.
+        settings: Plain JSON values.
+
+    Raises:
+        StorageError: When it cannot be written.
+    """
+    made = _make(name) if folder is None else folder
+    write_text(made / CONFIG, json.dumps(settings, indent=2) + "\n")
+    return made
+
+
+def leave(folder: Path) -> None:
+    """Take back a claim on a folder in which nothing was learned."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _make(name: str) -> Path:
+    try:
+        RUNS.mkdir(exist_ok=True)
+        while True:
+            folder = next(folder for folder in _numbered(name) if not folder.exists())
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {RUNS.absolute()}: {error.strerror}; choose another place with --out."
+        ) from error
+
+
+def _numbered(name: str) -> Iterator[Path]:
+    """Yield ``runs/NAME``, ``runs/NAME-2`` and so on."""
+    yield RUNS / name
+    for number in itertools.count(2):
+        yield RUNS / f"{name}-{number}"
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _differing(settings: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    here, before = _flat(settings), _flat(there)
+    return [name for name, value in here.items() if name not in FREE and before.get(name) != value]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as one mapping, with names such as ``config.lr``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}.{key}": item for key, item in inner.items()} if inner else {name: value}
+    return flat

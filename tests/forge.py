@@ -1,0 +1,161 @@
+"""Read and write delta files with nothing of sparsetune, from docs/format.md alone; and forge them."""
+
+import hashlib
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+
+import sparsetune as st
+
+STORED = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "bool": "BOOL",
+    "index": "U8",
+}
+SIZES = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1, "U8": 1}
+
+
+class Parts:
+    """A delta file taken apart: header, index, and the bytes of each packed tensor."""
+
+    def __init__(self, path):
+        data = Path(path).read_bytes()
+        (size,) = struct.unpack("<Q", data[:8])
+        table = json.loads(data[8 : 8 + size])
+        self.text = table.pop("__metadata__")["sparsetune"]
+        self.header = json.loads(self.text)
+        body = data[8 + size :]
+        self.packed = {name: body[slice(*item["data_offsets"])] for name, item in table.items()}
+        self.types = {name: item["dtype"] for name, item in table.items()}
+        self.index_bytes = self.packed.pop("index")
+        self.index = json.loads(zlib.decompress(self.index_bytes))
+
+    def tensors(self):
+        """Name -> tensor, cut out of the packed bytes in the index's order."""
+        offsets = dict.fromkeys(self.packed, 0)
+        found = {}
+        for name, dtype, shape in self.index:
+            count = torch.Size(shape).numel()
+            raw = bytearray(self.packed[dtype])
+            size = SIZES[STORED[dtype]]
+            values = torch.frombuffer(raw, dtype=getattr(torch, dtype), offset=offsets[dtype], count=count)
+            offsets[dtype] += count * size
+            found[name] = values.reshape(shape)
+        return found
+
+    def payload(self, packed):
+        digest = hashlib.sha256()
+        for name in sorted(packed):
+            digest.update(f"{name}\0{len(packed[name])}\0".encode() + packed[name])
+        return digest.hexdigest()
+
+    def write(self, path, *, index_bytes=None, seal=True, metadata=None):
+        """Write the parts, by default with both digests made right, as a forger would."""
+        if index_bytes is None:
+            index_bytes = zlib.compress(json.dumps(self.index).encode()) if seal else self.index_bytes
+        packed = {**self.packed, "index": index_bytes}
+        if seal:
+            if isinstance(self.header, dict) and isinstance(self.header.get("payload"), str):
+                self.header["payload"] = self.payload(packed)
+            self.text = sealed(self.header)
+        return raw(path, packed, self.types, {"sparsetune": self.text} if metadata is None else metadata)
+
+
+def sealed(header):
+    if not isinstance(header, dict):
+        return json.dumps(header)
+    return resealed(json.dumps({**header, "digest": ""}, sort_keys=True, separators=(",", ":")))
+
+
+def resealed(text):
+    """The text with the digest that it should have."""
+    blank = re.sub('"digest":"[0-9a-f]*"', '"digest":""', text, count=1)
+    return blank.replace('"digest":""', f'"digest":"{hashlib.sha256(blank.encode()).hexdigest()}"', 1)
+
+
+def raw(path, packed, types, metadata):
+    """Write a safetensors file by hand."""
+    table, body = {"__metadata__": metadata} if metadata is not None else {}, b""
+    order = sorted(packed, key=lambda name: -SIZES.get(types.get(name, STORED.get(name, "U8")), 1))
+    for name in order:
+        kind = types.get(name, STORED.get(name, "U8"))
+        shape = [len(packed[name]) // SIZES.get(kind, 1)]
+        table[name] = {
+            "dtype": kind,
+            "shape": shape,
+            "data_offsets": [len(body), len(body) + len(packed[name])],
+        }
+        body += packed[name]
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    Path(path).write_bytes(struct.pack("<Q", len(head)) + head + body)
+    return path
+
+
+def small(learn=None, *, seed=0, **kwargs):
+    """An adapted WRN-10-1 whose learned values and statistics have moved."""
+    net = st.create("wrn28_4", **{"depth": 10, "width": 1, "num_classes": 10, **kwargs}, seed=seed)
+    return moved(st.adapt_(net, learn or st.Learn(fraction=0.2)))
+
+
+def moved(net, seed=1):
+    """Move every learned value and statistic, as a training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in (*net.parameters(), *net.buffers()):
+            if value.is_floating_point() and value.requires_grad:
+                value.add_(torch.randn(value.shape, generator=generator).to(value.dtype), alpha=0.1)
+        for name, value in net.named_buffers():
+            if name.endswith("running_mean"):
+                value.add_(torch.randn(value.shape, generator=generator).to(value.dtype), alpha=0.1)
+            if name.endswith("running_var"):
+                value.mul_(1 + torch.rand(value.shape, generator=generator).to(value.dtype))
+            if name.endswith("num_batches_tracked"):
+                value.add_(17)
+    return net
+
+
+def same(a, b):
+    """Whether two models have equal names, dtypes and values."""
+    a, b = a.state_dict(), b.state_dict()
+    return list(a) == list(b) and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
+
+def measured(net):
+    """Digest over every value of a model, frozen ones too, and its float32 logits for one picture."""
+    net = st.merge_(net)
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    picture = ((torch.arange(3 * 16 * 16) * 37 % 101) / 50 - 1).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        logits = net.float().eval()(picture)[0]
+    return digest.hexdigest(), [round(value, 5) for value in logits.tolist()]
+
+
+def fresh(code, *args, **env):
+    """Run Python code in a new process; give the JSON that its last line prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **{k: str(v) for k, v in env.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
