@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class _Opened:
         if len(text) > LIMIT:
             raise self._damaged(f"its header is longer than {LIMIT} bytes")
         try:
-            value = json.loads(text, parse_constant=_refuse)
+            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise self._damaged("its header is not readable") from error
         if not isinstance(value, dict) or type(value.get("format")) is not int:
@@ -224,5 +225,7 @@ def _payload_digest(packed: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _finite(text: str) -> float:
+    if not isfinite(float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text)

@@ -15,7 +15,7 @@ def seconds_from(text: str) -> float:
     Raises:
         ConfigError: When ``text`` is not one.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
     if match is None:
         raise ConfigError(f"duration '{text}' is not a number with s, m or h behind it, such as 90s or 9m.")
     return float(match[1]) * UNITS[match[2]]

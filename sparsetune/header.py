@@ -36,6 +36,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST = 1000
+_DEEPEST = 32
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Header:
 
     Raises:
         ConfigError: When class names are not texts or not as many as classes, backbone and learn spec
-            contradict each other, or a text cannot be shown on one line.
+            contradict each other, a value is nested too deep, or a text cannot be shown on one line.
     """
 
     library: str
@@ -236,14 +237,16 @@ def _field(value: dict[str, Any], name: str, *kinds: type) -> Any:
     return value[name]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
     """Yield every text inside a plain JSON value, keys included."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"a value is nested more than {_DEEPEST} deep; make it flatter.")
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+            yield from _texts(key, depth)
+            yield from _texts(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, depth + 1)

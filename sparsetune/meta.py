@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sparsetune.errors import ConfigError
 
 MOST_PARAMETERS = 10_000
-"""Most parameter tensors that a model may have; the largest of timm's has about 3,000."""
+"""Most parameter tensors that a model may have; the largest of timm 1.0.31 has 1,853."""
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:

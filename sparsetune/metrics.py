@@ -85,7 +85,7 @@ def diversity(members: Tensor) -> Diversity:
     information = _entropy(members.mean(0)).mean() - _entropy(members).mean()
     top = members.argmax(2)
     differing = [(top[i] != top[j]).double().mean() for i in range(count) for j in range(i)]
-    return Diversity(information.item(), torch.stack(differing).mean().item())
+    return Diversity(max(information.item(), 0.0), torch.stack(differing).mean().item())
 
 
 def _calibration_error(confidence: Tensor, correct: Tensor) -> float:

@@ -85,7 +85,7 @@ def _first_inputs(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Geo
 
 
 def _first_positions(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry) -> Tensor:
-    """Crop or pad ``x`` along the sliced dimension, so that ``k`` positions of kernel give ``grad``'s size."""
+    """Crop or pad ``x`` along the sliced dimension so that ``k`` positions of kernel give ``grad``'s size."""
     stride, padding, dilation, groups = geometry
     axis = dim - 2
     reach = (grad.shape[dim] - 1) * stride[axis] + dilation[axis] * (k - 1) + 1

@@ -71,8 +71,8 @@ def check_after_training(
 
 
 def named(build, /, **settings):
-    name = getattr(build, "__name__", build)
-    return pytest.param(build, settings, id=f"{name} {settings}")
+    values = [f"{key}={getattr(value, '__name__', value)}" for key, value in settings.items()]
+    return pytest.param(build, settings, id=" ".join([getattr(build, "__name__", build), *values]))
 
 
 OPTIMIZERS = [
@@ -276,7 +276,11 @@ def ema_v3(net, **settings):
 
 AVERAGES = [
     named(AveragedModel),
-    named(AveragedModel, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.75)),
+    pytest.param(
+        AveragedModel,
+        {"use_buffers": True, "multi_avg_fn": get_ema_multi_avg_fn(0.75)},
+        id="AveragedModel ema",
+    ),
     named(ModelEmaV2, decay=0.75),
     named(ema_v3, foreach=True),
     named(ema_v3, foreach=False),

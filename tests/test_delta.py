@@ -1,7 +1,6 @@
 """The file itself: written as documented, read back exactly, and refused when anything is wrong with it."""
 
 import copy
-import json
 import math
 import os
 import pickle
@@ -44,7 +43,7 @@ RECORDED = {
         [-0.26169, -0.25216, -0.06002],
     ),
 }
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def own():
@@ -350,12 +349,12 @@ def test_a_text_that_is_no_header_is_refused(parts, tmp_path, text):
     assert refused(parts.write(tmp_path / "odd.safetensors", seal=False))
 
 
-@pytest.mark.parametrize("levels", [5, 300, 900, 990, 2000, 100_000])
+@pytest.mark.parametrize("levels", [5, 30, 40, 300, 900, 990, 2000, 100_000])
 def test_depth_inside_a_sealed_header_is_refused_or_passed(parts, tmp_path, levels):
     parts.header["training"] = {"deep": None}
     deep = sealed(parts.header).replace('"deep":null', f'"deep":{"[" * levels}{"]" * levels}')
     parts.text = resealed(deep)
-    assert bool(refused(parts.write(tmp_path / "deep.safetensors", seal=False))) == (levels > 800)
+    assert bool(refused(parts.write(tmp_path / "deep.safetensors", seal=False))) == (levels > 32)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

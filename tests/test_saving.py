@@ -219,6 +219,11 @@ def test_a_plain_model_is_refused(tmp_path):
         st.save(st.create("wrn28_4", depth=10, width=1), tmp_path / "a")
 
 
+deep: list = []
+for _ in range(40):
+    deep = [deep]
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -227,6 +232,7 @@ def test_a_plain_model_is_refused(tmp_path):
         ({"classes": ["a\n", *"bcdefghij"]}, "does not print on one line"),
         ({"training": {"a": {1, 2}}}, "not plain JSON"),
         ({"training": {"a": torch.zeros(1)}}, "not plain JSON"),
+        ({"training": {"deep": deep}}, "nested more than 32 deep"),
         ({"training": {"words": ["x" * 900] * 5000}}, "shorten"),
     ],
 )

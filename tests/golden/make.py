@@ -1,7 +1,7 @@
 """Make the golden delta files of the format version that this sparsetune writes.
 
 Run once, when a format version is released, as `python tests/golden/make.py FOLDER`; it prints what
-tests/test_golden.py records. Files of a released version are never made again.
+tests/test_delta.py records. Files of a released version are never made again.
 """
 
 import sys

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+
+import sparsetune as st
+
+
+@pytest.fixture(scope="session")
+def digits() -> st.Data:
+    """Few enough digits that an epoch of :func:`tiny` takes a blink: five steps of 64, the last of them short."""
+    return st.open_data("digits", train_limit=300, test_limit=100)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., nn.Module]:
+    """Make a WRN-10-1 (78 thousand values) that learns a quarter of each layer; arguments go to ``create``."""
+
+    def make(learn: st.Learn | None = None, **kwargs: Any) -> nn.Module:
+        plain = st.create("wrn28_4", **{"depth": 10, "width": 1, "num_classes": 10, **kwargs})
+        return st.adapt_(plain, learn or st.Learn(fraction=0.25))
+
+    return make

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+import sparsetune as st
+from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
+
+
+def test_defaults_are_those_of_the_contract():
+    config = st.FitConfig()
+    assert (config.epochs, config.batch_size, config.opt, config.lr) == (10, 64, "momentum", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("epochs", 0, "epochs 0 is not a whole number of 1 or more."),
+        ("epochs", 2.0, "epochs 2.0 is not a whole number of 1 or more."),
+        ("epochs", True, "epochs True is not a whole number of 1 or more."),
+        ("batch_size", -1, "batch_size -1 is not a whole number of 1 or more."),
+        ("seed", -1, "seed -1 is not a whole number of 0 or more."),
+        ("workers", -2, "workers -2 is not a whole number of 0 or more."),
+        ("lr", float("nan"), "lr nan is not a number of 0 or more."),
+        ("lr", "0.1", "lr '0.1' is not a number of 0 or more."),
+        ("lr", None, "lr None is not a number of 0 or more."),
+        ("weight_decay", float("inf"), "weight_decay inf is not a number of 0 or more."),
+        ("momentum", -0.1, "momentum -0.1 is not a number of 0 or more."),
+        ("sched", "cosin", "sched 'cosin' is not one of cosine, tanh, poly, none."),
+        ("amp", "int4", "amp 'int4' is not one of bf16, fp16."),
+        ("amp", "", "amp '' is not one of bf16, fp16."),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence(setting, value, words):
+    with pytest.raises(ConfigError) as caught:
+        st.FitConfig(**{setting: value})
+    assert str(caught.value) == words
+
+
+def test_an_unknown_optimiser_has_near_names():
+    with pytest.raises(UnknownNameError, match="'adamww' is unknown; did you mean adamw or "):
+        st.FitConfig(opt="adamww")
+
+
+def test_all_problems_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        st.FitConfig(epochs=0, lr=-1.0, sched="x", amp="y", opt="z")  # type: ignore[arg-type]
+    told = str(caught.value).splitlines()
+    assert [line.split()[0] for line in told] == ["epochs", "lr", "sched", "amp", "optimiser"]
+
+
+@given(
+    some.dictionaries(
+        some.sampled_from(list(st.FitConfig().to_json())),
+        some.one_of(some.none(), some.booleans(), some.integers(), some.floats(), some.text()),
+    )
+)
+def test_any_settings_are_taken_or_refused_with_a_sentence(settings):
+    try:
+        config = st.FitConfig(**settings)
+    except SparsetuneError as error:
+        assert all(line.strip() and line[-1] in ".?" for line in str(error).splitlines())
+    else:
+        assert json.loads(json.dumps(config.to_json(), allow_nan=False)) == config.to_json()

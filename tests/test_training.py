@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import sparsetune as st
+from sparsetune import training
+from sparsetune.adapt import frozen_values
+from sparsetune.errors import ConfigError, DataError, StorageError
+from sparsetune.training import Epoch, Step
+
+TWO = st.FitConfig(epochs=2, batch_size=64, lr=0.05)
+
+
+def values(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def told(history: list[Epoch]) -> list[dict]:
+    return [{**record.to_json(), "seconds": 0} for record in history]
+
+
+def in_pieces(make, data, config, checkpoint) -> tuple[nn.Module, list[Epoch], int]:
+    """Train with a time budget of nothing, so that each call takes one step, each on a fresh model."""
+    for calls in range(1, 100):
+        net = make()
+        history = st.fit(net, data, config, checkpoint=checkpoint, resume=True, time_budget=0.0)
+        if len(history) == config.epochs:
+            return net, history, calls
+    raise AssertionError
+
+
+def test_learns_the_digits(tiny):
+    net = tiny(seed=1)
+    history = st.fit(net, st.open_data("digits"), st.FitConfig(epochs=4, lr=0.1))
+    assert history[-1].test_top1 > 0.8
+    assert history[-1].test_loss < history[0].test_loss
+    assert history[-1].train_loss < history[0].train_loss
+
+
+def test_records_tell_what_happened(tiny, digits):
+    net, events = tiny(), []
+    history = st.fit(net, digits, TWO, watch=events.append)
+    epochs = [event for event in events if isinstance(event, Epoch)]
+    steps = [event for event in events if isinstance(event, Step)]
+    assert epochs == history
+    assert [record.epoch for record in history] == [1, 2]
+    assert [(s.epoch, s.step, s.steps) for s in steps] == [(e, s, 5) for e in (1, 2) for s in range(1, 6)]
+    assert steps[4].loss == history[0].train_loss
+    assert 0 < history[-1].lr < 0.05 * 0.1
+    x = torch.stack([digits.preprocessing.apply(digits.test[i][0]) for i in range(len(digits.test))])
+    with torch.no_grad():
+        logits = net(x)
+    assert history[-1].test_top1 == (logits.argmax(1) == digits.test.labels).double().mean()
+    loss = nn.functional.cross_entropy(logits, digits.test.labels).item()
+    assert history[-1].test_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_without_a_schedule_the_rate_stays(tiny, digits):
+    history = st.fit(tiny(), digits, replace(TWO, sched="none"))
+    assert [record.lr for record in history] == [0.05, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs"),
+    [
+        ({}, {}),
+        ({"opt": "adamw", "lr": 0.003}, {}),
+        ({"opt": "adan", "lr": 0.003}, {}),
+        ({"sched": "none"}, {"drop_rate": 0.3}),
+        ({"amp": "fp16"}, {}),
+    ],
+    ids=["momentum", "adamw", "adan", "dropout", "fp16"],
+)
+def test_stopped_at_every_step_it_ends_the_same(tmp_path, tiny, digits, changes, kwargs):
+    config = replace(TWO, **changes)
+    straight = tiny(**kwargs)
+    history = st.fit(straight, digits, config)
+    pieces, again, calls = in_pieces(lambda: tiny(**kwargs), digits, config, tmp_path / "c")
+    assert calls >= 10
+    assert same(values(straight), values(pieces))
+    assert told(again) == told(history)
+
+
+def test_workers_change_no_bit(tiny, digits):
+    one, two = tiny(drop_rate=0.3), tiny(drop_rate=0.3)
+    first, second = st.fit(one, digits, TWO), st.fit(two, digits, replace(TWO, workers=2))
+    assert same(values(one), values(two))
+    assert told(first) == told(second)
+
+
+def test_workers_may_differ_when_it_goes_on(tmp_path, tiny, digits):
+    straight, stopped, resumed = tiny(), tiny(), tiny()
+    st.fit(straight, digits, TWO)
+    st.fit(stopped, digits, TWO, checkpoint=tmp_path / "c", time_budget=0.0)
+    st.fit(resumed, digits, replace(TWO, workers=1, device="cpu"), checkpoint=tmp_path / "c", resume=True)
+    assert same(values(straight), values(resumed))
+
+
+def test_a_seed_changes_the_training_and_nothing_else_does(tiny, digits):
+    nets = [tiny(drop_rate=0.3) for _ in range(3)]
+    for net, seed, noise in zip(nets, (0, 0, 1), (1, 2, 3), strict=True):
+        torch.manual_seed(noise)
+        st.fit(net, digits, replace(TWO, epochs=1, seed=seed))
+    assert same(values(nets[0]), values(nets[1]))
+    assert not same(values(nets[0]), values(nets[2]))
+
+
+def test_a_seed_may_be_any_number(tiny, digits):
+    assert st.fit(tiny(), digits, replace(TWO, epochs=1, seed=10**30))
+
+
+def test_saves_on_the_way_through_a_long_epoch(tmp_path, tiny, digits, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(event):
+        if isinstance(event, Step) and event.step == 4:
+            raise Killed
+
+    stopped, resumed, straight = tiny(), tiny(), tiny()
+    with pytest.raises(Killed):
+        st.fit(stopped, digits, TWO, checkpoint=tmp_path / "c", watch=kill)
+    steps = []
+    st.fit(resumed, digits, TWO, checkpoint=tmp_path / "c", resume=True, watch=steps.append)
+    assert (steps[0].epoch, steps[0].step) == (1, 4)
+    st.fit(straight, digits, TWO)
+    assert same(values(straight), values(resumed))
+
+
+@pytest.mark.parametrize("opt", ["momentum", "adamw", "lamb", "adadelta", "rmsproptf"])
+def test_frozen_values_do_not_move(tiny, digits, opt):
+    net = tiny()
+    plan = training.adapted(net).plan
+    before = {name: value.clone() for name, value in frozen_values(net, plan)}
+    learned = values(net)
+    st.fit(net, digits, replace(TWO, opt=opt, lr=0.01, weight_decay=0.1))
+    assert before
+    assert all(torch.equal(value, before[name]) for name, value in frozen_values(net, plan))
+    after = values(net)
+    assert all(not torch.equal(after[name], learned[name]) for name in learned)
+
+
+def test_leaves_the_model_as_any_other(tmp_path, tiny, digits):
+    net = tiny()
+    kind, names = type(net), set(vars(net))
+    st.fit(net, digits, TWO)
+    assert (type(net), set(vars(net))) == (kind, names)
+    assert "forward" not in vars(net)
+    assert not any(module.training for module in net.modules())
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net(x)
+    st.save(net, tmp_path / "d.safetensors")
+    assert torch.equal(st.load(tmp_path / "d.safetensors")(x), expected)
+    assert torch.equal(st.merge_(net)(x), expected)
+
+
+def test_is_left_in_evaluation_mode_by_an_error_too(tiny, digits):
+    def fail(event):
+        raise KeyboardInterrupt
+
+    net = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        st.fit(net, digits, TWO, watch=fail)
+    assert not net.training
+
+
+def test_leaves_random_states_alone(tiny, digits):
+    net = tiny(drop_rate=0.5)
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    st.fit(net, digits, replace(TWO, workers=1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+def test_several_precisions_in_one_process(tiny, digits):
+    results = []
+    for amp in (None, "bf16", "fp16", None):
+        net = tiny()
+        history = st.fit(net, digits, replace(TWO, amp=amp))
+        results.append(values(net))
+        assert history[-1].train_loss < history[0].train_loss
+        assert net(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+        assert all(v.dtype == torch.float32 for v in net.state_dict().values() if v.is_floating_point())
+    assert same(results[0], results[3])
+    assert not same(results[0], results[1])
+
+
+def test_goes_on_training_after_fit(tiny, digits):
+    net = tiny()
+    st.fit(net, digits, TWO)
+    first = values(net)
+    st.fit(net, digits, TWO)
+    assert not same(values(net), first)
+
+
+def test_a_lone_last_picture_is_no_batch_of_its_own(digits):
+    # 8x8 pictures are 1x1 before this model's last batch norm, which cannot learn from one value
+    data = st.open_data("digits", train_limit=65, test_limit=20)
+    net = st.adapt_(st.create("test_resnet", num_classes=10), st.Learn(fraction=0.25))
+    steps = []
+    st.fit(net, data, replace(TWO, epochs=1), watch=lambda e: steps.append(e))
+    assert [type(event) for event in steps] == [Step, Epoch]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_other_kinds_of_models(name, digits):
+    size = 160 if name == "test_vit" else 32
+    data = st.open_data("digits", train_limit=32, test_limit=16, size=size)
+    net = st.adapt_(st.create(name, num_classes=10), st.Learn(fraction=0.25))
+    assert st.fit(net, data, st.FitConfig(epochs=1, batch_size=16, lr=0.01))
+
+
+@pytest.mark.slow
+def test_compiles(tiny, digits):
+    plain, compiled = tiny(), tiny()
+    history = st.fit(plain, digits, TWO)
+    again = st.fit(compiled, digits, replace(TWO, compile=True))
+    assert again[-1].train_loss == pytest.approx(history[-1].train_loss, rel=0.05)
+    assert compiled(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def refused(kind, words, net, data, config=TWO, **kwargs) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        st.fit(net, data, config, **kwargs)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_refuses_what_cannot_be_trained(tmp_path, tiny, digits):
+    plain = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+    refused(ConfigError, r"is not adapted; call sparsetune\.adapt_", plain, digits)
+    refused(ConfigError, "has 7 classes but digits has 10; create it with num_c", tiny(num_classes=7), digits)
+    refused(DataError, "digits has no training pictures", tiny(), replace(digits, train=None))
+    nothing = tiny(st.Learn(filters=0, norm=False, head=False))
+    refused(ConfigError, "nothing is left to learn", nothing, digits)
+    refused(ConfigError, "device 'banana' is unknown", tiny(), digits, replace(TWO, device="banana"))
+    refused(ConfigError, "device 'meta' cannot be used", tiny(), digits, replace(TWO, device="meta"))
+    refused(ConfigError, "the loss became nan in epoch 1; lower lr 1e", tiny(), digits, replace(TWO, lr=1e30))
+    vit = st.adapt_(st.create("test_vit", num_classes=10), st.Learn(fraction=0.5))
+    refused(ConfigError, r"cannot learn from a batch of 64x3x8x8 \(Input height .*\); try another", vit, digits)
+    refused(ConfigError, "'adahessian' |cannot learn from", tiny(), digits, replace(TWO, opt="adahessian"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_refuses_cuda_where_there_is_none(tiny, digits):
+    refused(ConfigError, "device 'cuda' cannot be used here", tiny(), digits, replace(TWO, device="cuda"))
+    refused(ConfigError, "optimiser 'fusedsgd' cannot be used", tiny(), digits, replace(TWO, opt="fusedsgd"))
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, tiny, digits):
+    path = tmp_path / "c"
+    st.fit(tiny(), digits, TWO, checkpoint=path, time_budget=0.0)
+    again = {"checkpoint": path, "resume": True}
+    refused(StorageError, r"lr = 0\.05, not 0\.1", tiny(), digits, replace(TWO, lr=0.1), **again)
+    refused(StorageError, "with fingerprint = ", tiny(seed=9), digits, TWO, **again)
+    refused(StorageError, "with learn = ", tiny(st.Learn(fraction=0.5)), digits, TWO, **again)
+    other = st.open_data("digits", train_limit=200, test_limit=100)
+    refused(StorageError, "with train_count = 300, not 200", tiny(), other, TWO, **again)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path, tiny, digits):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "c"
+    refused(StorageError, "cannot write .*file/c", tiny(), digits, TWO, checkpoint=path, time_budget=0.0)
+
+
+def test_a_diverged_state_is_not_kept(tmp_path, tiny, digits):
+    config = replace(TWO, lr=1e30)
+    refused(ConfigError, "the loss became", tiny(), digits, config, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_corrupt_picture_is_named(tmp_path, tiny):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            picture = np.full((16, 16, 3), 20 * i, dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / label / f"{i}.jpg")
+    data = st.open_data(str(tmp_path))
+    (tmp_path / "b" / "3.jpg").write_bytes((tmp_path / "b" / "3.jpg").read_bytes()[:100])
+    for workers in (0, 1):
+        net = tiny(num_classes=2)
+        refused(DataError, r"b/3\.jpg' cannot be decoded", net, data, replace(TWO, workers=workers))
