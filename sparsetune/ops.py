@@ -8,7 +8,6 @@ in all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -18,23 +17,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparsetune.weight_gradient import Geometry, conv_weight_gradient, linear_weight_gradient
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The first ``k`` of ``size`` indices along dimension ``dim`` of a weight."""
-
-    dim: int
-    k: int
-    size: int
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return the learned part of ``whole``, a view."""
-        return whole.narrow(self.dim, 0, self.k)
-
-    def rest(self, whole: Tensor) -> Tensor:
-        """Return the frozen part of ``whole``, a view."""
-        return whole.narrow(self.dim, self.k, self.size - self.k)
 
 
 def _with_signature(function: Any) -> Any:

@@ -117,7 +117,7 @@ def test_stopped_by_its_time_budget_it_ends_the_same(settings, tmp_path):
         assert [record["epoch"] for record in metrics(pieces)] == [1, 2][: len(outcome.history)]
         assert (pieces / "delta.safetensors").exists() == finished
         assert (pieces / "checkpoint.safetensors").exists() != finished
-    assert calls == 14
+    assert calls == 15
     assert (pieces / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
     assert metrics(pieces) == metrics(whole)
     assert names(pieces) == FILES
@@ -150,7 +150,7 @@ def killed_often(settings: Run, folder: Path, seed: int, longest: float, saves: 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_it_ends_the_same(straight, tmp_path, seed):
     folder = tmp_path / "killed"
-    kills = killed_often(SHORT, folder, seed, longest=0.7, saves=0.0)
+    kills = killed_often(SHORT, folder, seed, longest=0.4, saves=0.0)
     assert kills
     assert (folder / "delta.safetensors").read_bytes() == (straight / "delta.safetensors").read_bytes()
     assert metrics(folder) == metrics(straight)
@@ -162,7 +162,7 @@ def test_killed_at_random_it_ends_the_same(straight, tmp_path, seed):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_many_times_it_ends_the_same(straight, tmp_path, seed, workers):
     folder = tmp_path / "killed"
-    killed_often(changed(workers=workers), folder, seed, longest=0.3 + 0.2 * seed, saves=0.05 * (seed % 3))
+    killed_often(changed(workers=workers), folder, seed, longest=0.6 + 0.2 * seed, saves=0.05 * (seed % 3))
     assert (folder / "delta.safetensors").read_bytes() == (straight / "delta.safetensors").read_bytes()
     assert metrics(folder) == metrics(straight)
 
@@ -307,7 +307,7 @@ def test_a_failed_start_leaves_nothing():
     refused(SparsetuneError, "'nosuch' is unknown", replace(SHORT, learn=st.Learn(filters=1, layers=("nosuch",))))
     refused(SparsetuneError, "device 'nosuch' is unknown", changed(device="nosuch"))
     refused(SparsetuneError, "the loss became", changed(lr=1e30))
-    refused(SparsetuneError, "cannot learn from a batch", replace(SHORT, model="test_vit", size=32))
+    refused(SparsetuneError, "cannot learn from a batch", replace(SHORT, model="test_vit", size=24))
     assert not list(Path().glob("runs/*"))
 
 
