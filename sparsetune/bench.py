@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsetune.adapt import adapt_
+from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 
@@ -77,6 +78,9 @@ def bench(
 
     Returns:
         A row for each contestant, full training first.
+
+    Raises:
+        ConfigError: When the model cannot take pictures of that size.
     """
     made = plan(net, learn)
     contestants = {
@@ -91,8 +95,15 @@ def bench(
     }
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *size, generator=generator).to(device)
-    with torch.no_grad():
-        classes = contestants["full"].to(device).eval()(x[:1]).shape[-1]
+    try:
+        with torch.no_grad():
+            classes = contestants["full"].to(device).eval()(x[:1]).shape[-1]
+    except Exception as error:
+        shape = "x".join(map(str, x.shape[1:]))
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise ConfigError(
+            f"the model cannot take pictures of {shape} ({reason}); try another size."
+        ) from error
     y = torch.randint(classes, (batch_size,), generator=generator).to(device)
     runs = {name: _Run(model.to(device), x, y, amp) for name, model in contestants.items()}
     steps: dict[str, list[float]] = {name: [] for name in runs}

@@ -21,7 +21,9 @@ def test_reads_what_is_written(number, unit):
     assert seconds_from(f"{number}{unit[0]}") == number * unit[1]
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3s", "3d", "3 s", "1e3", "nan", "inf", "9m30s", "s", "\u0663s"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-3s", "3d", "3 s", "1e3", "nan", "inf", "9m30s", "s", "\u0663s"]
+)
 def test_refuses_the_rest_in_one_sentence(text):
     with pytest.raises(ConfigError, match=r"^duration '.*' is not .* such as 90s or 9m\.$"):
         seconds_from(text)

@@ -154,7 +154,7 @@ def test_killed_at_random_it_ends_the_same(straight, tmp_path, seed):
     assert kills
     assert (folder / "delta.safetensors").read_bytes() == (straight / "delta.safetensors").read_bytes()
     assert metrics(folder) == metrics(straight)
-    assert FILES <= names(folder)
+    assert names(folder) >= FILES
 
 
 @pytest.mark.slow
@@ -304,7 +304,9 @@ def test_a_name_is_one_folder(data):
 def test_a_failed_start_leaves_nothing():
     refused(SparsetuneError, "'nosuch' is unknown", replace(SHORT, model="nosuch"))
     refused(SparsetuneError, "'nosuch' is unknown", replace(SHORT, data="nosuch"))
-    refused(SparsetuneError, "'nosuch' is unknown", replace(SHORT, learn=st.Learn(filters=1, layers=("nosuch",))))
+    refused(
+        SparsetuneError, "'nosuch' is unknown", replace(SHORT, learn=st.Learn(filters=1, layers=("nosuch",)))
+    )
     refused(SparsetuneError, "device 'nosuch' is unknown", changed(device="nosuch"))
     refused(SparsetuneError, "the loss became", changed(lr=1e30))
     refused(SparsetuneError, "cannot learn from a batch", replace(SHORT, model="test_vit", size=24))

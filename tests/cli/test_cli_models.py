@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+EVERYTHING, BN = ["--fraction", 1], ["--filters", 0, "--no-head"]
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "learn", "count"),
+    [
+        ("densenet100_12", 10, EVERYTHING, 769_162),
+        ("densenet100_12", 10, BN, 23_988),
+        ("densenet100_12", 10, ["--fraction", 0.1], 90_196),
+        ("densenet100_12", 10, ["--fraction", 1, "--layers", "block3", "--no-head"], None),
+        ("wrn28_4", 100, EVERYTHING, 5_872_180),
+        ("wrn28_4", 100, ["--filters", 0], 32_900),
+        ("wrn28_4", 10, ["--fraction", 1, "--layers", "block3", "--no-head"], 4_463_648),
+        ("wrn28_10", 10, ["--fraction", 0.4], 14_606_284),
+    ],
+)
+def test_plan_counts_as_the_paper_does(sparsetune, model, classes, learn, count):
+    value = sparsetune("plan", "--model", model, "--num-classes", classes, *learn, "--json").json
+    assert {"learned_parameters", "total_parameters", "delta_bytes", "layers"} <= set(value)
+    assert value["learned_parameters"] == (count or value["learned_parameters"])
+    assert sum(layer["learned_parameters"] for layer in value["layers"]) == value["learned_parameters"]
+    assert value["delta_bytes"] > 4 * value["learned_parameters"]
+    assert 1 / 3 < value["arithmetic_share"] <= 1
+
+
+def test_plan_is_a_table(sparsetune):
+    result = sparsetune("plan", "--model", "densenet100_12", "--fraction", 0.1)
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["parameter", "shape", "learned", "values"]
+    assert lines[1].split() == ["conv1.weight", "24x3x3x3", "2/24", "54"]
+    end = lines.index("")
+    assert len({len(line) for line in lines[:end]}) == 1
+    assert lines[end + 1].split(maxsplit=1) == ["learned", "90,196 of 769,162 values (11.7%)"]
+    assert lines[end + 2].split(maxsplit=1)[0] == "delta"
+    assert lines[end + 3].split(maxsplit=1)[0] == "arithmetic"
+    assert result.err == ""
+
+
+def test_plan_takes_any_model_at_once(sparsetune):
+    value = sparsetune("plan", "--model", "vit_giant_patch14_224", "--fraction", 0.1, "--json").json
+    assert value["total_parameters"] > 10**9
+    value = sparsetune("plan", "--model", "torchvision/resnet18", "--filters", 1, "--json").json
+    assert value["total_parameters"] == 11_181_642  # with ten classes
+
+
+def test_models(sparsetune, refused):
+    assert sparsetune("models", "wrn*").out.split() == ["wrn28_10", "wrn28_4"]
+    assert "torchvision/resnet18" in sparsetune("models", "resnet18").out.split()
+    assert sparsetune("models", "wrn", "--json").json == ["wrn28_10", "wrn28_4"]
+    assert len(sparsetune("models").out.split()) > 1000
+    assert "did you mean densenet100_12" in refused("models", "densenet10_12")
+
+
+def test_bench(sparsetune):
+    options = [
+        "--model",
+        "test_resnet",
+        "--fraction",
+        "0.1",
+        "--rounds",
+        "1",
+        "--batch-size",
+        "2",
+        "--threads",
+        "1",
+    ]
+    lines = sparsetune("bench", *options).out.splitlines()
+    assert lines[0] == "test_resnet, batches of 2x3x32x32, cpu, threads 1; medians of 1 rounds"
+    assert [line.split()[0] for line in lines[2:]] == ["full", "ours", "masked"]
+    assert len({len(line) for line in lines[1:]}) == 1
+    value = sparsetune("bench", *options, "--json").json
+    assert [row["name"] for row in value["rows"]] == ["full", "ours", "masked"]
+    assert json.dumps(value["learn"])
+    assert value["processor"]
