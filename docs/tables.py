@@ -31,12 +31,12 @@ def _bench_table() -> str:
         what += "" if learn["head"] else ", no head"
         rows.append(
             f"| {found['model']} | {what}: {ours['learned_parameters']:,} of {full['learned_parameters']:,} "
-            f"| {found['batch_size']}, {found['size']} | {full['step_ms']:.0f} ms | **{ours['step_ratio']:.2f}** "
-            f"| {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} |"
+            f"| {found['batch_size']}, {found['size']} | {full['step_ms']:.0f} ms "
+            f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} |"
         )
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
         notes.add(
-            f"- {found['processor']}, {found['accelerator'] or 'no accelerator'}, {found['threads']} threads, "
-            f"{found['instructions']}; {versions}; {found['date']}, commit {found['commit']}."
+            f"- {found['processor']}, {found['accelerator'] or 'no accelerator'}, "
+            f"{found['threads']} threads, {found['instructions']}; {versions}; {found['date']}, commit {found['commit']}."
         )
     return "\n".join([*rows, "", *sorted(notes)])

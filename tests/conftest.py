@@ -1,23 +1,30 @@
+"""Tests run in several processes, so each one, and each that it starts, takes one thread."""
+
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import sparsetune as st
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def digits() -> st.Data:
-    """Few enough digits that an epoch of :func:`tiny` takes a blink: five steps of 64, the last of them short."""
+    """Few enough digits that an epoch of ``tiny`` takes a blink: five steps of 64, the last one short."""
     return st.open_data("digits", train_limit=300, test_limit=100)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., nn.Module]:
-    """Make a WRN-10-1 (78 thousand values) that learns a quarter of each layer; arguments go to ``create``."""
+    """Make a WRN-10-1 (78 thousand values) that learns a quarter of each layer."""
 
     def make(learn: st.Learn | None = None, **kwargs: Any) -> nn.Module:
         plain = st.create("wrn28_4", **{"depth": 10, "width": 1, "num_classes": 10, **kwargs})

@@ -54,5 +54,5 @@ def test_perfect_from_the_start_can_be_drawn(tmp_path):
 
 def test_an_impossible_place_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write .*c.png"):
+    with pytest.raises(StorageError, match=r"cannot write .*c\.png"):
         draw_curves(history(1), "", tmp_path / "file" / "c.png")

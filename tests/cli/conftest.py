@@ -14,20 +14,7 @@ from typer.testing import CliRunner
 
 from sparsetune.cli import app
 
-SHORT = [
-    "--model",
-    "test_resnet",
-    "--fraction",
-    "0.25",
-    "--train-limit",
-    "200",
-    "--test-limit",
-    "50",
-    "--epochs",
-    "2",
-    "--lr",
-    "0.05",
-]
+SHORT = "fit --model test_resnet --fraction 0.25 --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
 
 
 @dataclass(frozen=True)
@@ -41,8 +28,12 @@ class Result:
 
 
 def call(*words: str | Path, code: int = 0) -> Result:
-    """Run the command line in this process; any exception but its own exit fails."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    """Run the command line in this process; the first argument is split into words.
+
+    Any exception but its own exit fails.
+    """
+    split = [*str(words[0]).split(), *map(str, words[1:])] if words else []
+    result = CliRunner().invoke(app, split)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -81,7 +72,7 @@ def deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two deltas over one backbone, trained on digits with different seeds."""
     folder = tmp_path_factory.mktemp("deltas")
     for seed in "01":
-        call("fit", *SHORT, "--seed", seed, "--out", folder / seed)
+        call(SHORT, "--seed", seed, "--out", folder / seed)
     return [folder / seed / "delta.safetensors" for seed in "01"]
 
 
