@@ -35,8 +35,13 @@ def _bench_table() -> str:
             f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} |"
         )
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+        machine = [
+            found["processor"],
+            found["accelerator"] or "no accelerator",
+            f"{found['threads']} threads",
+        ]
         notes.add(
-            f"- {found['processor']}, {found['accelerator'] or 'no accelerator'}, "
-            f"{found['threads']} threads, {found['instructions']}; {versions}; {found['date']}, commit {found['commit']}."
+            f"- {', '.join([*machine, found['instructions']])}; {versions}; "
+            f"{found['date']}, commit {found['commit']}."
         )
     return "\n".join([*rows, "", *sorted(notes)])

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in nets as small as these, threads wait for each other
+
 import pytest
 import torch
 from torch import nn

@@ -69,9 +69,7 @@ def test_nested_state_comes_back_bit_for_bit(tmp_path):
     assert torch.equal(back.state[1]["nested"][5][0], shared[0])
 
 
-@pytest.mark.parametrize(
-    "name", ["momentum", "nesterov", "adamw", "adan", "lamb", "lion", "madgrad", "nadam"]
-)
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adamw", "adan", "lamb", "lion", "madgrad"])
 def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path, name):
     # adan and lamb count their steps outside the state of their parameters
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -11,20 +11,7 @@ from safetensors.torch import save_file
 
 import sparsetune as st
 
-SHORT = [
-    "--model",
-    "test_resnet",
-    "--fraction",
-    "0.25",
-    "--train-limit",
-    "200",
-    "--test-limit",
-    "50",
-    "--epochs",
-    "2",
-    "--lr",
-    "0.05",
-]
+SHORT = "fit --model test_resnet --fraction 0.25 --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
 
 
 def next_command(out: str) -> list[str]:
@@ -34,7 +21,7 @@ def next_command(out: str) -> list[str]:
 
 
 def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
-    result = sparsetune("fit", *SHORT)
+    result = sparsetune(SHORT)
     record = json.loads(Path("runs/test_resnet-digits-f0.25-s0/metrics.jsonl").read_text().splitlines()[-1])
     size = Path("runs/test_resnet-digits-f0.25-s0/delta.safetensors").stat().st_size
     lines = result.out.splitlines()
@@ -48,15 +35,14 @@ def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
     assert len({re.match(r"\w+( \w+)? +", line).end() for line in lines[:6] if "test" not in line}) == 1
     errors = result.err.splitlines()
     assert errors[0] == "learning 95,702 of 373,658 values (25.6%) on 200 pictures of digits"
-    assert [re.match(r"epoch +(\d+)  loss [\d.]+  train +[\d.]+%  test +[\d.]+%  [\d.]+ s$", line)[1]
-            for line in errors[1:]] == ["1", "2"]  # fmt: skip
-    assert re.search(
-        rf"{record['test_top1']:.2%}", sparsetune(*next_command(result.out), "--test-limit", 50).out
-    )
+    epoch = r"epoch +(\d+)  loss [\d.]+  train +[\d.]+%  test +[\d.]+%  [\d.]+ s"
+    assert [re.fullmatch(epoch, line)[1] for line in errors[1:]] == ["1", "2"]
+    again = sparsetune(*next_command(result.out), "--test-limit", 50)
+    assert f"{record['test_top1']:.2%}" in again.out
 
 
 def test_json_is_all_that_stands_on_stdout(sparsetune):
-    value = sparsetune("fit", *SHORT, "--out", "r", "--json").json
+    value = sparsetune(SHORT, "--out", "r", "--json").json
     assert value["finished"] is True
     assert value["learned_parameters"] == 95_702
     assert value["total_parameters"] == 373_658
@@ -66,53 +52,39 @@ def test_json_is_all_that_stands_on_stdout(sparsetune):
 
 
 def test_stops_when_its_time_is_up_and_goes_on(sparsetune):
-    sparsetune("fit", *SHORT, "--out", "straight")
-    result = sparsetune("fit", *SHORT, "--time-budget", "0s")
+    sparsetune(SHORT, "--out", "straight")
+    result = sparsetune(SHORT, "--time-budget", "0s")
     assert result.out == ""
     assert result.err.splitlines()[-1] == (
         "time is up after 0 epochs of 2, saved in runs/test_resnet-digits-f0.25-s0; "
         "the same command with --resume goes on."
     )
-    value = sparsetune("fit", *SHORT, "--time-budget", "0s", "--resume", "--json").json
+    value = sparsetune(SHORT, "--time-budget", "0s", "--resume", "--json").json
     assert (value["finished"], value["delta"], value["epochs"]) == (False, None, [])
     assert Path(value["checkpoint"]).is_file()
-    sparsetune("fit", *SHORT, "--resume")
+    sparsetune(SHORT, "--resume")
     straight, resumed = Path("straight"), Path("runs/test_resnet-digits-f0.25-s0")
     assert (straight / "delta.safetensors").read_bytes() == (resumed / "delta.safetensors").read_bytes()
-    again = sparsetune("fit", *SHORT, "--resume")
+    again = sparsetune(SHORT, "--resume")
     assert again.err == ""
     assert "test accuracy" in again.out
 
 
 def test_the_same_command_twice_makes_a_numbered_folder(sparsetune, refused):
     for _ in range(2):
-        sparsetune("fit", *SHORT, "--time-budget", "0s")
+        sparsetune(SHORT, "--time-budget", "0s")
     assert sorted(path.name for path in Path("runs").iterdir()) == [
         "test_resnet-digits-f0.25-s0",
         "test_resnet-digits-f0.25-s0-2",
     ]
-    sparsetune("fit", *SHORT, "--time-budget", "0s", "--out", "r")
-    assert "r holds a run already; add --resume" in refused("fit", *SHORT, "--out", "r")
-    assert "config.lr = 0.05, not 0.1; resume with" in refused(
-        "fit", *SHORT, "--out", "r", "--resume", "--lr", 0.1
-    )
+    sparsetune(SHORT, "--time-budget", "0s", "--out", "r")
+    assert "r holds a run already; add --resume" in refused(SHORT, "--out", "r")
+    assert "config.lr = 0.05, not 0.1; resume with" in refused(SHORT, "--out", "r", "--resume", "--lr", 0.1)
 
 
 def test_learns_a_folder_of_pictures_and_names_them(sparsetune, pictures):
-    options = [
-        "--model",
-        "test_resnet",
-        "--fraction",
-        "0.5",
-        "--epochs",
-        "5",
-        "--lr",
-        "0.02",
-        "--batch-size",
-        "8",
-        "--out",
-    ]
-    result = sparsetune("fit", *options, "my run", "--data", pictures)
+    options = "--model test_resnet --fraction 0.5 --epochs 5 --lr 0.02 --batch-size 8"
+    result = sparsetune(f"fit {options}", "--out", "my run", "--data", pictures)
     assert "my [red] pictures" in result.err
     found = sparsetune(*next_command(result.out))
     assert "8 test pictures of my [red] pictures" in found.out
@@ -124,7 +96,7 @@ def test_learns_a_folder_of_pictures_and_names_them(sparsetune, pictures):
 
 def test_next_command_names_the_backbone_file(sparsetune):
     save_file(st.create("test_resnet", num_classes=10, seed=7).state_dict(), "my whole.safetensors")
-    result = sparsetune("fit", *SHORT, "--epochs", 1, "--init-from", "my whole.safetensors", "--out", "r")
+    result = sparsetune(SHORT, "--epochs", 1, "--init-from", "my whole.safetensors", "--out", "r")
     command = next_command(result.out)
     assert command[-2:] == ["--backbone", "my whole.safetensors"]
     sparsetune(*command)
@@ -135,7 +107,7 @@ def test_options_reach_the_training(sparsetune):
     options = "--opt adamw --lr 0.01 --weight-decay 0.02 --sched tanh --seed 3 --backbone-seed 4 --amp bf16"
     options += " --filters 1 --no-norm --dim in --layers layer1 --layers layer2 --frozen zero --no-head -b 50"
     limits = "--model test_resnet --train-limit 200 --test-limit 50 --epochs 1 --size 16 --out r -j 1"
-    sparsetune("fit", *options.split(), *limits.split())
+    sparsetune(f"fit {options} {limits}")
     header = st.inspect("r/delta.safetensors")
     assert header.learn == st.Learn(
         filters=1, dim="in", layers=("layer1", "layer2"), norm=False, head=False, frozen="zero"
@@ -150,12 +122,12 @@ def test_options_reach_the_training(sparsetune):
 
 @pytest.mark.slow
 def test_compiles(sparsetune):
-    assert sparsetune("fit", *SHORT, "--compile", "--json").json["finished"]
+    assert sparsetune(SHORT, "--compile", "--json").json["finished"]
 
 
 @pytest.mark.slow
 def test_the_command_of_the_contract(sparsetune):
     torch.set_num_threads(1)
-    value = sparsetune("fit", "--model", "wrn28_4", "--fraction", 0.1, "--epochs", 1, "--json").json
+    value = sparsetune("fit --model wrn28_4 --fraction 0.1 --epochs 1 --json").json
     assert value["epochs"][0]["test_top1"] > 0.3
     assert value["delta"] == "runs/wrn28_4-digits-f0.1-s0/delta.safetensors"

@@ -58,23 +58,12 @@ def test_models(sparsetune, refused):
 
 
 def test_bench(sparsetune):
-    options = [
-        "--model",
-        "test_resnet",
-        "--fraction",
-        "0.1",
-        "--rounds",
-        "1",
-        "--batch-size",
-        "2",
-        "--threads",
-        "1",
-    ]
-    lines = sparsetune("bench", *options).out.splitlines()
+    options = "bench --model test_resnet --fraction 0.1 --rounds 1 --batch-size 2 --threads 1"
+    lines = sparsetune(options).out.splitlines()
     assert lines[0] == "test_resnet, batches of 2x3x32x32, cpu, threads 1; medians of 1 rounds"
     assert [line.split()[0] for line in lines[2:]] == ["full", "ours", "masked"]
     assert len({len(line) for line in lines[1:]}) == 1
-    value = sparsetune("bench", *options, "--json").json
+    value = sparsetune(options, "--json").json
     assert [row["name"] for row in value["rows"]] == ["full", "ours", "masked"]
     assert json.dumps(value["learn"])
     assert value["processor"]
