@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from sparsetune.files import replacing
 from sparsetune.training import Epoch
 
@@ -25,6 +22,9 @@ def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
     Raises:
         StorageError: When the file cannot be written.
     """
+    from matplotlib.figure import Figure  # takes half a second, and most commands draw nothing
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [record.epoch for record in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)

@@ -14,7 +14,6 @@ from torch import nn
 
 import sparsetune as st
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 

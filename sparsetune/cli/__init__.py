@@ -32,7 +32,8 @@ def _command(name: str, function: Callable[..., None]) -> None:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        for library in ("huggingface_hub", "matplotlib"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             function(*args, **kwargs)
         except SparsetuneError as error:
