@@ -17,11 +17,13 @@ SHORT = "fit --model test_resnet --fraction 0.25 --train-limit 200 --test-limit 
 
 
 def start(words: str) -> subprocess.Popen:
+    """Start the command; Ctrl-C reaches it even where the tests themselves run in the background."""
     return subprocess.Popen(
         [*COMMAND, *words.split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
