@@ -16,6 +16,10 @@ Amp = Literal["bf16", "fp16"]
 AMPS: tuple[Amp, ...] = ("bf16", "fp16")
 
 
+FREE = ("workers", "device")
+"""Settings that change where and how fast a training runs, not what it comes to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """How to train; names follow timm's ``train.py``.
@@ -79,6 +83,11 @@ class FitConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return asdict(self)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that the outcome depends on, as plain JSON values."""
+        return {name: value for name, value in self.to_json().items() if name not in FREE}
 
 
 def _is_amount(value: object) -> bool:

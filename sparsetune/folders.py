@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparsetune.config import FREE
 from sparsetune.errors import ConfigError, StorageError
 from sparsetune.files import write_text
 
@@ -23,7 +24,7 @@ DELTA, METRICS, CONFIG, CURVES, CHECKPOINT = (
 RUNS = Path("runs")
 """Where the folders are that no user named."""
 
-FREE = ("config.workers", "config.device")
+MAY_DIFFER = tuple(f"config.{name}" for name in FREE)
 """Settings that may differ when a run goes on."""
 
 
@@ -111,7 +112,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _differing(settings: dict[str, Any], there: dict[str, Any]) -> list[str]:
     here, before = _flat(settings), _flat(there)
-    return [name for name, value in here.items() if name not in FREE and before.get(name) != value]
+    return [name for name, value in here.items() if name not in MAY_DIFFER and before.get(name) != value]
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sparsetune.weight_gradient import Geometry, conv_weight_gradient, linear_weight_gradient
+from sparsetune.weight_gradient import (
+    Geometry,
+    conv_input_gradient,
+    conv_weight_gradient,
+    linear_weight_gradient,
+)
 
 
 def _with_signature(function: Any) -> Any:
     """Keep the signature of ``function``: torch would work it out anew on each call, at 20 µs."""
     function.__signature__ = signature(function)
     return function
+
+
+def _keep(
+    ctx: Any, x: Tensor, learned: Tensor | None, weight: Tensor, learned_bias: Tensor | None, dim: int
+) -> None:
+    """Keep what a backward pass needs: operands, and size and dtype of what is learned."""
+    ctx.save_for_backward(x, weight)
+    ctx.dim = dim
+    ctx.learned = None if learned is None else (learned.shape[dim], learned.dtype)
+    ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
 
 
 class _SlicedConv(torch.autograd.Function):
@@ -49,10 +64,8 @@ class _SlicedConv(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, learned, weight, learned_bias, _, dim, geometry = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.dim, ctx.geometry = dim, geometry
-        ctx.learned = None if learned is None else (learned.shape[dim], learned.dtype)
-        ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
+        _keep(ctx, x, learned, weight, learned_bias, dim)
+        ctx.geometry = geometry
 
     @staticmethod
     @once_differentiable
@@ -60,20 +73,7 @@ class _SlicedConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            stride, padding, dilation, groups = ctx.geometry
-            dx = torch.ops.aten.convolution_backward(
-                grad,
-                x,
-                weight,
-                None,
-                stride,
-                padding,
-                dilation,
-                False,
-                [0] * len(stride),
-                groups,
-                [True, False, False],
-            )[0]
+            dx = conv_input_gradient(grad, x, weight, ctx.geometry)
         if ctx.needs_input_grad[1]:
             k, dtype = ctx.learned
             dw = conv_weight_gradient(grad, x, weight, ctx.dim, k, ctx.geometry).to(dtype)
@@ -101,10 +101,7 @@ class _SlicedLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, learned, weight, learned_bias, _, dim = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.dim = dim
-        ctx.learned = None if learned is None else (learned.shape[dim], learned.dtype)
-        ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
+        _keep(ctx, x, learned, weight, learned_bias, dim)
 
     @staticmethod
     @once_differentiable

@@ -224,7 +224,7 @@ def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) ->
     training = {
         "data": settings.data if settings.data in NAMES else data.name,
         "train_pictures": len(data.train or ()),
-        "config": {k: v for k, v in settings.config.to_json().items() if k not in ("workers", "device")},
+        "config": settings.config.decisive,
         "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
     }
     save(net, path, classes=data.classes, preprocessing=data.preprocessing, training=training)

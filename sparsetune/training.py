@@ -136,10 +136,7 @@ class _Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever must be the same for a training to go on from a checkpoint."""
-        same = {
-            name: value for name, value in self.config.to_json().items() if name not in ("workers", "device")
-        }
-        return same | {
+        return self.config.decisive | {
             "data": self.data.name,
             "train_count": len(self.train),
             "learn": adapted(self.net).plan.learn.to_json(),

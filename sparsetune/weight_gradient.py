@@ -17,6 +17,11 @@ SHIFT_MAX_FILTERS = 12
 """Up to this many filters, shifted gradients and a product beat the library, which works in blocks of 16."""
 
 
+def conv_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of a convolution's input, shaped as ``x``; arguments as for its weight's."""
+    return _backward(grad, x, weight, geometry, [True, False, False])[0]
+
+
 def conv_weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry
 ) -> Tensor:
@@ -98,21 +103,19 @@ def _first_positions(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, 
 
 def _library(grad: Tensor, x: Tensor, part: Tensor, geometry: Geometry) -> Tensor:
     """The backend's own weight gradient for a weight shaped as ``part``."""
+    grad = grad.contiguous(memory_format=_layout(x))
+    return _backward(grad, x, part, geometry, [False, True, False])[1]
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backend's gradients of input, weight and bias: those that are wanted."""
     stride, padding, dilation, groups = geometry
-    gradient: Tensor = torch.ops.aten.convolution_backward(
-        grad.contiguous(memory_format=_layout(x)),
-        x,
-        part,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * len(stride),
-        groups,
-        [False, True, False],
-    )[1]
-    return gradient
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, wanted
+    )
+    return gradients
 
 
 def _pointwise(grad: Tensor, x: Tensor) -> Tensor:

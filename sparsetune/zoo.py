@@ -126,9 +126,8 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
                 f"{checkpoint} has SHA-256 {found}, but the backbone is a file with {root.sha256}; "
                 "pass that file."
             )
-    prefix = TORCHVISION if origin.library == "torchvision" else ""
     return create(
-        prefix + origin.name,
+        _full_name(origin),
         num_classes=origin.num_classes,
         seed=root.seed,
         pretrained=root.kind == "pretrained",
@@ -145,10 +144,14 @@ def skeleton(origin: Origin) -> nn.Module:
         UnknownNameError: When there is no such model.
         ConfigError: When its arguments do not fit, or ask for too much.
     """
-    prefix = TORCHVISION if origin.library == "torchvision" else ""
-    library, name = _split(prefix + origin.name)
+    library, name = _split(_full_name(origin))
     kwargs = plain_arguments(name, origin.kwargs)
     return without_memory(lambda: _build(library, name, origin.num_classes, kwargs))
+
+
+def _full_name(origin: Origin) -> str:
+    """The name that ``create`` takes."""
+    return (TORCHVISION if origin.library == "torchvision" else "") + origin.name
 
 
 def _split(name: str) -> tuple[str, str]:
