@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,36 +48,56 @@ class Stateful(Protocol):
         """Take such a state back."""
 
 
+def random_state() -> Tensor:
+    """Return torch's random state, the CPU's and behind it the current GPU's, as bytes."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else state
+
+
+def _set_random_state(state: Tensor) -> None:
+    """Go back to a :func:`random_state`; a GPU's is dropped where there is none, and left where none was."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if len(state) > size and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[size:])
+
+
 def write_checkpoint(
-    path: Path, config: dict[str, Any], position: Position, parts: Mapping[str, Stateful]
+    path: Path,
+    config: dict[str, Any],
+    position: Position,
+    parts: Mapping[str, Stateful],
+    states: Sequence[Tensor],
 ) -> None:
-    """Write the parts' states, the random state and the position; the file appears whole or not at all.
+    """Write the parts' states, the random states and the position; the file appears whole or not at all.
 
     Args:
         path: The file.
         config: Settings that must be the same for the training to go on.
         position: Where the training stands.
         parts: Model, optimiser and all else that a step changes, by name.
+        states: The :func:`random_state` of each process that trains.
 
     Raises:
         StorageError: When the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    state: dict[str, Any] = {"rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["rng.cuda"] = torch.cuda.get_rng_state()
+    state: dict[str, Any] = {"random": list(states)}
     state |= {name: part.state_dict() for name, part in parts.items()}
     value = {"config": config, "position": vars(position), "state": _pack(state, tensors)}
     write_bytes(path, to_bytes(tensors, metadata={KEY: json.dumps(value)}))
 
 
-def read_checkpoint(path: Path, config: dict[str, Any], parts: Mapping[str, Stateful]) -> Position:
+def read_checkpoint(
+    path: Path, config: dict[str, Any], parts: Mapping[str, Stateful], process: int = 0
+) -> Position:
     """Put a training back where :func:`write_checkpoint` left it.
 
     Args:
         path: The file.
         config: The settings now.
         parts: As at the start of the training, by the same names.
+        process: Which of several processes this is; one that was not there before keeps its random state.
 
     Returns:
         Where the training stands.
@@ -96,9 +116,8 @@ def read_checkpoint(path: Path, config: dict[str, Any], parts: Mapping[str, Stat
     state = _unpack(value["state"], tensors)
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    torch.set_rng_state(state["rng"])
-    if "rng.cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["rng.cuda"])
+    if process < len(state["random"]):
+        _set_random_state(state["random"][process])
     return Position(**value["position"])
 
 

@@ -22,9 +22,9 @@ from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_text
 from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave
 from sparsetune.learn import Learn
-from sparsetune.machine import pick_device
 from sparsetune.plan import Plan
 from sparsetune.preprocessing import Preprocessing
+from sparsetune.processes import Processes, processes
 from sparsetune.rebuild import LIBRARIES
 from sparsetune.saving import fill, save
 from sparsetune.training import Epoch, Step, Watch, fit
@@ -112,22 +112,35 @@ def run(
             latest one there with the same settings.
         resume: Go on where an earlier call with the same settings stopped.
         time_budget: Seconds of training after which to save and stop.
-        watch: Called after each step and each epoch.
+        watch: Called after each step and each epoch; of several processes, by the main one.
         started: Called once with plan and data, before the first step.
 
     Returns:
-        The outcome; a finished run is not trained again.
+        The outcome, of several processes to each; a finished run is not trained again.
 
     Raises:
         ConfigError: When settings do not fit together, or ``folder`` holds a run and ``resume`` is not set.
         SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
     """
-    pick_device(settings.config.device)
+    with processes(settings.config.device, settings.config.amp) as group:
+        return _run(settings, folder, resume, time_budget, watch, started, group)
+
+
+def _run(
+    settings: Run,
+    folder: Path | None,
+    resume: bool,
+    time_budget: float | None,
+    watch: Watch | None,
+    started: Callable[[Plan, Data], None] | None,
+    group: Processes,
+) -> Outcome:
     value = json.loads(json.dumps(settings.to_json()))
-    if folder is None and resume:
+    if group.is_main and folder is None and resume:
         folder = latest(settings.name, value)
-    if folder is not None:
+    if group.is_main and folder is not None:
         check(folder, value, resume)
+    folder = group.from_main(folder)
     data = open_data(
         settings.data, size=settings.size, train_limit=settings.train_limit, test_limit=settings.test_limit
     )
@@ -136,20 +149,23 @@ def run(
     if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
         return Outcome(folder, _read_history(folder / METRICS), True, made)
     versions = {name: version(name) for name in LIBRARIES}
-    folder = claim(folder, settings.name, {**value, "versions": versions})
+    if group.is_main:
+        folder = claim(folder, settings.name, {**value, "versions": versions})
+    folder = group.from_main(folder)
     if started:
         started(made, data)
     try:
-        history = _train(net, data, settings, folder, resume, time_budget, watch)
+        history = _train(net, data, settings, folder, resume, time_budget, watch, group)
     except SparsetuneError:
-        if not (folder / CHECKPOINT).is_file():
+        if group.is_main and not (folder / CHECKPOINT).is_file():
             leave(folder)
         raise
     finished = len(history) == settings.config.epochs
-    if finished:
+    if finished and group.is_main:
         draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
         _save(net, folder / DELTA, settings, data, history[-1])
         (folder / CHECKPOINT).unlink(missing_ok=True)
+    group.wait()
     return Outcome(folder, history, finished, made)
 
 
@@ -161,6 +177,7 @@ def _train(
     resume: bool,
     time_budget: float | None,
     watch: Watch | None,
+    group: Processes,
 ) -> list[Epoch]:
     checkpoint = folder / CHECKPOINT
     records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
@@ -179,9 +196,10 @@ def _train(
         checkpoint=checkpoint,
         resume=resume,
         time_budget=time_budget,
-        watch=record,
+        watch=record if group.is_main else None,
     )
-    _write_history(folder / METRICS, history)
+    if group.is_main:
+        _write_history(folder / METRICS, history)
     return history
 
 

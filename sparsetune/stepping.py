@@ -1,55 +1,52 @@
-"""One training step: forward, loss, backward, optimiser; in mixed precision if asked."""
+"""One training step: forward, loss, backward, optimiser; in mixed precision, on several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
+from sparsetune.adapt import adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.machine import pick_device
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from sparsetune.processes import Processes
 
 
 class Stepper:
-    """Model, optimiser, schedule and precision of a training; nothing in the process beside them changes.
+    """Model, optimiser and schedule of a training.
 
     Args:
         net: An adapted model; it is moved to the device.
         config: How to train.
         steps: Steps of an epoch.
+        group: The processes that train.
 
     Raises:
-        ConfigError: When the device or the optimiser cannot be used here.
+        ConfigError: When the optimiser cannot be used here.
     """
 
-    def __init__(self, net: nn.Module, config: FitConfig, steps: int) -> None:
-        self.device = pick_device(config.device)
-        self.net = net.to(self.device)
-        self.model: Callable[[Tensor], Tensor] = torch.compile(net) if config.compile else net
+    def __init__(self, net: nn.Module, config: FitConfig, steps: int, group: Processes) -> None:
+        self.net, self.group = net.to(group.device), group
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
-            self.optimizer: Optimizer = create_optimizer_v2(
+            optimizer = create_optimizer_v2(
                 net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
             )
         self.schedule = create_scheduler_v2(
-            self.optimizer,
+            optimizer,
             sched=config.sched,
             num_epochs=config.epochs,
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
-        kind = self.device.type
-        self.autocast = torch.autocast(kind, DTYPES.get(config.amp or ""), enabled=config.amp is not None)
-        self.scaler = torch.amp.GradScaler(kind, enabled=config.amp == "fp16")
+        wrapped = _Wrapped(net, config.compile)
+        self.model, self.optimizer = group.accelerator.prepare(wrapped, optimizer)
 
     @property
     def lr(self) -> float:
@@ -59,18 +56,21 @@ class Stepper:
     @property
     def parts(self) -> dict[str, Stateful]:
         """Whatever a step changes."""
-        return {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler}
+        parts: dict[str, Any] = {"net": self.net, "optimizer": self.optimizer}
+        scaler = self.group.accelerator.scaler
+        return parts if scaler is None else {**parts, "scaler": scaler}
 
-    def step(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Learn from one batch.
+    def step(self, x: Tensor, y: Tensor, number: int, pictures: int) -> tuple[float, int]:
+        """Learn from one batch, or from this process' rows of it.
 
         Args:
             x: Pictures ``(B, C, H, W)``.
             y: Their classes ``(B,)``.
             number: Steps taken before, in all epochs.
+            pictures: Pictures of the whole batch, over all processes.
 
         Returns:
-            The loss summed over the batch, and how many pictures were classified rightly; on the CPU.
+            The loss summed over ``x``, and how many of its pictures were classified rightly.
 
         Raises:
             ConfigError: When the model or the optimiser cannot take the step.
@@ -80,16 +80,33 @@ class Stepper:
         shape = "x".join(map(str, x.shape))
         remedy = "try another size, batch size or optimiser"
         with _explaining(f"the model cannot learn from a batch of {shape}", remedy):
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            with self.autocast:
-                logits = self.model(x)
-                loss = F.cross_entropy(logits, y)
+            x, y = (part.to(self.group.device, non_blocking=True) for part in (x, y))
+            logits = self.model(x)
+            loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
+            self.optimizer.step()
             right = (logits.detach().argmax(1) == y).sum()
-            return loss.detach().cpu().double() * len(y), right.cpu()
+            return loss.item() * len(y), int(right)
+
+    def share_statistics(self) -> None:
+        """Give every process the main one's running statistics."""
+        self.group.share_main([self.net.get_buffer(b.name) for b in adapted(self.net).plan.buffers])
+
+
+class _Wrapped(nn.Module):
+    """Takes what accelerate and DDP put on a model, so that the user's own stays as it is."""
+
+    def __init__(self, net: nn.Module, compiled: bool) -> None:
+        super().__init__()
+        self.net = torch.compile(net) if compiled else net
+        prefix = "net._orig_mod." if compiled else "net."
+        travel = {buffer.name for buffer in adapted(net).plan.buffers}
+        frozen = [prefix + name for name, _ in net.named_buffers() if name not in travel]
+        self._ddp_params_and_buffers_to_ignore = frozen
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
 
 
 @contextmanager

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsetune.adapt import adapted
-from sparsetune.checkpoint import Position, read_checkpoint, write_checkpoint
+from sparsetune.checkpoint import Position, random_state, read_checkpoint, write_checkpoint
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, count_steps, loader
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.inference import predict_logits
 from sparsetune.metrics import scores
+from sparsetune.processes import Processes, processes
 from sparsetune.stepping import Stepper
 
 CHECKPOINT_SECONDS = 60.0
@@ -87,7 +88,11 @@ def fit(
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
     The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with
-    more processes, changes no bit of it on a CPU. The caller's random state is not touched.
+    more workers, changes no bit of it on a CPU. The caller's random state is not touched.
+
+    Several processes that ``torchrun`` or ``accelerate launch`` started train together: each takes its rows
+    of every batch, and only the learned slices' gradients and running statistics travel. Each returns the
+    same model, equal but for rounding to a single process'; batch normalisation sees a process' own rows.
 
     Args:
         net: An adapted model.
@@ -109,8 +114,8 @@ def fit(
     """
     _check(net, data)
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
-    with torch.random.fork_rng():
-        training = _Training(net, data, config, checkpoint)
+    with torch.random.fork_rng(), processes(config.device, config.amp) as group:
+        training = _Training(net, data, config, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.restore(checkpoint)
         try:
@@ -124,13 +129,21 @@ def fit(
 class _Training:
     """The objects of one training, and its position."""
 
-    def __init__(self, net: nn.Module, data: Data, config: FitConfig, checkpoint: Path | None) -> None:
+    def __init__(
+        self, net: nn.Module, data: Data, config: FitConfig, checkpoint: Path | None, group: Processes
+    ) -> None:
         if data.train is None:
             raise DataError(f"{data.name} has no training pictures; fit needs some.")
+        smallest = min(config.batch_size, len(data.train))
+        if smallest < 2 * group.count > 2:
+            raise ConfigError(
+                f"a batch of {smallest} is too small for {group.count} processes; "
+                f"each needs two pictures, so give {2 * group.count} or more."
+            )
         self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
-        self.train = data.train
-        self.steps = count_steps(len(self.train), config.batch_size)
-        self.stepper = Stepper(net, config, self.steps)
+        self.train, self.group = data.train, group
+        self.steps = count_steps(len(self.train), config.batch_size, group.count)
+        self.stepper = Stepper(net, config, self.steps, group)
         self.position = Position()
 
     @property
@@ -144,31 +157,35 @@ class _Training:
         }
 
     def restore(self, checkpoint: Path) -> None:
-        self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts)
+        self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)
 
     def run_epoch(self, deadline: float, watch: Watch | None) -> bool:
         """Take the rest of the current epoch; return whether it was finished before the deadline."""
         position, started = self.position, time.monotonic()
         saved = started
         if position.step == 0:
-            torch.manual_seed((self.config.seed * 1_000_003 + position.epoch) % 2**64)
-        loss = torch.tensor(position.loss, dtype=torch.float64)
-        correct = torch.tensor(position.correct)
+            seed = self.config.seed * 1_000_003 + position.epoch
+            torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
         self.net.train()
         for x, y in self._batches():
-            batch_loss, batch_correct = self.stepper.step(x, y, position.epoch * self.steps + position.step)
-            loss, correct = loss + batch_loss, correct + batch_correct
-            position.step += 1
-            if watch:
-                seen = min(position.step * self.config.batch_size, len(self.train))
-                watch(Step(position.epoch + 1, position.step, self.steps, loss.item() / seen))
+            done = position.step * self.config.batch_size
+            last = position.step == self.steps - 1
+            pictures = len(self.train) - done if last else self.config.batch_size
+            number = position.epoch * self.steps + position.step
+            loss, correct = self.stepper.step(x, y, number, pictures)
             now = time.monotonic()
-            if now > deadline or now - saved > CHECKPOINT_SECONDS:
-                position.loss, position.correct, saved = loss.item(), int(correct), now
+            late, due = (self.group.is_main and now > then for then in (deadline, saved + CHECKPOINT_SECONDS))
+            *sums, late_all, due_all = self.group.total([loss, correct, late, due])
+            position.step, position.loss = position.step + 1, position.loss + sums[0]
+            position.correct += int(sums[1])
+            if watch:
+                mean = position.loss / (done + pictures)
+                watch(Step(position.epoch + 1, position.step, self.steps, mean))
+            if late_all or due_all:
                 self._save()
-            if now > deadline:
+                saved = now
+            if late_all:
                 return False
-        position.loss, position.correct = loss.item(), int(correct)
         self._finish_epoch(started, watch)
         return True
 
@@ -183,11 +200,13 @@ class _Training:
             epoch=self.position.epoch,
             skip=self.position.step,
             workers=self.config.workers,
+            share=self.group.share,
         )
 
     def _finish_epoch(self, started: float, watch: Watch | None) -> None:
         position, count = self.position, len(self.train)
         self._check_finite(position.loss)
+        self.stepper.share_statistics()
         logits, labels = predict_logits(
             self.net,
             loader(
@@ -195,8 +214,10 @@ class _Training:
                 self.data.preprocessing,
                 batch_size=self.config.batch_size,
                 workers=self.config.workers,
+                share=self.group.share,
             ),
         )
+        logits, labels = (torch.cat(self.group.all_of(each)) for each in (logits, labels))
         found = scores(logits.double().softmax(1), labels)
         self._check_finite(found.nll)
         record = Epoch(
@@ -216,8 +237,11 @@ class _Training:
 
     def _save(self) -> None:
         self._check_finite(self.position.loss)
-        if self.checkpoint is not None:
-            write_checkpoint(self.checkpoint, self.settings, self.position, self.stepper.parts)
+        if self.checkpoint is None:
+            return
+        states = self.group.all_of(random_state())
+        if self.group.is_main:
+            write_checkpoint(self.checkpoint, self.settings, self.position, self.stepper.parts, states)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -7,7 +7,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from sparsetune.checkpoint import Position, read_checkpoint, read_history, write_checkpoint
+from sparsetune.checkpoint import Position, random_state, read_checkpoint, read_history, write_checkpoint
 from sparsetune.errors import StorageError
 
 CONFIG = {"lr": 0.1, "data": "digits"}
@@ -38,7 +38,7 @@ def test_position_and_random_state_come_back(tmp_path):
     path = tmp_path / "c"
     position = Position(3, 7, 1.25, 99, [{"epoch": 1, "lr": 0.1}])
     torch.manual_seed(5)
-    write_checkpoint(path, CONFIG, position, {})
+    write_checkpoint(path, CONFIG, position, {}, [random_state()])
     expected = torch.rand(4)
     torch.manual_seed(6)
     assert read_checkpoint(path, CONFIG, {}) == position
@@ -58,7 +58,7 @@ def test_nested_state_comes_back_bit_for_bit(tmp_path):
         1: {"nested": [None, True, 2, 0.1, "text", [shared[0]]], "tensor": 1},
     }
     kept, back = copy.deepcopy(state), Held()
-    write_checkpoint(tmp_path / "c", CONFIG, Position(), {"held": Held(state)})
+    write_checkpoint(tmp_path / "c", CONFIG, Position(), {"held": Held(state)}, [random_state()])
     read_checkpoint(tmp_path / "c", CONFIG, {"held": back})
     assert list(back.state) == list(kept)
     for name in ("tensor", "view", "transposed", "half", "empty", "scalar"):
@@ -81,7 +81,9 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path, name):
     learn(straight, optimizer, 4)
     stopped, optimizer = start()
     learn(stopped, optimizer, 2)
-    write_checkpoint(tmp_path / "c", CONFIG, Position(), {"net": stopped, "optimizer": optimizer})
+    write_checkpoint(
+        tmp_path / "c", CONFIG, Position(), {"net": stopped, "optimizer": optimizer}, [random_state()]
+    )
     resumed, optimizer = start()
     read_checkpoint(tmp_path / "c", CONFIG, {"net": resumed, "optimizer": optimizer})
     for step in (2, 3):
@@ -94,7 +96,7 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path, name):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    write_checkpoint(tmp_path / "c", CONFIG, Position(), {})
+    write_checkpoint(tmp_path / "c", CONFIG, Position(), {}, [random_state()])
     with pytest.raises(StorageError, match=r"lr = 0\.1, not 0\.2; resume with its settings"):
         read_checkpoint(tmp_path / "c", {**CONFIG, "lr": 0.2}, {})
 
@@ -102,7 +104,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
 def test_a_cut_off_file_is_one_sentence(tmp_path, length):
     path = tmp_path / "c"
-    write_checkpoint(path, CONFIG, Position(), {"net": nn.Linear(3, 2)})
+    write_checkpoint(path, CONFIG, Position(), {"net": nn.Linear(3, 2)}, [random_state()])
     path.write_bytes(path.read_bytes()[:length])
     for read in (lambda: read_checkpoint(path, CONFIG, {}), lambda: read_history(path)):
         with pytest.raises(StorageError, match="is not an intact checkpoint") as caught:
@@ -112,5 +114,5 @@ def test_a_cut_off_file_is_one_sentence(tmp_path, length):
 
 def test_nothing_is_left_beside_it(tmp_path):
     for _ in range(3):
-        write_checkpoint(tmp_path / "c", CONFIG, Position(), {"net": nn.Linear(3, 2)})
+        write_checkpoint(tmp_path / "c", CONFIG, Position(), {"net": nn.Linear(3, 2)}, [random_state()])
     assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -36,6 +36,7 @@ COLUMN = [
     "metrics",
     "inference",
     "config",
+    "processes",
     "checkpoint",
     "stepping",
     "training",
@@ -45,13 +46,14 @@ COLUMN = [
     "bench",
     "cli",
     "__init__",
+    "__main__",
 ]
 """A module imports only what stands before it here."""
 
 ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
-    "accelerate": {"training"},
+    "accelerate": {"processes"},
     "matplotlib": {"curves"},
     "sklearn": {"data"},
 }

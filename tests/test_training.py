@@ -16,6 +16,7 @@ from sparsetune.errors import ConfigError, DataError, StorageError
 from sparsetune.training import Epoch, Step
 
 TWO = st.FitConfig(epochs=2, batch_size=64, lr=0.05)
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def values(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -78,9 +79,10 @@ def test_without_a_schedule_the_rate_stays(tiny, digits):
         ({"opt": "adamw", "lr": 0.003}, {}),
         ({"opt": "adan", "lr": 0.003}, {}),
         ({"sched": "none"}, {"drop_rate": 0.3}),
-        ({"amp": "fp16"}, {}),
+        ({"amp": "bf16"}, {}),
+        pytest.param({"amp": "fp16"}, {}, marks=CUDA),
     ],
-    ids=["momentum", "adamw", "adan", "dropout", "fp16"],
+    ids=["momentum", "adamw", "adan", "dropout", "bf16", "fp16"],
 )
 def test_stopped_at_every_step_it_ends_the_same(tmp_path, tiny, digits, changes, kwargs):
     config = replace(TWO, **changes)
@@ -190,7 +192,7 @@ def test_leaves_random_states_alone(tiny, digits):
 
 def test_several_precisions_in_one_process(tiny, digits):
     results = []
-    for amp in (None, "bf16", "fp16", None):
+    for amp in (None, "bf16", "fp16" if torch.cuda.is_available() else "bf16", None):
         net = tiny()
         history = st.fit(net, digits, replace(TWO, amp=amp))
         results.append(values(net))
@@ -262,6 +264,7 @@ def test_refuses_what_cannot_be_trained(tmp_path, tiny, digits):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 def test_refuses_cuda_where_there_is_none(tiny, digits):
     refused(ConfigError, "device 'cuda' cannot be used here", tiny(), digits, replace(TWO, device="cuda"))
+    refused(ConfigError, "amp 'fp16' needs a GPU; choose bf16", tiny(), digits, replace(TWO, amp="fp16"))
     refused(ConfigError, "optimiser 'fusedsgd' cannot be used", tiny(), digits, replace(TWO, opt="fusedsgd"))
 
 

@@ -18,13 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+from sparsetune.processes import is_main
+
+silent = not is_main()
+"""Of several processes that train together only the main one speaks."""
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=silent)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=silent)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2))
+    if not silent:
+        print(json.dumps(value, indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -59,7 +64,7 @@ def progress() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=err,
-        disable=not err.is_terminal,
+        disable=silent or not err.is_terminal,
         transient=True,
     )
 

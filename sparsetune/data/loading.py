@@ -33,12 +33,14 @@ def loader(
     epoch: int = 0,
     skip: int = 0,
     workers: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Batch]:
     """Make the loader of one epoch.
 
     The order depends on (seed, epoch) and the augmentation of sample ``i`` on (seed, epoch, i), whatever the
     number of workers. No global random state is read or changed. The last batch may be smaller; a training
-    batch of one picture, which batch normalisation cannot learn from, joins the one before.
+    batch that leaves a process less than two pictures, from which batch normalisation cannot learn, joins the
+    one before.
 
     Args:
         split: The pictures.
@@ -50,6 +52,8 @@ def loader(
         epoch: The epoch's number, from 0.
         skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
         workers: Processes that decode; 0 decodes in this one.
+        share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
+            where ``n`` train together.
 
     Returns:
         A loader of (x, y): float32 of shape (batch, channels, height, width), and int64 of shape (batch,).
@@ -70,8 +74,9 @@ def loader(
         samples = _Samples(split, preprocessing)
     starts = [*range(0, len(order), batch_size)]
     if train:
-        del starts[count_steps(len(order), batch_size) :]
-    batches = [part.tolist() for part in np.split(order, starts[1:])]
+        del starts[count_steps(len(order), batch_size, share[1]) :]
+    index, processes = share
+    batches = [own for part in np.split(order, starts[1:]) if (own := part[index::processes].tolist())]
     return _Loader(
         samples,
         batch_sampler=batches[skip:],
@@ -81,10 +86,10 @@ def loader(
     )
 
 
-def count_steps(count: int, batch_size: int) -> int:
+def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
     """Return the number of training batches that ``count`` pictures make."""
-    lone_last = count % batch_size == 1 and count > 1
-    return -(-count // batch_size) - lone_last
+    small_last = 0 < count % batch_size < 2 * processes and count > batch_size
+    return -(-count // batch_size) - small_last
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,5 @@
+"""``python -m sparsetune``, for launchers that start modules."""
+
+from sparsetune.cli import main
+
+main()
