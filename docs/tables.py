@@ -14,8 +14,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def _bench_table() -> str:
     rows = [
-        "| model | learned | batch, side | full step | ours / full | masked / full | inference / full |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | learned | batch, side | full step | ours / full | masked / full | inference / full "
+        "| memory / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     notes = set()
     for path in sorted(RESULTS.glob("bench-*.json")):
@@ -32,7 +33,8 @@ def _bench_table() -> str:
         rows.append(
             f"| {found['model']} | {what}: {ours['learned_parameters']:,} of {full['learned_parameters']:,} "
             f"| {found['batch_size']}, {found['size']} | {full['step_ms']:.0f} ms "
-            f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} |"
+            f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} "
+            f"| {ours['peak_ratio']:.2f} |"
         )
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
         machine = [

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sparsetune.adapt import adapt_
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
+from sparsetune.memory import held_bytes, peak_bytes
 from sparsetune.plan import Plan, plan
 
 
@@ -36,6 +37,8 @@ class Timing:
         infer_ms: Median time of a forward pass in evaluation mode.
         step_ratio: Median over rounds of its step time over full training's in the same round.
         infer_ratio: Likewise of its forward pass.
+        peak_bytes: Most memory at one time in a training step: model, optimiser, gradients and activations.
+        peak_ratio: That over full training's.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Timing:
     infer_ms: float
     step_ratio: float
     infer_ratio: float
+    peak_bytes: int
+    peak_ratio: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -63,7 +68,7 @@ def bench(
     amp: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Timing]:
-    """Time full training, ours and masked gradients side by side.
+    """Measure full training, ours and masked gradients side by side.
 
     Args:
         net: A plain model; it is copied, not changed.
@@ -116,6 +121,7 @@ def bench(
                 passes[name].append(infer)
         if progress:
             progress(i + 1, warmup + rounds)
+    peaks = {name: run.peak_bytes(device) for name, run in runs.items()}
     return [
         Timing(
             name,
@@ -125,6 +131,8 @@ def bench(
             median(passes[name]) * 1e3,
             _ratio(steps[name], steps["full"]),
             _ratio(passes[name], passes["full"]),
+            peaks[name],
+            peaks[name] / peaks["full"],
         )
         for name in runs
     ]
@@ -146,6 +154,10 @@ class _Run:
         loss.backward()
         self.optimizer.step()
 
+    def peak_bytes(self, device: str) -> int:
+        self.optimizer.zero_grad()
+        return held_bytes(self.model, self.optimizer) + peak_bytes(self.step, device)
+
     def infer(self) -> None:
         self.model.eval()
         with torch.inference_mode(), self.autocast:
@@ -161,7 +173,9 @@ def _masked(net: nn.Module, made: Plan) -> nn.Module:
         elif part.partial:
             mask = torch.zeros(part.shape)
             mask.narrow(part.dim, 0, part.k).fill_(1)
-            parameters[part.name].register_hook(lambda grad, mask=mask: grad * mask.to(grad.device))
+            name = "mask " + part.name.replace(".", " ")
+            net.register_buffer(name, mask, persistent=False)
+            parameters[part.name].register_hook(lambda grad, name=name: grad * net.get_buffer(name))
     return net
 
 

@@ -19,7 +19,9 @@ def test_times_every_contestant_and_leaves_the_model_alone(amp):
     assert told == [(i, 5) for i in range(1, 6)]
     assert rows[0].learned_parameters == sum(p.numel() for p in net.parameters())
     assert rows[1].learned_parameters == rows[2].learned_parameters == 37_189
-    assert rows[0].step_ratio == rows[0].infer_ratio == 1
+    assert rows[0].step_ratio == rows[0].infer_ratio == rows[0].peak_ratio == 1
+    assert rows[0].peak_bytes > 3 * 4 * rows[0].learned_parameters  # values, momentum and gradients
+    assert rows[1].peak_bytes < rows[0].peak_bytes
     for row in rows:
         assert 0 < row.step_spread_ms[0] <= row.step_ms <= row.step_spread_ms[1]
         assert row.infer_ms > 0

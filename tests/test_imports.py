@@ -43,6 +43,7 @@ COLUMN = [
     "curves",
     "folders",
     "runs",
+    "memory",
     "bench",
     "cli",
     "__init__",

@@ -32,7 +32,7 @@ def bench(
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Time training steps on this machine: full training, ours, and masked gradients, as ratios.
+    """Measure time and memory of training steps here: full training, ours, and masked gradients, as ratios.
 
     Example: sparsetune bench --model wrn28_4 --fraction 0.1
     """
@@ -68,11 +68,13 @@ def bench(
         f"{model}, batches of {batch_size}x3x{size}x{size}, {where}; medians of {rounds} rounds"
     )
     console.print_table(
-        ["", "learned", "step", "of full", "inference", "of full"], [_row(timing) for timing in rows]
+        ["", "learned", "step", "of full", "inference", "of full", "memory", "of full"],
+        [_row(timing) for timing in rows],
     )
 
 
 def _row(timing: Timing) -> list[str]:
     step, infer = f"{timing.step_ms:.1f} ms", f"{timing.infer_ms:.1f} ms"
     shares = f"{timing.step_ratio:.2f}", f"{timing.infer_ratio:.2f}"
-    return [timing.name, f"{timing.learned_parameters:,}", step, shares[0], infer, shares[1]]
+    memory = [console.size(timing.peak_bytes), f"{timing.peak_ratio:.2f}"]
+    return [timing.name, f"{timing.learned_parameters:,}", step, shares[0], infer, shares[1], *memory]
