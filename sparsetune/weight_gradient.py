@@ -74,10 +74,11 @@ def _first_filters(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Ge
         return _library(grad, x, part, (stride, padding, dilation, touched))[:k]
     grad, part = grad[:, :k], weight[:k]
     if grad.device.type == "cpu" and grad.dim() == 4:
+        few = k <= SHIFT_MAX_FILTERS
         pointwise = weight.shape[2:].numel() == 1 and not any(padding)
-        if pointwise and grad.shape[2:].numel() >= BMM_MIN_POSITIONS:
+        if pointwise and (few or grad.shape[2:].numel() >= BMM_MIN_POSITIONS):
             return _pointwise(grad, x[:, :, :: stride[0], :: stride[1]])
-        if k <= SHIFT_MAX_FILTERS and _keeps_size(weight, geometry):
+        if few and _keeps_size(weight, geometry):
             return _shifted(grad, x, weight, padding)
     return _library(grad, x, part, geometry)
 

@@ -82,7 +82,7 @@ CASES = {
     "1x1 over many positions": ("pointwise", (20, 6, 1, 1), (2, 6, 10, 10), 1, 0, 1, 14),
     "1x1, strided": ("pointwise", (20, 6, 1, 1), (2, 6, 21, 19), 2, 0, 1, 3),
     "1x1 over few positions": ("library", (20, 6, 1, 1), (2, 6, 9, 9), 1, 0, 1, 14),
-    "1x1 over few positions, few filters": ("shifted", (20, 6, 1, 1), (2, 6, 9, 9), 1, 0, 1, 12),
+    "1x1 over few positions, few filters": ("pointwise", (20, 6, 1, 1), (2, 6, 9, 9), 1, 0, 1, 12),
     "1x1, padded": ("library", (20, 6, 1, 1), (2, 6, 12, 12), 1, 1, 1, 3),
     "3x3, few filters": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 12),
     "3x3, few filters, valid": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 0, 1, 1),
@@ -143,3 +143,9 @@ def test_linear(batch, inputs, outputs, data):
     whole = gradient(F.linear(x, weight), weight, grad)[0]
     found = linear_weight_gradient(grad, x, dim, k)
     torch.testing.assert_close(found, whole.narrow(dim, 0, k), rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_lies_in_memory_as_its_weight_does():
+    weight, x = torch.randn(16, 16, 1, 1), torch.randn(2, 16, 4, 4)
+    found = conv_weight_gradient(x, x, weight, 0, 6, ([1, 1], [0, 0], [1, 1], 1))
+    assert found.stride() == weight[:6].stride()
