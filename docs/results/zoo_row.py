@@ -119,7 +119,7 @@ def gradient_error(net: nn.Module, name: str, dtype: torch.dtype) -> float:
     floor = FLOOR[dtype] * max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
     if not 0 < floor < torch.inf:
         raise ValueError("no gradient, or one that is not finite")
-    worst = 0.0
+    errors = []
     found = dict(ours.named_parameters())
     for part in (part for part in made if part.k):
         whole, sliced = plain.get_parameter(part.name).grad, found[part.name].grad
@@ -127,8 +127,8 @@ def gradient_error(net: nn.Module, name: str, dtype: torch.dtype) -> float:
             torch.zeros(()) if whole is None else whole.narrow(part.dim, 0, part.k) if part.shape else whole
         )
         difference = (expected - (0 if sliced is None else sliced)).abs().max()
-        worst = max(worst, float(difference / max(float(expected.abs().max()), floor)))
-    return worst
+        errors.append(difference / max(float(expected.abs().max()), floor))
+    return float(torch.stack(errors).max())
 
 
 def layer_kinds(net: nn.Module) -> set[str]:
