@@ -69,7 +69,7 @@ def main() -> None:
     rows = read_rows(options.out, again=options.again is not None)
     names = dict.fromkeys(name for pattern in options.pattern or ["*"] for name in st.names(pattern))
     todo = [name for name in names if name not in rows]
-    needs = collect(*fork(lambda: {name: needed(name) for name in todo}, options))
+    needs = all_needed(todo, options.jobs)
     run(sorted(todo, key=needs.__getitem__), needs, rows, options)
 
 
@@ -90,13 +90,13 @@ def run(todo: list[str], needs: dict[str, int], rows: dict[str, Row], options: a
                 path = Path(folder) / f"{abs(hash(name))}.safetensors"
                 seen = frozenset(covered)
                 task = lambda name=name, path=path, seen=seen: zoo_row.save_row(name, path, seen)  # noqa: E731
-                running.append(Child(todo.pop(0), *fork(task, options), path, need))
+                running.append(Child(todo.pop(0), *fork(task, options.seconds, options.alone), path, need))
             for child in finished(running):
                 row = collect(child.pid, child.pipe)
                 if child.row is None and "failed" not in row:
                     child.row = row
                     task = lambda child=child: zoo_row.load_row(child.name, child.path)  # noqa: E731
-                    child.pid, child.pipe = fork(task, options)
+                    child.pid, child.pipe = fork(task, options.seconds, options.alone)
                     continue
                 running.remove(child)
                 child.path.unlink(missing_ok=True)
@@ -125,6 +125,21 @@ def judged(name: str, saved: Row | None, loaded: Row) -> Row:
     return row | ({"failed": "; ".join(problems)} if problems else {"round_trip": True})
 
 
+def all_needed(names: list[str], jobs: int) -> dict[str, int]:
+    """What :func:`needed` says of each name, worked out once a machine and set of versions."""
+    versions = "-".join(version(library) for library in LIBRARIES)
+    cache = Path(tempfile.gettempdir()) / f"sparsetune-zoo-{versions}.json"
+    found: dict[str, int] = json.loads(cache.read_text()) if cache.exists() else {}
+    new = [name for name in names if name not in found]
+    workers = [
+        fork(lambda part=new[i::jobs]: {name: needed(name) for name in part}, 3600) for i in range(jobs)
+    ]
+    for worker in workers:
+        found |= collect(*worker)
+    cache.write_text(json.dumps(found))
+    return found
+
+
 def needed(name: str) -> int:
     """Bytes that the run of a model needs at its peak: its values twice, and something for activations."""
     library, _, plain = name.rpartition("/")
@@ -139,7 +154,7 @@ def needed(name: str) -> int:
     return int(2.6 * values + 1.5 * GIB)
 
 
-def fork(task: Callable[[], Row], options: argparse.Namespace) -> tuple[int, int]:
+def fork(task: Callable[[], Row], seconds: int, gib: float = 20) -> tuple[int, int]:
     """Run ``task`` in a new process; return its id and a pipe that gives its result as JSON."""
     ours, theirs = os.pipe()
     pid = os.fork()
@@ -148,9 +163,9 @@ def fork(task: Callable[[], Row], options: argparse.Namespace) -> tuple[int, int
         return pid, ours
     os.close(ours)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    limit = int((options.alone + 4) * GIB)  # of addresses, of which some 4 GiB are never touched
+    limit = int((gib + 4) * GIB)  # of addresses, of which some 4 GiB are never touched
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.seconds, options.seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     try:
         row = task()
     except BaseException as error:
