@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,21 @@ def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
             yield part.name, frozen_rest(module, leaf)
         elif part.k == 0:
             yield part.name, module.get_buffer(leaf)
+
+
+def stored_values(net: nn.Module, made: Plan) -> dict[str, Tensor]:
+    """Return the frozen values of an adapted model that no seed gives, by the names that a delta has."""
+    stored = {part.name: part.frozen_name for part in made if part.stored}
+    return {stored[name]: value for name, value in frozen_values(net, made) if name in stored}
+
+
+def put_stored(net: nn.Module, made: Plan, values: Mapping[str, Tensor]) -> None:
+    """Put frozen values that :func:`stored_values` gave into a plain model."""
+    with torch.no_grad():
+        for part in made:
+            if not part.whole and part.frozen_name in values:
+                rest = net.get_parameter(part.name).narrow(part.dim, part.k, part.size - part.k)
+                rest.copy_(values[part.frozen_name])
 
 
 def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Parameter]]:

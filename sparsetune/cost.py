@@ -86,11 +86,18 @@ def _hook(
 
     if not is_sliceable(module):
         return meet
-    weight = next(name for name in own if name.endswith("weight"))
-    per_output = module.get_parameter("weight")[0].numel()
+    attends = isinstance(module, nn.MultiheadAttention)
+    by_input = attends or getattr(module, "transposed", False)
+    weights = {
+        name: module.get_parameter(name.rpartition(".")[2]).select(int(attends), 0).numel()
+        for name in own
+        if name.endswith("weight")
+    }
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((weight, output.numel() * per_output, list(met)))
-        met.clear()
+        values = (inputs[0] if by_input else output).numel()
+        for name, per_value in weights.items():
+            calls.append((name, values * per_value, list(met)))
+            met.clear()
 
     return count

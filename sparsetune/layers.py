@@ -11,6 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 
 ADAPTED = "_sparsetune_adapted"
 """Attribute of a model that is adapted."""
+HEAD = "_sparsetune_head"
+"""Attribute of a model whose builder knows the classifier's modules: their names."""
+STORED = "_sparsetune_stored"
+"""Attribute of a model: names of parameters whose initial values no seed gives, so that deltas hold them."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,20 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_sliceable(module: nn.Module) -> bool:
-    """Whether ``module`` has a weight whose first dimension counts its filters."""
-    transposed = getattr(module, "transposed", False)
-    return (isinstance(module, _ConvNd) and not transposed) or isinstance(module, nn.Linear)
+    """Whether ``module`` has filters: a convolution, a linear map, an attention's input projections."""
+    return isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention))
 
 
 def head_names(net: nn.Module) -> tuple[str, ...]:
     """Return the names of the classifier's modules.
 
-    timm models say which module classifies (``get_classifier``); of any other model it is the last linear
-    layer in order of construction. A model without either has no head.
+    timm models say which module classifies (``get_classifier``); of a torchvision model it is every layer
+    whose shape depends on the number of classes; of any other model it is the last linear layer in order of
+    construction. A model without any of these has no head.
     """
+    told: tuple[str, ...] | None = getattr(net, HEAD, None)
+    if told is not None:
+        return told
     names = {id(module): name for name, module in net.named_modules()}
     get_classifier = getattr(net, "get_classifier", None)
     if callable(get_classifier):

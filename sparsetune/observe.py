@@ -8,7 +8,6 @@ copies and views. Draws are made only when an operation that no law can follow r
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,14 +21,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sparsetune.laws import after
 from sparsetune.seeding import Law, draw
 
 _UNIFORM, _NORMAL = {"uniform_", "rand", "rand_like"}, {"normal_", "randn", "randn_like"}
 _OVERWRITES = {"zero_", "fill_", "copy_"}
 _SHAPE_ONLY = {"resize_", "set_", "empty_like", "zeros_like", "ones_like", "full_like"}
-_ARITHMETIC = {"mul": operator.mul, "div": operator.truediv, "add": operator.add, "sub": operator.sub}
-_SQRT_HALF = math.sqrt(0.5)
-_UNCLAMPED = "erfinv_ of a uniform draw, without the clamp_ that ends a truncated normal draw"
 _BUILDING = RLock()  # random state and torch.nn.init are the process's, so one thread observes at a time
 
 
@@ -47,26 +44,43 @@ class _Note:
     made: bool  # memory holds the values already
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Values ``start`` to ``stop`` of a tensor, counted row by row, are independent and follow ``law``."""
+
+    start: int
+    stop: int
+    law: Law
+
+
 class Observation:
     """What was observed; ask once the model is built, before it is moved or cast."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
         self._notes: dict[int, list[_Note]] = {}
         self._draws = count()
 
-    def laws(self, module: nn.Module) -> dict[str, Law]:
-        """Return parameter or buffer name -> law, for tensors of independent values of one law.
+    def laws(self, module: nn.Module) -> dict[str, tuple[Stretch, ...]]:
+        """Return parameter or buffer name -> the stretches of random values in it, in order.
 
-        Their memory may hold anything. A tensor that several names share is under the first only; one in
-        neither :meth:`laws` nor :meth:`unknown` is constant.
+        Memory there may hold anything; what lies between is constant. A tensor that several names share is
+        under the first only; one in neither :meth:`laws` nor :meth:`unknown` is constant.
         """
-        return {name: found for name, found in self._findings(module) if isinstance(found, Law)}
+        return {name: found for name, found in self._findings(module) if isinstance(found, tuple)}
 
     def unknown(self, module: nn.Module) -> dict[str, str]:
-        """Return parameter or buffer name -> why, for random tensors that no :class:`Law` describes."""
-        return {name: found for name, found in self._findings(module) if isinstance(found, str)}
+        """Return parameter or buffer name -> why, for random tensors that no :class:`Law` describes.
 
-    def _findings(self, module: nn.Module) -> Iterator[tuple[str, Law | str]]:
+        Their values are made then, from the seed as far as torch's arithmetic is the same everywhere.
+        """
+        found = {name: why for name, why in self._findings(module) if isinstance(why, str)}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name in found:
+                self.make(tensor)
+        return found
+
+    def _findings(self, module: nn.Module) -> Iterator[tuple[str, tuple[Stretch, ...] | str]]:
         places = set()
         owners: dict[int, tuple[str, int]] = {}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -76,14 +90,16 @@ class Observation:
             places.add(place)
             address, start, stop, dense = place
             owner, source = owners.setdefault(notes[0].draw, (name, address))
-            random = sum(min(stop, note.stop) - max(start, note.start) for note in notes)
-            law, why = notes[0].law, next((note.why for note in notes if note.why), "")
-            if why or law is None or not dense or random < stop - start:
+            laws = [(max(start, note.start), min(stop, note.stop), note.law) for note in notes]
+            why = next((note.why for note in notes if note.why), "")
+            if why or not dense:
                 yield name, why or "random in places only"
-            elif any(note.law != law for note in notes):
+            elif source != address:
+                yield name, f"a copy of {owner}"
+            elif laws[0][:2] != (start, stop) and not tensor.is_contiguous():
                 yield name, "its parts follow different laws"
             else:
-                yield name, law if source == address else f"a copy of {owner}"
+                yield name, _stretches(laws, start, tensor.itemsize)
 
     def notes(self, tensor: Tensor) -> list[_Note]:
         """Return the notes on ``tensor``'s bytes."""
@@ -116,25 +132,26 @@ class Observation:
     def make(self, tensor: Tensor) -> None:
         """Make the draws that ``tensor``'s bytes await."""
         for note in self.notes(tensor):
-            if note.law is not None and not note.made:
+            if note.law is not None and not note.made and not tensor.is_meta:
                 start, stop = (byte // note.dtype.itemsize for byte in (note.start, note.stop))
                 values = torch.empty(0, dtype=note.dtype, device=tensor.device)
                 values.set_(note.memory, start, (stop - start,), (1,))
-                values.copy_(draw(0, f"observed draw {note.draw}", (stop - start,), note.law))
+                values.copy_(draw(self._seed, f"observed draw {note.draw}", (stop - start,), note.law))
                 note.made = True
 
 
 @contextmanager
-def observing() -> Iterator[Observation]:
+def observing(seed: int = 0) -> Iterator[Observation]:
     """Observe the modules that are built inside; one thread at a time.
 
-    torch's random state on the CPU is as before at the end, also after an exception. Who reads memory past
-    torch, as with ``tensor.numpy()``, finds no random values there.
+    Draws that have to be made come from ``seed``. torch's random state on the CPU is as before at the end,
+    also after an exception. Who reads memory past torch, as with ``tensor.numpy()``, finds no random values
+    there.
     """
-    seen = Observation()
+    seen = Observation(seed)
     patched = "_no_grad_trunc_normal_"
     with _BUILDING, torch.random.fork_rng(devices=[]), _Watch(seen):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed % 2**64)
         original = getattr(nn.init, patched, None)
         setattr(nn.init, patched, _trunc_normal_)
         try:
@@ -177,8 +194,8 @@ class _Watch(TorchDispatchMode):
             return found
         if name == "copy_":
             return found if args[0].numel() == args[1].numel() else None
-        after = None if kwargs else _after(name.removesuffix("_"), *found[:2], *args[1:])
-        return None if after is None else (*after, found[2])
+        changed = None if kwargs else after(name.removesuffix("_"), *found[:2], *args[1:])
+        return None if changed is None else (*changed, found[2])
 
     def _run(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -196,35 +213,6 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def _after(name: str, law: Law, why: str, *numbers: Any) -> tuple[Law, str] | None:
-    """Law and reservation of the values of ``law`` after one more operation."""
-    if not all(isinstance(number, (int, float)) for number in numbers):
-        return None
-    if name == "erfinv" and law.kind == "uniform" and -1 <= law.a < law.b <= 1:
-        inverse = NormalDist(0, _SQRT_HALF).inv_cdf
-        ends = (math.copysign(math.inf, x) if abs(x) == 1 else inverse((x + 1) / 2) for x in (law.a, law.b))
-        return Law("trunc_normal", 0.0, _SQRT_HALF, *ends), _UNCLAMPED
-    if name == "clamp" and why == _UNCLAMPED and len(numbers) == 2:
-        below = NormalDist(law.a, law.b).cdf
-        near = all(abs(below(x) - below(y)) < 1e-9 for x, y in zip(numbers, (law.low, law.high), strict=True))
-        return (Law(law.kind, law.a, law.b, *map(float, numbers)), "") if near else None
-    if name in ("neg", "rsub"):
-        law, name, numbers = _arithmetic("mul", law, -1), "add", numbers or (0,)
-    if name not in _ARITHMETIC or len(numbers) != 1 or (name in ("mul", "div") and not numbers[0]):
-        return None
-    return _arithmetic(name, law, *numbers), why
-
-
-def _arithmetic(name: str, law: Law, number: float) -> Law:
-    a, b, low, high = (_ARITHMETIC[name](value, number) for value in (law.a, law.b, law.low, law.high))
-    if law.kind == "uniform":
-        return Law("uniform", min(a, b), max(a, b))
-    std = abs(b) if name in ("mul", "div") else law.b
-    if (name, law.b) == ("mul", _SQRT_HALF):
-        std = float(f"{std:.15g}")  # of a truncated normal draw, which multiplies by std * sqrt(2)
-    return Law(law.kind, a, std, min(low, high), max(low, high))
-
-
 @torch.no_grad()
 def _trunc_normal_(
     tensor: Tensor, mean: float, std: float, a: float, b: float, generator: torch.Generator | None = None
@@ -233,6 +221,19 @@ def _trunc_normal_(
     low, high = (2 * NormalDist(mean, std).cdf(bound) - 1 for bound in (a, b))
     tensor.uniform_(low, high, generator=generator).erfinv_()
     return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(min=a, max=b)
+
+
+def _stretches(laws: list[tuple[int, int, Law | None]], origin: int, itemsize: int) -> tuple[Stretch, ...]:
+    """Bytes ``laws`` of a tensor whose first is ``origin``, in order, neighbours of one law joined."""
+    found: list[Stretch] = []
+    for start, stop, law in sorted(laws, key=lambda each: each[0]):
+        first, last = (start - origin) // itemsize, (stop - origin) // itemsize
+        if law is None:
+            continue
+        if found and (found[-1].stop, found[-1].law) == (first, law):
+            first = found.pop().start
+        found.append(Stretch(first, last, law))
+    return tuple(found)
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int, bool]:

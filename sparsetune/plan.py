@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.layers import ADAPTED, Site, head_names, is_norm, is_sliceable, sites
+from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites
 from sparsetune.learn import Learn
 
 
@@ -26,6 +28,7 @@ class Part:
         k: Learned indices along ``dim``.
         layer: Whether it belongs to a layer that is sliced (a convolution or linear map, not the head).
         homes: Every ``(module name, attribute)`` that holds it.
+        stored: Whether no seed gives its frozen values, so that the delta holds them too.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Part:
     k: int
     layer: bool
     homes: tuple[tuple[str, str], ...]
+    stored: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -64,6 +68,16 @@ class Part:
     def learned_numel(self) -> int:
         """Number of learned values."""
         return torch.Size(self.learned_shape).numel() if self.k else 0
+
+    @property
+    def frozen_shape(self) -> tuple[int, ...]:
+        """Shape of the frozen rest."""
+        return tuple(self.size - self.k if i == self.dim else n for i, n in enumerate(self.shape))
+
+    @property
+    def frozen_name(self) -> str:
+        """What the frozen rest is called in a delta that holds it; no parameter can have that name."""
+        return f"{self.name}.frozen"
 
 
 @dataclass(frozen=True)
@@ -115,9 +129,15 @@ class Plan:
         return self.total_parameters - self.learned_parameters
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the frozen values that no seed gives."""
+        return self.itemsize * sum(part.numel - part.learned_numel for part in self if part.stored)
+
+    @property
     def delta_bytes(self) -> int:
-        """Bytes of the learned values and the buffers; the file adds a short header."""
-        return self.learned_parameters * self.itemsize + sum(buffer.nbytes for buffer in self.buffers)
+        """Bytes of the learned values, the buffers and stored frozen values; the file adds a short header."""
+        buffers = sum(buffer.nbytes for buffer in self.buffers)
+        return self.learned_parameters * self.itemsize + buffers + self.stored_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return counts and per-layer slices as plain JSON values."""
@@ -127,6 +147,7 @@ class Plan:
             "frozen_parameters": self.frozen_parameters,
             "total_parameters": self.total_parameters,
             "delta_bytes": self.delta_bytes,
+            "stored_bytes": self.stored_bytes,
             "layers": [
                 {
                     "name": part.name,
@@ -154,9 +175,10 @@ class Plan:
 def summary(plan: Plan) -> str:
     """Return one line with the sums of ``plan``."""
     share = plan.learned_parameters / max(plan.total_parameters, 1)
+    stored = f", with {plan.stored_bytes / 1024:,.1f} KiB that no seed gives" if plan.stored_bytes else ""
     return (
         f"{plan.learned_parameters:,} of {plan.total_parameters:,} values learned ({share:.1%}); "
-        f"delta about {plan.delta_bytes / 1024:,.1f} KiB"
+        f"delta about {plan.delta_bytes / 1024:,.1f} KiB{stored}"
     )
 
 
@@ -169,18 +191,25 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
 
     Returns:
         The plan. Rounding and rules are the paper's (Section 3): the first ``k`` indices; a bias follows
-        its filters and is never split along another dimension; the classifier is whole or frozen.
+        its filters and is never split along another dimension; the classifier is whole or frozen. The
+        filters of a transposed convolution are dimension 1 of its weight; with groups, a slice is the first
+        ``k`` filters of each group, and the bias is learned whole.
 
     Raises:
-        ConfigError: When the model is adapted already, or a pattern covers only the classifier.
+        ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
+            covers only the classifier.
         UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
     """
     if any(hasattr(module, ADAPTED) for module in net.modules()):
         raise ConfigError("this model is adapted already; call sparsetune.merge_(net) first.")
-    heads = head_names(net)
     found = list(sites(net))
+    for site in found:
+        if is_lazy(site.parameter):
+            raise ConfigError(f"'{site.name}' has no shape yet; run the model on one batch first.")
+    heads = head_names(net)
     _check_patterns(learn.layers, found, heads)
-    parts = tuple(_part(site, learn, heads) for site in found)
+    stored = getattr(net, STORED, ())
+    parts = tuple(_part(site, learn, heads, stored) for site in found)
     persistent = net.state_dict(keep_vars=True)
     buffers = tuple(
         Buffer(name, tuple(buffer.shape), buffer.dtype)
@@ -191,39 +220,44 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
     return Plan(learn, parts, buffers, max(dtypes, default=4))
 
 
-def _part(site: Site, learn: Learn, heads: tuple[str, ...]) -> Part:
+def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str]) -> Part:
     shape = tuple(site.parameter.shape)
+    layer = False
+    dim, k = 0, shape[0] if shape else 1
     if _under(site.module_name, heads):
-        return _all_or_nothing(site, learn.head)
-    if is_norm(site.module):
-        return _all_or_nothing(site, learn.norm)
-    if not is_sliceable(site.module):
-        return _all_or_nothing(site, learn.everything)
-    dim, k = 0, 0
-    if learn.layers is None or any(_matches(site.module_name, pattern) for pattern in learn.layers):
-        dim, k = _slice(site, learn)
-    return Part(site.name, shape, dim, k, layer=True, homes=site.homes)
+        k *= learn.head
+    elif is_norm(site.module):
+        k *= learn.norm
+    elif not is_sliceable(site.module) or not shape:
+        k *= learn.everything
+    else:
+        layer = True
+        covered = learn.layers is None or any(_matches(site.module_name, name) for name in learn.layers)
+        dim, k = _slice(site, learn) if covered else (0, 0)
+    given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
+    return Part(site.name, shape, dim, k, layer, site.homes, stored=site.name in stored and not given)
 
 
 def _slice(site: Site, learn: Learn) -> tuple[int, int]:
     """The slice of a sliceable layer's weight or bias, normalised so that ``whole`` has ``dim`` 0."""
-    shape = site.parameter.shape
+    shape, module = site.parameter.shape, site.module
+    transposed = isinstance(module, _ConvTransposeNd)
+    groups = module.groups if isinstance(module, _ConvTransposeNd) else 1
     if len(shape) == 1:
-        k = learn.size(shape[0]) if learn.dim == "out" else shape[0] * learn.size(1)
-        return 0, k
-    dim = {"out": 0, "in": 1, "height": len(shape) - 2, "width": len(shape) - 1}[learn.dim]
+        whole = learn.dim != "out" or groups > 1
+        return 0, shape[0] * bool(learn.size(shape[0] // groups)) if whole else learn.size(shape[0])
+    dim = {
+        "out": int(transposed),
+        "in": int(not transposed),
+        "height": len(shape) - 2,
+        "width": len(shape) - 1,
+    }[learn.dim]
     absent = learn.dim in ("height", "width") and dim < 2
     size = 1 if absent else shape[dim]
     k = learn.size(size)
     if k in (0, size):
         return 0, shape[0] if k else 0
     return dim, k
-
-
-def _all_or_nothing(site: Site, learned: bool) -> Part:
-    shape = tuple(site.parameter.shape)
-    size = shape[0] if shape else 1
-    return Part(site.name, shape, 0, size if learned else 0, layer=False, homes=site.homes)
 
 
 def _under(name: str, modules: Iterable[str]) -> bool:

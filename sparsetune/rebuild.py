@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsetune.adapt import adapt_, adapted
+from sparsetune.adapt import adapt_, adapted, put_stored
 from sparsetune.backbone import Origin
 from sparsetune.errors import BackboneError, DeltaError
 from sparsetune.header import DTYPES, Header
@@ -63,7 +64,9 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
     return recreate(origin, backbone)
 
 
-def check_rebuilds(origin: Origin, made: Plan, fingerprint: str, dtype: torch.dtype) -> None:
+def check_rebuilds(
+    origin: Origin, made: Plan, fingerprint: str, dtype: torch.dtype, stored: Mapping[str, Tensor]
+) -> None:
     """Make sure that ``origin`` gives a model's layers and, if from a seed, its frozen values.
 
     Layers may be replaced after ``create``, and values trained or rounded before ``adapt_``.
@@ -73,6 +76,7 @@ def check_rebuilds(origin: Origin, made: Plan, fingerprint: str, dtype: torch.dt
         made: Its plan.
         fingerprint: Of its frozen values.
         dtype: Of its frozen values.
+        stored: Frozen values that the file holds.
 
     Raises:
         DeltaError: When they differ.
@@ -83,10 +87,11 @@ def check_rebuilds(origin: Origin, made: Plan, fingerprint: str, dtype: torch.dt
     again = recreate(origin).to(dtype) if drawn else skeleton(origin)
     if plan(again, made.learn).parts != made.parts:
         what = f"the layers are not those of {origin.name}"
-    elif drawn and adapted(adapt_(again, made.learn)).fingerprint != fingerprint:
-        what = f"the frozen values are not those of {origin.backbone.describe()}"
     else:
-        return
+        put_stored(again, made, stored)
+        if not drawn or adapted(adapt_(again, made.learn)).fingerprint == fingerprint:
+            return
+        what = f"the frozen values are not those of {origin.backbone.describe()}"
     raise DeltaError(
         f"{what}, so no file could give this model back; adapt_ a model as create() made it, or call "
         "adapt_(net, learn, Backbone.from_module(net)) and keep its whole checkpoint."
@@ -102,6 +107,11 @@ def check_fit(header: Header, made: Plan) -> None:
     expected = {part.name: (part.learned_shape, torch.float32) for part in made if part.k}
     expected |= {buffer.name: (buffer.shape, buffer.dtype) for buffer in made.buffers}
     found = {entry.name: entry for entry in header.entries}
+    expected |= {
+        part.frozen_name: (part.frozen_shape, torch.float32)
+        for part in made
+        if not part.whole and part.frozen_name in found
+    }
     for name, (shape, dtype) in expected.items():
         if name not in found:
             problem = f"it lacks '{name}', which {header.model} expects with shape {shape}"

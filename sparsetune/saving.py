@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsetune.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values, merge_
+from sparsetune.adapt import (
+    adapt_,
+    adapted,
+    frozen_dtype,
+    frozen_values,
+    learned_values,
+    merge_,
+    put_stored,
+    stored_values,
+)
 from sparsetune.backbone import fingerprint, origin_of
 from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
@@ -52,8 +61,10 @@ def save(
             "frozen values changed since adapt_, so the backbone cannot give this model back; "
             "find what wrote to them, or save a whole checkpoint after sparsetune.merge_(net)."
         )
+    stored: dict[str, Tensor] = {}
     if origin and state.backbone.root.kind != "module":
-        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, dtype)
+        stored = stored_values(net, state.plan)
+        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, dtype, stored)
     header = Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
@@ -68,7 +79,7 @@ def save(
         training=_plain(training or {}),
         versions={name: version(name) for name in LIBRARIES},
     )
-    write_delta(path, header, _tensors(net, state.plan))
+    write_delta(path, header, _tensors(net, state.plan) | stored)
 
 
 def load(
@@ -102,7 +113,8 @@ def load(
             module = rebuild(header, path, backbone, allow_network)
         else:
             check_fit(header, plan(module, header.learn))
-        net = adapt_(module.to(DTYPES[header.dtype]), header.learn, header.backbone.root)
+        put_stored(module.to(DTYPES[header.dtype]), plan(module, header.learn), values)
+        net = adapt_(module, header.learn, header.backbone.root)
         state = adapted(net)
         if state.fingerprint != header.fingerprint:
             merge_(net)

@@ -150,9 +150,19 @@ def normal_quantiles(low: float = -inf, high: float = inf) -> Floats:
     return table
 
 
-def _stream(seed: int, name: str) -> np.random.Philox:
+def check_seed(seed: int) -> int:
+    """Return ``seed``.
+
+    Raises:
+        ConfigError: When it is no whole number >= 0.
+    """
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"seed {seed!r} is not a whole number >= 0; give one, such as 0.")
+    return seed
+
+
+def _stream(seed: int, name: str) -> np.random.Philox:
+    check_seed(seed)
     digest = sha256(f"sparsetune\0{GENERATOR_VERSION}\0{seed}\0{name}".encode()).digest()
     return np.random.Philox(key=np.frombuffer(digest[:16], "<u8").astype(np.uint64))
 

@@ -6,24 +6,25 @@ import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torchvision
 from huggingface_hub import try_to_load_from_cache
-from torch import Tensor, nn
+from torch import nn
 
 import sparsetune.models  # noqa: F401  (registers the paper's networks with timm)
 from sparsetune.arguments import plain_arguments
 from sparsetune.backbone import ORIGIN, Backbone, Origin, file_digest, load_checkpoint, take_values
 from sparsetune.errors import BackboneError, ConfigError, SparsetuneError, UnknownNameError
-from sparsetune.layers import head_names
+from sparsetune.initial import draw_initial
+from sparsetune.layers import HEAD, STORED, head_names
 from sparsetune.meta import without_memory
-from sparsetune.observe import Observation, observing
-from sparsetune.seeding import draw
+from sparsetune.observe import observing
+from sparsetune.seeding import check_seed
 
 TORCHVISION = "torchvision/"
 HUB = ("hf-hub:", "hf_hub:")
@@ -82,18 +83,22 @@ def create(
         raise ConfigError(f"num_classes {num_classes!r} is not a whole number of 0 or more.")
     library, plain_name = _split(name)
     kwargs = plain_arguments(name, kwargs)
-    with observing() as seen:
+    sha256 = None if checkpoint is None else file_digest(checkpoint)
+    with observing(check_seed(seed)) as seen:
         net = _build(library, plain_name, num_classes, kwargs, pretrained, revision)
-    _draw_random(net, seen, seed)
-    count = num_classes if num_classes is not None else _count(net, name)
-    if checkpoint is not None:
-        backbone = Backbone(
-            kind="file", seed=seed, source=Path(checkpoint).name, sha256=file_digest(checkpoint)
-        )
-        load_checkpoint(net, checkpoint)
-    elif pretrained:
-        if library == "torchvision" and not _has_own_count(plain_name, num_classes, revision):
+        count = num_classes if num_classes is not None else _count(net, plain_name, library)
+        if library == "torchvision":
+            setattr(net, HEAD, _class_layers(plain_name, count, kwargs))
+        if checkpoint is not None:
+            load_checkpoint(net, checkpoint)
+        elif (
+            pretrained and library == "torchvision" and not _has_own_count(plain_name, num_classes, revision)
+        ):
             _take_published(net, plain_name, kwargs, revision)
+    draw_initial(net, seen, seed)
+    if checkpoint is not None:
+        backbone = Backbone(kind="file", seed=seed, source=Path(checkpoint).name, sha256=sha256)
+    elif pretrained:
         source, revision = _published(net, library, plain_name, revision)
         backbone = Backbone(kind="pretrained", seed=seed, source=source, revision=revision)
     else:
@@ -146,7 +151,13 @@ def skeleton(origin: Origin) -> nn.Module:
     """
     library, name = _split(_full_name(origin))
     kwargs = plain_arguments(name, origin.kwargs)
-    return without_memory(lambda: _build(library, name, origin.num_classes, kwargs))
+    with observing() as seen:
+        net = without_memory(lambda: _build(library, name, origin.num_classes, kwargs))
+    if library == "torchvision":
+        setattr(net, HEAD, _class_layers(name, origin.num_classes, kwargs))
+    if origin.backbone.root.kind == "seed":
+        setattr(net, STORED, tuple(seen.unknown(net)))
+    return net
 
 
 def _full_name(origin: Origin) -> str:
@@ -173,7 +184,8 @@ def _build(
     pretrained: bool = False,
     revision: str | None = None,
 ) -> nn.Module:
-    arguments = dict(kwargs) if num_classes is None else {**kwargs, "num_classes": num_classes}
+    counted = num_classes is not None and (library == "timm" or num_classes > 0)
+    arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
     with _explaining(name, arguments, pretrained):
         if library == "timm":
             exact, pin = _pinned(name, revision) if pretrained and revision else (name, {})
@@ -245,24 +257,22 @@ def _explaining(name: str, arguments: dict[str, Any], pretrained: bool) -> Itera
         raise ConfigError(f"{name} cannot be built with {reprlib.repr(arguments)} ({reason}).") from error
 
 
-def _draw_random(net: nn.Module, seen: Observation, seed: int) -> None:
-    unknown = seen.unknown(net)
-    if unknown:
-        name, reason = next(iter(unknown.items()))
-        raise BackboneError(
-            f"the initial values of '{name}' cannot be rebuilt from a seed ({reason}); "
-            "use pretrained weights or a checkpoint, or adapt_ a model that you built yourself."
-        )
-    tensors: dict[str, Tensor] = {**dict(net.named_buffers()), **dict(net.named_parameters())}
-    with torch.no_grad():
-        for name, law in seen.laws(net).items():
-            tensors[name].copy_(draw(seed, name, tensors[name].shape, law))
-
-
-def _count(net: nn.Module, name: str) -> int:
+def _count(net: nn.Module, name: str, library: str) -> int:
+    """The model's own class count, 0 if it has none."""
+    if library == "torchvision":
+        return len(_weights(name, None).meta.get("categories", ()))
     own = getattr(net, "num_classes", None)
     heads = [net.get_submodule(head) for head in head_names(net)]
-    found = own if type(own) is int else getattr(heads[-1], "out_features", 0) if heads else 0
-    if not found:
-        raise ConfigError(f"{name} does not say how many classes it has; pass num_classes, 0 for none.")
-    return int(found)
+    return own if type(own) is int else int(getattr(heads[-1], "out_features", 0)) if heads else 0
+
+
+def _class_layers(name: str, count: int, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """Names of a torchvision model's modules whose shape depends on the class count."""
+    if not count:
+        return ()
+    fewer, more = (
+        without_memory(partial(_build, "torchvision", name, classes, kwargs)).state_dict()
+        for classes in (count, count + 1)
+    )
+    changed = [key for key, value in fewer.items() if value.shape != more[key].shape]
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key in changed))

@@ -100,10 +100,10 @@ def test_the_class_count_is_the_models_own_unless_given():
     for name, own in {"resnet18": 1000, "wrn28_4": 10, "torchvision/resnet18": 1000}.items():
         assert origin_of(st.create(name)).num_classes == own
         assert origin_of(st.create(name, num_classes=7)).num_classes == 7
-    with pytest.raises(ConfigError, match="does not say how many classes it has; pass num_classes"):
-        st.create("torchvision/lraspp_mobilenet_v3_large")
-    net = st.create("torchvision/lraspp_mobilenet_v3_large", num_classes=3)
-    assert same(net, recreate(origin_of(net)))
+    for count, own in {None: 21, 3: 3}.items():
+        net = st.create("torchvision/lraspp_mobilenet_v3_large", num_classes=count)
+        assert net.classifier.high_classifier.out_channels == origin_of(net).num_classes == own
+        assert same(net, recreate(origin_of(net)))
 
 
 @pytest.mark.parametrize("count", [-1, 2.0, "2", True, np.int64(2), 10**30])

@@ -47,6 +47,8 @@ def plan(
         ("learned", console.share(made.learned_parameters, made.total_parameters)),
         ("delta", f"about {console.size(made.delta_bytes)}"),
     ]
+    if made.stored_bytes:
+        fields.append(("stored", f"{console.size(made.stored_bytes)} of that: values that no seed gives"))
     if share is not None:
         fields.append(("arithmetic", f"about {share:.0%} of a full training step's"))
     console.out.print()
