@@ -7,8 +7,9 @@ right; the forwards of plain convolutions and linear maps are replaced by those 
 which never form a whole gradient.
 
 A slice of filters is *joined* to its rest: the two lie side by side in the memory of one whole weight, so an
-optimiser's step is at once a step of the whole and nothing is ever copied. Where something puts one of them
-elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
+optimiser's step is at once a step of the whole and nothing is ever copied. The slice's storage ends where the
+rest begins, so whatever writes storages, as ``torch.save`` does, writes what is learned alone. Where something
+puts one of them elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsetune.errors import ConfigError
 from sparsetune.ops import sliced_conv, sliced_linear
 
 DIMS = "_sliced_dims"
@@ -63,7 +65,7 @@ def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: 
     module.__class__ = _sliced_class(base, tuple(dims))
     module.__dict__[DIMS] = dims
     module._parameters[leaf] = learned
-    module.register_buffer(_rest_name(leaf), rest, persistent=False)
+    module.register_buffer(rest_name(leaf), rest, persistent=False)
     _join(module)
 
 
@@ -72,7 +74,7 @@ def unslice_(module: nn.Module, leaf: str) -> None:
     with torch.no_grad():
         value = whole_of(module, leaf).detach()
     dims = {name: dim for name, dim in module.__dict__[DIMS].items() if name != leaf}
-    delattr(module, _rest_name(leaf))
+    delattr(module, rest_name(leaf))
     base: Any = plain_class(type(module))
     if dims:
         module.__class__ = _sliced_class(base, tuple(dims))
@@ -86,7 +88,7 @@ def unslice_(module: nn.Module, leaf: str) -> None:
 
 def frozen_rest(module: nn.Module, leaf: str) -> Tensor:
     """Return the buffer that holds the frozen rest of ``leaf``."""
-    rest = module._buffers[_rest_name(leaf)]
+    rest = module._buffers[rest_name(leaf)]
     if rest is None:
         raise KeyError(leaf)
     return rest
@@ -107,14 +109,18 @@ def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
     return plain
 
 
-def _rest_name(leaf: str) -> str:
+def rest_name(leaf: str) -> str:
+    """Return the name of the buffer that holds the frozen rest of ``leaf``."""
     return f"{leaf}_frozen"
 
 
 def _pair(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor]:
-    learned = module._parameters[leaf]
+    learned = module._parameters.get(leaf)
     if learned is None:
-        raise KeyError(leaf)
+        raise ConfigError(
+            f"the learned slice '{leaf}' of this {type(module).__name__} was taken away since adapt_, say by a "
+            "parametrisation or by pruning; do that before adapt_, or after sparsetune.merge_(net)."
+        )
     return learned, frozen_rest(module, leaf)
 
 
@@ -134,37 +140,50 @@ def _join(module: nn.Module) -> None:
     """Let each slice of filters and its rest lie side by side, in fresh memory unless they do already.
 
     What they leave may be held by others (say, values set aside while a parameter holds an average), so it
-    is never written to.
+    is never written to. What other processes share stays where it is.
     """
     joins = module.__dict__.setdefault(JOINS, {})
     for leaf, dim in module.__dict__[DIMS].items():
         learned, rest = _pair(module, leaf)
-        if dim or rest.is_meta or (learned.device, learned.dtype) != (rest.device, rest.dtype):
-            continue
         if _joined(module, leaf) is not None:
+            continue
+        joins.pop(leaf, None)
+        apart = (learned.device, learned.dtype) != (rest.device, rest.dtype)
+        if dim or rest.is_meta or apart or (learned.is_cpu and learned.is_shared()):
             continue
         k = learned.shape[0]
         if not _side_by_side(learned, rest):
-            whole = torch.cat([learned.detach(), rest])
-            learned.data = whole[:k]
-            rest = module._buffers[_rest_name(leaf)] = whole[k:]
+            rest = module._buffers[rest_name(leaf)] = torch.cat([learned.detach(), rest])[k:]
         shape = (k + rest.shape[0], *rest.shape[1:])
-        whole = learned.detach().as_strided(shape, learned.stride(), learned.storage_offset())
+        joined = rest.as_strided(shape, rest.stride(), rest.storage_offset() - k * rest.stride(0))
+        whole = learned.detach()  # shares the count of changes by which autograd refuses stale values
+        whole.data = joined
+        learned.data = _ending(joined[:k])
         joins[leaf] = _Join(whole, rest)
 
 
 def _side_by_side(learned: Tensor, rest: Tensor) -> bool:
+    """Whether ``learned`` lies in the storage of ``rest``, in one piece right before it."""
     return (
-        learned.untyped_storage().data_ptr() == rest.untyped_storage().data_ptr()
-        and learned.data_ptr() + _bytes_to_rest(learned) == rest.data_ptr()
+        learned.data_ptr() + learned.nbytes == rest.data_ptr()
+        and learned.nbytes == _bytes_to_rest(learned)
+        and rest.untyped_storage().data_ptr() <= learned.data_ptr()
         and learned.stride() == rest.stride()
     )
 
 
+def _ending(part: Tensor) -> Tensor:
+    """The same values in the same memory, in a storage that holds nothing else."""
+    start = part.storage_offset() * part.element_size()
+    storage = part.untyped_storage()[start : start + part.nbytes]
+    return part.new_empty(0).set_(storage, 0, part.shape, part.stride())
+
+
 def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
-    """Learned slice (``None``: frozen) and whole of a parameter that may be plain, partly learned or none."""
+    """What is learned of a weight or bias, and its whole; one value where it is not partly learned."""
     if leaf not in module.__dict__.get(DIMS, {}):
-        return module._parameters.get(leaf), getattr(module, leaf)
+        whole = getattr(module, leaf)
+        return whole, whole
     learned, rest = _pair(module, leaf)
     whole = _joined(module, leaf)
     if whole is None:
