@@ -154,8 +154,8 @@ def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Paramet
             if parameter is None or parameter.shape != part.learned_shape:
                 found = "gone" if parameter is None else f"of shape {tuple(parameter.shape)}"
                 raise ConfigError(
-                    f"'{part.name}' is {found}, but adapt_ planned {part.learned_shape}; its layer was replaced "
-                    "since: do that before adapt_."
+                    f"'{part.name}' is {found}, but adapt_ planned {part.learned_shape}: its layer was "
+                    "replaced since; do that before adapt_."
                 )
             yield part.name, parameter
 

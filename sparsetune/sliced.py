@@ -6,16 +6,13 @@ optimiser may move. The frozen rest is a buffer beside it that no ``state_dict``
 right; the forwards of plain convolutions and linear maps are replaced by those of :mod:`sparsetune.ops`,
 which never form a whole gradient.
 
-A slice of filters is *joined* to its rest: the two lie side by side in the memory of one whole weight, so an
-optimiser's step is at once a step of the whole and nothing is ever copied. The slice's storage ends where the
-rest begins, so whatever writes storages, as ``torch.save`` does, writes what is learned alone. Where something
-puts one of them elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
+A slice of filters is joined to its rest (:mod:`sparsetune.joined`). Where something puts one of the two
+elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,30 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsetune.errors import ConfigError
+from sparsetune.joined import join_, joinable
 from sparsetune.ops import sliced_conv, sliced_linear
 
 DIMS = "_sliced_dims"
 """Attribute that maps a partly learned parameter's name to its sliced dimension."""
 JOINS = "_sliced_joins"
 """Attribute that maps the name of a parameter whose two parts lie in one memory to the join."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Join:
-    """The whole weight whose memory holds a learned slice and, behind it, ``rest``."""
-
-    whole: Tensor
-    rest: Tensor
-
-    def holds(self, learned: Tensor, rest: Tensor) -> bool:
-        """Whether ``learned`` and ``rest`` still lie there."""
-        return (
-            type(learned) is nn.Parameter
-            and rest is self.rest
-            and learned.data_ptr() == self.whole.data_ptr()
-            and learned.stride() == self.whole.stride()
-            and rest.data_ptr() == self.whole.data_ptr() + _bytes_to_rest(learned)
-        )
 
 
 def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: Tensor) -> None:
@@ -118,14 +98,10 @@ def _pair(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor]:
     learned = module._parameters.get(leaf)
     if learned is None:
         raise ConfigError(
-            f"the learned slice '{leaf}' of this {type(module).__name__} was taken away since adapt_, say by a "
-            "parametrisation or by pruning; do that before adapt_, or after sparsetune.merge_(net)."
+            f"the learned slice '{leaf}' of this {type(module).__name__} was taken away since adapt_, say by "
+            "a parametrisation or by pruning; do that before adapt_, or after sparsetune.merge_(net)."
         )
     return learned, frozen_rest(module, leaf)
-
-
-def _bytes_to_rest(learned: Tensor) -> int:
-    return learned.shape[0] * learned.stride(0) * learned.element_size()
 
 
 def _joined(module: nn.Module, leaf: str) -> Tensor | None:
@@ -137,46 +113,16 @@ def _joined(module: nn.Module, leaf: str) -> Tensor | None:
 
 
 def _join(module: nn.Module) -> None:
-    """Let each slice of filters and its rest lie side by side, in fresh memory unless they do already.
-
-    What they leave may be held by others (say, values set aside while a parameter holds an average), so it
-    is never written to. What other processes share stays where it is.
-    """
+    """Let each slice of filters and its rest lie side by side wherever they can."""
     joins = module.__dict__.setdefault(JOINS, {})
     for leaf, dim in module.__dict__[DIMS].items():
-        learned, rest = _pair(module, leaf)
+        learned, rest = module._parameters[leaf], frozen_rest(module, leaf)
         if _joined(module, leaf) is not None:
             continue
         joins.pop(leaf, None)
-        apart = (learned.device, learned.dtype) != (rest.device, rest.dtype)
-        if dim or rest.is_meta or apart or (learned.is_cpu and learned.is_shared()):
-            continue
-        k = learned.shape[0]
-        if not _side_by_side(learned, rest):
-            rest = module._buffers[rest_name(leaf)] = torch.cat([learned.detach(), rest])[k:]
-        shape = (k + rest.shape[0], *rest.shape[1:])
-        joined = rest.as_strided(shape, rest.stride(), rest.storage_offset() - k * rest.stride(0))
-        whole = learned.detach()  # shares the count of changes by which autograd refuses stale values
-        whole.data = joined
-        learned.data = _ending(joined[:k])
-        joins[leaf] = _Join(whole, rest)
-
-
-def _side_by_side(learned: Tensor, rest: Tensor) -> bool:
-    """Whether ``learned`` lies in the storage of ``rest``, in one piece right before it."""
-    return (
-        learned.data_ptr() + learned.nbytes == rest.data_ptr()
-        and learned.nbytes == _bytes_to_rest(learned)
-        and rest.untyped_storage().data_ptr() <= learned.data_ptr()
-        and learned.stride() == rest.stride()
-    )
-
-
-def _ending(part: Tensor) -> Tensor:
-    """The same values in the same memory, in a storage that holds nothing else."""
-    start = part.storage_offset() * part.element_size()
-    storage = part.untyped_storage()[start : start + part.nbytes]
-    return part.new_empty(0).set_(storage, 0, part.shape, part.stride())
+        if learned is not None and dim == 0 and joinable(learned, rest):
+            joins[leaf] = join_(learned, rest)
+            module._buffers[rest_name(leaf)] = joins[leaf].rest
 
 
 def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ COLUMN = [
     "cost",
     "weight_gradient",
     "ops",
+    "joined",
     "sliced",
     "seeding",
     "backbone",
@@ -35,6 +36,7 @@ COLUMN = [
     "data",
     "metrics",
     "inference",
+    "export",
     "config",
     "checkpoint",
     "stepping",
@@ -54,6 +56,8 @@ ONLY = {
     "accelerate": {"training"},
     "matplotlib": {"curves"},
     "sklearn": {"data"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
 }
 
 

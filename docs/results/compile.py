@@ -77,8 +77,12 @@ def measure(name: str, fraction: float, rounds: int) -> dict[str, Any]:
         "step_spread_ms": {
             kind: [round(min(values) * 1e3, 2), round(max(values) * 1e3, 2)] for kind, values in times.items()
         },
-        "compiled_over_eager": {kind: ratio(times, f"{kind} compiled", f"{kind} eager") for kind in ("full", "ours")},
-        "ours_over_full": {kind: ratio(times, f"ours {kind}", f"full {kind}") for kind in ("eager", "compiled")},
+        "compiled_over_eager": {
+            kind: ratio(times, f"{kind} compiled", f"{kind} eager") for kind in ("full", "ours")
+        },
+        "ours_over_full": {
+            kind: ratio(times, f"ours {kind}", f"full {kind}") for kind in ("eager", "compiled")
+        },
     }
 
 
