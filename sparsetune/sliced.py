@@ -77,6 +77,11 @@ def frozen_rest(module: nn.Module, leaf: str) -> Tensor:
 def whole_of(module: nn.Module, leaf: str) -> Tensor:
     """Return the whole current value of a partly learned parameter, differentiable in its slice."""
     learned, rest = _pair(module, leaf)
+    if hasattr(learned, "device_mesh"):
+        raise ConfigError(
+            f"the learned slice '{leaf}' of this {type(module).__name__} was sharded, as fully_shard does, "
+            "and its frozen rest was not; use DistributedDataParallel, which sends learned slices alone."
+        )
     whole = _joined(module, leaf)
     if whole is None or (torch.is_grad_enabled() and learned.requires_grad):
         return torch.cat([learned, rest], module.__dict__[DIMS][leaf])
@@ -205,7 +210,13 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
 
 
 def _whole_property(leaf: str) -> property:
-    return property(lambda module: whole_of(module, leaf))
+    def refuse(module: nn.Module, value: Any) -> None:
+        raise ConfigError(
+            f"'{leaf}' of this {type(module).__name__} is partly learned and cannot be set to another, as "
+            "FSDP and weight_norm do; use DistributedDataParallel, or reparametrise before adapt_."
+        )
+
+    return property(lambda module: whole_of(module, leaf), refuse)
 
 
 def _restore(base: Any, leaves: tuple[str, ...]) -> nn.Module:
