@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,12 @@ from sparsetune.errors import ConfigError
 from sparsetune.layers import ADAPTED
 from sparsetune.learn import Learn
 from sparsetune.plan import Part, Plan, plan
-from sparsetune.sliced import frozen_rest, slice_, unslice_
+from sparsetune.sliced import frozen_rest, rest_name, slice_, unslice_
+
+UNSENT = "_ddp_params_and_buffers_to_ignore"
+"""Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
+RESET = "reset_classifier"
+"""timm's method that replaces a model's head."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,9 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
             _freeze_rest(net, part, zero=learn.frozen == "zero" and part.layer)
     found = fingerprint(frozen_values(net, made))
     setattr(net, ADAPTED, Adapted(made, source, found, dtype, plain))
+    setattr(net, UNSENT, [*getattr(net, UNSENT, []), *_frozen_names(made)])
+    if hasattr(net, RESET):
+        setattr(net, RESET, _refuse_reset)
     return net
 
 
@@ -85,6 +94,11 @@ def merge_(net: nn.Module) -> nn.Module:
         ConfigError: When the model is not adapted.
     """
     state = adapted(net)
+    frozen = set(_frozen_names(state.plan))
+    setattr(net, UNSENT, [name for name in getattr(net, UNSENT) if name not in frozen])
+    if not getattr(net, UNSENT):
+        delattr(net, UNSENT)
+    net.__dict__.pop(RESET, None)
     for part in state.plan:
         homes = list(_homes(net, part))
         for module, leaf in homes:
@@ -151,9 +165,14 @@ def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Paramet
     for part in made:
         if part.k:
             module, leaf = next(_homes(net, part))
-            parameter = module._parameters[leaf]
-            if parameter is not None:
-                yield part.name, parameter
+            parameter = module._parameters.get(leaf)
+            if parameter is None or parameter.shape != part.learned_shape:
+                found = "gone" if parameter is None else f"of shape {tuple(parameter.shape)}"
+                raise ConfigError(
+                    f"'{part.name}' is {found}, but adapt_ planned {part.learned_shape}: its layer was "
+                    "replaced since; do that before adapt_."
+                )
+            yield part.name, parameter
 
 
 def frozen_dtype(net: nn.Module, made: Plan) -> torch.dtype:
@@ -218,6 +237,21 @@ def _parts(whole: Tensor, part: Part) -> tuple[nn.Parameter, Tensor]:
     parts = whole.data.narrow(part.dim, 0, part.k), whole.data.narrow(part.dim, part.k, part.size - part.k)
     learned, rest = parts if part.dim == 0 else (value.clone() for value in parts)
     return nn.Parameter(learned), rest
+
+
+def _frozen_names(made: Plan) -> Iterator[str]:
+    """Yield the names of all buffers that hold frozen values."""
+    for part in made:
+        if not part.whole:
+            for module, leaf in part.homes:
+                yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
+
+
+def _refuse_reset(*_: Any, **__: Any) -> None:
+    raise ConfigError(
+        "reset_classifier would replace a head that the plan names; call it before adapt_, or after "
+        "sparsetune.merge_(net), or better: create the model with the right num_classes."
+    )
 
 
 def _homes(net: nn.Module, part: Part) -> Iterator[tuple[nn.Module, str]]:

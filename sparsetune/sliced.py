@@ -6,15 +6,13 @@ optimiser may move. The frozen rest is a buffer beside it that no ``state_dict``
 right; the forwards of plain convolutions and linear maps are replaced by those of :mod:`sparsetune.ops`,
 which never form a whole gradient.
 
-A slice of filters is *joined* to its rest: the two lie side by side in the memory of one whole weight, so an
-optimiser's step is at once a step of the whole and nothing is ever copied. Where something puts one of them
+A slice of filters is joined to its rest (:mod:`sparsetune.joined`). Where something puts one of the two
 elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,30 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsetune.errors import ConfigError
+from sparsetune.joined import join_, joinable
 from sparsetune.ops import sliced_conv, sliced_linear
 
 DIMS = "_sliced_dims"
 """Attribute that maps a partly learned parameter's name to its sliced dimension."""
 JOINS = "_sliced_joins"
 """Attribute that maps the name of a parameter whose two parts lie in one memory to the join."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Join:
-    """The whole weight whose memory holds a learned slice and, behind it, ``rest``."""
-
-    whole: Tensor
-    rest: Tensor
-
-    def holds(self, learned: Tensor, rest: Tensor) -> bool:
-        """Whether ``learned`` and ``rest`` still lie there."""
-        return (
-            type(learned) is nn.Parameter
-            and rest is self.rest
-            and learned.data_ptr() == self.whole.data_ptr()
-            and learned.stride() == self.whole.stride()
-            and rest.data_ptr() == self.whole.data_ptr() + _bytes_to_rest(learned)
-        )
 
 
 def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: Tensor) -> None:
@@ -63,7 +45,7 @@ def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: 
     module.__class__ = _sliced_class(base, tuple(dims))
     module.__dict__[DIMS] = dims
     module._parameters[leaf] = learned
-    module.register_buffer(_rest_name(leaf), rest, persistent=False)
+    module.register_buffer(rest_name(leaf), rest, persistent=False)
     _join(module)
 
 
@@ -72,7 +54,7 @@ def unslice_(module: nn.Module, leaf: str) -> None:
     with torch.no_grad():
         value = whole_of(module, leaf).detach()
     dims = {name: dim for name, dim in module.__dict__[DIMS].items() if name != leaf}
-    delattr(module, _rest_name(leaf))
+    delattr(module, rest_name(leaf))
     base: Any = plain_class(type(module))
     if dims:
         module.__class__ = _sliced_class(base, tuple(dims))
@@ -86,7 +68,7 @@ def unslice_(module: nn.Module, leaf: str) -> None:
 
 def frozen_rest(module: nn.Module, leaf: str) -> Tensor:
     """Return the buffer that holds the frozen rest of ``leaf``."""
-    rest = module._buffers[_rest_name(leaf)]
+    rest = module._buffers[rest_name(leaf)]
     if rest is None:
         raise KeyError(leaf)
     return rest
@@ -95,6 +77,11 @@ def frozen_rest(module: nn.Module, leaf: str) -> Tensor:
 def whole_of(module: nn.Module, leaf: str) -> Tensor:
     """Return the whole current value of a partly learned parameter, differentiable in its slice."""
     learned, rest = _pair(module, leaf)
+    if hasattr(learned, "device_mesh"):
+        raise ConfigError(
+            f"the learned slice '{leaf}' of this {type(module).__name__} was sharded, as fully_shard does, "
+            "and its frozen rest was not; use DistributedDataParallel, which sends learned slices alone."
+        )
     whole = _joined(module, leaf)
     if whole is None or (torch.is_grad_enabled() and learned.requires_grad):
         return torch.cat([learned, rest], module.__dict__[DIMS][leaf])
@@ -107,19 +94,19 @@ def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
     return plain
 
 
-def _rest_name(leaf: str) -> str:
+def rest_name(leaf: str) -> str:
+    """Return the name of the buffer that holds the frozen rest of ``leaf``."""
     return f"{leaf}_frozen"
 
 
 def _pair(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor]:
-    learned = module._parameters[leaf]
+    learned = module._parameters.get(leaf)
     if learned is None:
-        raise KeyError(leaf)
+        raise ConfigError(
+            f"the learned slice '{leaf}' of this {type(module).__name__} was taken away since adapt_, say by "
+            "a parametrisation or by pruning; do that before adapt_, or after sparsetune.merge_(net)."
+        )
     return learned, frozen_rest(module, leaf)
-
-
-def _bytes_to_rest(learned: Tensor) -> int:
-    return learned.shape[0] * learned.stride(0) * learned.element_size()
 
 
 def _joined(module: nn.Module, leaf: str) -> Tensor | None:
@@ -131,40 +118,23 @@ def _joined(module: nn.Module, leaf: str) -> Tensor | None:
 
 
 def _join(module: nn.Module) -> None:
-    """Let each slice of filters and its rest lie side by side, in fresh memory unless they do already.
-
-    What they leave may be held by others (say, values set aside while a parameter holds an average), so it
-    is never written to.
-    """
+    """Let each slice of filters and its rest lie side by side wherever they can."""
     joins = module.__dict__.setdefault(JOINS, {})
     for leaf, dim in module.__dict__[DIMS].items():
-        learned, rest = _pair(module, leaf)
-        if dim or rest.is_meta or (learned.device, learned.dtype) != (rest.device, rest.dtype):
-            continue
+        learned, rest = module._parameters[leaf], frozen_rest(module, leaf)
         if _joined(module, leaf) is not None:
             continue
-        k = learned.shape[0]
-        if not _side_by_side(learned, rest):
-            whole = torch.cat([learned.detach(), rest])
-            learned.data = whole[:k]
-            rest = module._buffers[_rest_name(leaf)] = whole[k:]
-        shape = (k + rest.shape[0], *rest.shape[1:])
-        whole = learned.detach().as_strided(shape, learned.stride(), learned.storage_offset())
-        joins[leaf] = _Join(whole, rest)
-
-
-def _side_by_side(learned: Tensor, rest: Tensor) -> bool:
-    return (
-        learned.untyped_storage().data_ptr() == rest.untyped_storage().data_ptr()
-        and learned.data_ptr() + _bytes_to_rest(learned) == rest.data_ptr()
-        and learned.stride() == rest.stride()
-    )
+        joins.pop(leaf, None)
+        if learned is not None and dim == 0 and joinable(learned, rest):
+            joins[leaf] = join_(learned, rest)
+            module._buffers[rest_name(leaf)] = joins[leaf].rest
 
 
 def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
-    """Learned slice (``None``: frozen) and whole of a parameter that may be plain, partly learned or none."""
+    """What is learned of a weight or bias, and its whole; one value where it is not partly learned."""
     if leaf not in module.__dict__.get(DIMS, {}):
-        return module._parameters.get(leaf), getattr(module, leaf)
+        whole = getattr(module, leaf)
+        return whole, whole
     learned, rest = _pair(module, leaf)
     whole = _joined(module, leaf)
     if whole is None:
@@ -240,7 +210,13 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
 
 
 def _whole_property(leaf: str) -> property:
-    return property(lambda module: whole_of(module, leaf))
+    def refuse(module: nn.Module, value: Any) -> None:
+        raise ConfigError(
+            f"'{leaf}' of this {type(module).__name__} is partly learned and cannot be set to another, as "
+            "FSDP and weight_norm do; use DistributedDataParallel, or reparametrise before adapt_."
+        )
+
+    return property(lambda module: whole_of(module, leaf), refuse)
 
 
 def _restore(base: Any, leaves: tuple[str, ...]) -> nn.Module:

@@ -18,6 +18,7 @@ COLUMN = [
     "cost",
     "weight_gradient",
     "ops",
+    "joined",
     "sliced",
     "seeding",
     "backbone",
@@ -37,6 +38,7 @@ COLUMN = [
     "data",
     "metrics",
     "inference",
+    "export",
     "config",
     "processes",
     "checkpoint",
@@ -59,6 +61,8 @@ ONLY = {
     "accelerate": {"processes"},
     "matplotlib": {"curves"},
     "sklearn": {"data"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
 }
 
 
