@@ -64,9 +64,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_sliceable(module: nn.Module) -> bool:
-    """Whether ``module`` has a weight whose first dimension counts its filters."""
+    """Whether ``module`` has a weight whose first dimension counts its filters.
+
+    A weight that is computed from other parameters (weight norm, spectral norm) is not the module's own.
+    """
     transposed = getattr(module, "transposed", False)
-    return (isinstance(module, _ConvNd) and not transposed) or isinstance(module, nn.Linear)
+    layer = (isinstance(module, _ConvNd) and not transposed) or isinstance(module, nn.Linear)
+    return layer and "weight" in module._parameters
 
 
 def head_names(net: nn.Module) -> tuple[str, ...]:

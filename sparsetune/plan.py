@@ -193,6 +193,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
 
 def _part(site: Site, learn: Learn, heads: tuple[str, ...]) -> Part:
     shape = tuple(site.parameter.shape)
+    if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
+        return _all_or_nothing(site, False)
     if _under(site.module_name, heads):
         return _all_or_nothing(site, learn.head)
     if is_norm(site.module):

@@ -26,6 +26,7 @@ COLUMN = [
     "meta",
     "models",
     "arguments",
+    "published",
     "zoo",
     "preprocessing",
     "header",
