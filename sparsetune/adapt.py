@@ -57,14 +57,15 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
         ``net``.
 
     Raises:
-        ConfigError: When the model is adapted already, holds no values or values of several dtypes, or its
-            backbone is not what ``learn.frozen`` states.
+        ConfigError: When the model is adapted already, holds no values or values of several dtypes, would
+            learn complex values, or its backbone is not what ``learn.frozen`` states.
         UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
     """
     made = plan(net, learn)
     origin = origin_of(net)
     source = backbone or (origin.backbone if origin else Backbone.from_module(net))
     source = _agreed(learn, source)
+    _refuse_complex(net, made)
     dtype = _one_dtype([net.get_parameter(part.name) for part in made if not part.whole] or net.parameters())
     plain = {
         name: {leaf: value is not None and value.requires_grad for leaf, value in module._parameters.items()}
@@ -107,7 +108,7 @@ def merge_(net: nn.Module) -> nn.Module:
             elif not part.whole:
                 value = module.get_buffer(leaf)
                 delattr(module, leaf)
-                module.register_parameter(leaf, nn.Parameter(value))
+                module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
         shared = homes[0][0].get_parameter(homes[0][1])
         for module, leaf in homes:
             module._parameters[leaf] = shared
@@ -196,6 +197,15 @@ def _one_dtype(values: Iterable[Tensor]) -> torch.dtype:
     if any(value.is_meta for value in found):
         raise ConfigError("the model is on the meta device and holds no values; build it on a real device.")
     return next(iter(dtypes), torch.float32)
+
+
+def _refuse_complex(net: nn.Module, made: Plan) -> None:
+    for part in made:
+        if part.k and (dtype := net.get_parameter(part.name).dtype).is_complex:
+            raise ConfigError(
+                f"'{part.name}' would be learned but has dtype {dtype}, which a delta cannot hold; freeze it "
+                "with a fraction below 1, or keep it as real values (torch.view_as_real)."
+            )
 
 
 def _agreed(learn: Learn, backbone: Backbone) -> Backbone:

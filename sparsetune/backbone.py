@@ -187,8 +187,14 @@ def load_checkpoint(net: nn.Module, path: str | Path) -> None:
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
+        remedy = "pass one that holds the whole model"
+        if _is_pickled(path):
+            remedy = (
+                "a pickle can run code, so none is read: if you trust it, convert it once with "
+                f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), ...)"
+            )
         raise BackboneError(
-            f"{path} is not a readable safetensors checkpoint ({error}); pass one that holds the whole model."
+            f"{path} is not a readable safetensors checkpoint ({error}); {remedy}."
         ) from error
     take_values(net, found, str(path))
 
@@ -209,6 +215,15 @@ def file_digest(path: str | Path) -> str:
             f"checkpoint {path} cannot be read: {error.strerror}; pass the path of a safetensors checkpoint."
         ) from error
     return digest.hexdigest()
+
+
+def _is_pickled(path: str | Path) -> bool:
+    """Whether a file starts as torch's checkpoints do: as a zip archive or as a bare pickle."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(4).startswith((b"PK\3\4", b"\x80"))
+    except OSError:
+        return False
 
 
 def _valid(name: str, value: Any) -> bool:

@@ -68,8 +68,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_sliceable(module: nn.Module) -> bool:
-    """Whether ``module`` has filters: a convolution, a linear map, an attention's input projections."""
-    return isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention))
+    """Whether ``module`` has filters: a convolution, a linear map, an attention's input projections.
+
+    A weight that is computed from other parameters (weight norm, spectral norm) is not the module's own.
+    """
+    own = isinstance(module, nn.MultiheadAttention) or "weight" in module._parameters
+    return own and isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention))
 
 
 def head_names(net: nn.Module) -> tuple[str, ...]:

@@ -224,7 +224,9 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
     shape = tuple(site.parameter.shape)
     layer = False
     dim, k = 0, shape[0] if shape else 1
-    if _under(site.module_name, heads):
+    if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
+        k = 0
+    elif _under(site.module_name, heads):
         k *= learn.head
     elif is_norm(site.module):
         k *= learn.norm

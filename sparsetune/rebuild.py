@@ -27,7 +27,8 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
     Args:
         header: What the file at ``path`` says of itself; it may be a stranger's.
         path: The file.
-        backbone: The checkpoint of a ``file`` backbone; by default one of its name beside the file.
+        backbone: A checkpoint with the values of a ``file`` backbone, by default one of its name beside the
+            file; or of a ``pretrained`` one, which is then not fetched.
         allow_network: Let published weights and architectures be fetched.
 
     Raises:
@@ -39,10 +40,12 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
             f"{path} is a delta of the user's own model {header.model}; "
             "build that and pass it as load(path, module=...)."
         )
-    if not allow_network and (root.kind == "pretrained" or header.model.startswith(HUB)):
-        what = f"the pretrained weights {root.source}" if root.kind == "pretrained" else header.model
+    published = root.kind == "pretrained" and backbone is None
+    if not allow_network and (published or header.model.startswith(HUB)):
+        what = f"the pretrained weights {root.source}" if published else header.model
         raise BackboneError(
-            f"{path} stands on {what}; pass allow_network=True (--allow-network) to let that be fetched."
+            f"{path} stands on {what}; pass allow_network=True (--allow-network) to let that be fetched"
+            + (", or a checkpoint of them as backbone (--backbone)." if published else ".")
         )
     if root.generator != GENERATOR_VERSION:
         raise BackboneError(
@@ -133,6 +136,16 @@ def other_versions(header: Header) -> str:
     if wrote != here:
         return f"it was saved with {library} {wrote} and this is {here}: install {library}=={wrote}"
     return f"it was saved with this {library} ({here}), so the file or the model is not the right one"
+
+
+def same_backbone(header: Header) -> str:
+    """Return a remedy for a backbone with another fingerprint than the header's."""
+    root = header.backbone.root
+    if root.kind == "module":
+        return f"pass a {header.model} with the values that it held when it was adapted"
+    if root.kind == "file":
+        return f"pass the checkpoint with SHA-256 {root.sha256}, or another one with its values"
+    return other_versions(header)
 
 
 def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:

@@ -29,7 +29,7 @@ from sparsetune.errors import BackboneError, ConfigError, DeltaError, Sparsetune
 from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
-from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, other_versions, rebuild
+from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
 
 
 def save(
@@ -94,11 +94,12 @@ def load(
     Args:
         path: The delta file.
         module: For a delta of the user's own model: a plain model that holds the backbone's values.
-        backbone: For a delta over a checkpoint file: that file; by default one of its name beside the delta.
+        backbone: For a delta over a checkpoint file: that file or another with the same values; by default
+            one of its name beside the delta. For a delta over published weights: a checkpoint of them.
         allow_network: Let a pretrained backbone be fetched.
 
     Returns:
-        The adapted model in evaluation mode, on the CPU.
+        The adapted model in evaluation mode: ``module`` itself, where it is, or a new one on the CPU.
 
     Raises:
         DeltaError: When the file is damaged or does not fit the model.
@@ -113,7 +114,7 @@ def load(
             module = rebuild(header, path, backbone, allow_network)
         else:
             check_fit(header, plan(module, header.learn))
-        put_stored(module.to(DTYPES[header.dtype]), plan(module, header.learn), values)
+        put_stored(_cast(module, DTYPES[header.dtype]), plan(module, header.learn), values)
         net = adapt_(module, header.learn, header.backbone.root)
         state = adapted(net)
         if state.fingerprint != header.fingerprint:
@@ -121,7 +122,7 @@ def load(
             raise BackboneError(
                 f"it was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
                 f"{header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
-                f"{other_versions(header)}."
+                f"{same_backbone(header)}."
             )
         _fill(net, state.plan, values)
     return net.eval()
@@ -183,6 +184,11 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast floating values as ``module.to(dtype)``, which would take complex ones for floating."""
+    return module._apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+
+
 def _plain(training: dict[str, Any]) -> dict[str, Any]:
     """Return a summary as plain JSON; a number that is not finite becomes ``None``."""
     try:
@@ -203,4 +209,4 @@ def _fill(net: nn.Module, made: Plan, values: dict[str, Tensor]) -> None:
             if target.dtype == values[name].dtype:
                 target.copy_(values[name])
             else:
-                target.data = values[name].clone()
+                target.data = values[name].to(target.device, copy=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import signature
@@ -24,6 +24,7 @@ from sparsetune.initial import draw_initial
 from sparsetune.layers import HEAD, STORED, head_names
 from sparsetune.meta import without_memory
 from sparsetune.observe import observing
+from sparsetune.published import how_to_fetch, hub_if_reachable
 from sparsetune.seeding import check_seed
 
 TORCHVISION = "torchvision/"
@@ -113,31 +114,27 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
 
     Args:
         origin: How it was made.
-        checkpoint: The file of a ``file`` backbone.
+        checkpoint: A file with the values of a ``file`` backbone, or of a ``pretrained`` one in place of the
+            published weights. It may be another file than then; whether its values are the same, the
+            fingerprint tells.
 
     Raises:
-        BackboneError: When ``checkpoint`` is missing or is another file than then.
+        BackboneError: When the checkpoint of a ``file`` backbone is missing.
     """
     root = origin.backbone.root
-    if root.kind == "file":
-        if checkpoint is None or not Path(checkpoint).is_file():
-            raise BackboneError(
-                f"the backbone is the checkpoint '{root.source}' (SHA-256 {root.sha256}), which is not at "
-                "hand; pass its path as backbone (--backbone on the command line)."
-            )
-        found = file_digest(checkpoint)
-        if found != root.sha256:
-            raise BackboneError(
-                f"{checkpoint} has SHA-256 {found}, but the backbone is a file with {root.sha256}; "
-                "pass that file."
-            )
+    if root.kind == "file" and (checkpoint is None or not Path(checkpoint).is_file()):
+        raise BackboneError(
+            f"the backbone is the checkpoint '{root.source}' (SHA-256 {root.sha256}), which is not at "
+            "hand; pass its path as backbone (--backbone on the command line)."
+        )
+    published = root.kind == "pretrained" and checkpoint is None
     return create(
         _full_name(origin),
         num_classes=origin.num_classes,
         seed=root.seed,
-        pretrained=root.kind == "pretrained",
+        pretrained=published,
         revision=root.revision,
-        checkpoint=checkpoint if root.kind == "file" else None,
+        checkpoint=checkpoint if root.kind in ("file", "pretrained") else None,
         **origin.kwargs,
     )
 
@@ -173,6 +170,12 @@ def _split(name: str) -> tuple[str, str]:
         return "torchvision", plain
     if not name.startswith(HUB) and not timm.is_model(name):
         raise UnknownNameError("model", name, names(), "`sparsetune models` lists them all.")
+    if not name.startswith(HUB):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+            raise UnknownNameError("pretrained model", name, known) from error
     return "timm", name
 
 
@@ -186,10 +189,12 @@ def _build(
 ) -> nn.Module:
     counted = num_classes is not None and (library == "timm" or num_classes > 0)
     arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
-    with _explaining(name, arguments, pretrained):
+    remedy = _how_to_fetch(library, name, revision) if pretrained else ""
+    with _explaining(name, arguments, remedy):
         if library == "timm":
             exact, pin = _pinned(name, revision) if pretrained and revision else (name, {})
-            net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
+            with hub_if_reachable() if pretrained or name.startswith(HUB) else nullcontext():
+                net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
             return net
         builder = torchvision.models.get_model_builder(name)
         weights: dict[str, Any] = {
@@ -210,9 +215,21 @@ def _pinned(name: str, revision: str) -> tuple[str, dict[str, Any]]:
     return name, {"pretrained_cfg_overlay": {"hf_hub_id": where, "custom_load": config.custom_load}}
 
 
+def _how_to_fetch(library: str, name: str, revision: str | None) -> str:
+    if library == "torchvision":
+        return how_to_fetch(None, None, _weights(name, revision).url)
+    if name.startswith(HUB):
+        repository, _, pinned = name.partition(":")[2].partition("@")
+        return how_to_fetch(repository, revision or pinned, None)
+    config = timm.get_pretrained_cfg(name)
+    return how_to_fetch(config and config.hf_hub_id, revision, config and config.url)
+
+
 def _weights(name: str, revision: str | None) -> Any:
     known = torchvision.models.get_model_weights(name)
-    return known[revision] if revision else known.DEFAULT
+    if revision is not None and revision not in known.__members__:
+        raise UnknownNameError(f"revision of the weights of {name}", revision, known.__members__)
+    return known[revision or "DEFAULT"]
 
 
 def _has_own_count(name: str, num_classes: int | None, revision: str | None) -> bool:
@@ -241,19 +258,16 @@ def _published(net: nn.Module, library: str, name: str, revision: str | None) ->
 
 
 @contextmanager
-def _explaining(name: str, arguments: dict[str, Any], pretrained: bool) -> Iterator[None]:
-    """Turn what a library raises into one sentence."""
+def _explaining(name: str, arguments: dict[str, Any], fetch: str) -> Iterator[None]:
+    """Turn what a library raises into one sentence; ``fetch`` is the remedy where weights are asked for."""
     try:
         yield
     except SparsetuneError:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if pretrained:
-            raise BackboneError(
-                f"pretrained weights of {name} cannot be had ({reason}); "
-                "fetch them once where there is a network, or leave pretrained out."
-            ) from error
+        if fetch:
+            raise BackboneError(f"pretrained weights of {name} cannot be had ({reason}); {fetch}.") from error
         raise ConfigError(f"{name} cannot be built with {reprlib.repr(arguments)} ({reason}).") from error
 
 

@@ -29,6 +29,7 @@ COLUMN = [
     "meta",
     "models",
     "arguments",
+    "published",
     "zoo",
     "preprocessing",
     "header",
