@@ -167,7 +167,9 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
 
 def test_a_pickled_checkpoint_is_not_opened(tmp_path):
     torch.save(net().state_dict(), tmp_path / "some.pth")
-    remedy = r"convert it once with safetensors\.torch\.save_file\(torch\.load\('.*some\.pth', weights_only=True\)"
+    remedy = (
+        r"convert it once with safetensors\.torch\.save_file\(torch\.load\('.*some\.pth', weights_only=True\)"
+    )
     with pytest.raises(BackboneError, match=f"not a readable safetensors .* none is read: .* {remedy}"):
         load_checkpoint(net(), tmp_path / "some.pth")
 
