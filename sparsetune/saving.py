@@ -174,7 +174,8 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast floating values as ``module.to(dtype)``, which would take complex ones for floating."""
-    return module._apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    module._apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    return module
 
 
 def _plain(training: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Modules that users wrote, or that other libraries built: adapted, trained, saved, loaded into a fresh one."""
+"""Modules that users wrote, or that other libraries built: adapted, trained, saved, and loaded again."""
 
 import copy
 
@@ -142,11 +142,11 @@ def masked_step(net, made, lr=0.1):
             parameter.grad = None
 
 
-@pytest.mark.parametrize("learn", LEARNS, ids=["out", "in", "all"])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    ("name", "learn"),
+    [(name, learn) for name in MODULES for learn in LEARNS if not (name == "odd" and learn.everything)],
+)
 def test_a_module_learns_its_slices_and_comes_back(name, learn, tmp_path):
-    if name == "odd" and learn.everything:
-        pytest.skip("learns complex values, which is refused")
     net, plain = build(name), build(name)
     st.adapt_(net, learn)
     optimizer = torch.optim.SGD([value for value in net.parameters() if value.requires_grad], lr=0.1)
@@ -254,7 +254,8 @@ def build(kind, seed):
     if kind == "resnet":
         return ResNetForImageClassification(ResNetConfig(
             embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10))
-    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=10)
+    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                 num_labels=10)
     if kind == "bert":
         return BertForSequenceClassification(BertConfig(vocab_size=64, max_position_embeddings=64, **shape))
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **shape))
@@ -282,9 +283,9 @@ for kind in inputs:
         if kind == "bert":
             net.load_state_dict(load_file(f"{delta}.{kind}.whole"))
         st.load(f"{delta}.{kind}", module=net)
-    heads = {part.name for part in st.adapted(net).plan if part.whole and not part.layer and "classifier" in part.name}
+    learned = [part.name for part in st.adapted(net).plan if part.whole and not part.layer]
     with torch.no_grad():
-        found[kind] = [sorted(heads), net(inputs[kind]).logits.double().tolist()]
+        found[kind] = [learned[-2:], net(inputs[kind]).logits.double().tolist()]
 print(json.dumps(found))
 """
 
@@ -292,5 +293,5 @@ print(json.dumps(found))
 def test_transformers_classifiers_come_back_in_a_new_process(tmp_path):
     trained = fresh(TRANSFORMERS, tmp_path / "delta", "train")
     assert fresh(TRANSFORMERS, tmp_path / "delta", "load") == trained
-    assert trained["vit"][0] == trained["bert"][0] == ["classifier.bias", "classifier.weight"]
-    assert trained["resnet"][0] == ["classifier.1.bias", "classifier.1.weight"]
+    assert trained["vit"][0] == trained["bert"][0] == ["classifier.weight", "classifier.bias"]
+    assert trained["resnet"][0] == ["classifier.1.weight", "classifier.1.bias"]
