@@ -12,6 +12,7 @@ from forge import moved, same, small
 from timm.layers.norm_act import FrozenBatchNormAct2d, freeze_batch_norm_2d
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -356,6 +357,15 @@ def test_an_average_of_buffers_leaves_frozen_values_alone(tmp_path):
         average.update_parameters(net)
     assert torch.equal(average.module.conv1.weight[2:], build().conv1.weight[2:])
     assert same(back(average.module, tmp_path), average.module)
+
+
+def test_convolution_and_batch_norm_are_fused_after_merging():
+    """Fusing writes a whole weight into the convolution, which then is plain again only after ``merge_``."""
+    net = train(st.adapt_(build(), st.Learn(fraction=0.5)))
+    expected = outputs(net)
+    st.merge_(net)
+    net.conv1, net.bn1 = fuse_conv_bn_eval(net.conv1, net.bn1), nn.Identity()
+    assert torch.allclose(outputs(net), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -238,6 +238,24 @@ def test_a_timm_model_with_weights_of_its_own_is_the_users(tmp_path):
         st.load(tmp_path / "delta", module=timm.create_model("test_resnet", num_classes=3))
 
 
+def test_fit_trains_a_module_that_returns_logits(tmp_path):
+    class Digits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm = nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64)
+            self.classify = nn.Linear(64 * 9, 10)
+
+        def forward(self, x):
+            return self.classify(F.max_pool2d(self.norm(self.conv(x)).relu(), 2).flatten(1))
+
+    data = st.open_data("digits", train_limit=600, test_limit=200)
+    net = st.adapt_(Digits(), st.Learn(fraction=0.25))
+    assert st.fit(net, data, st.FitConfig(epochs=2, lr=0.05))[-1].test_top1 > 0.5
+    st.save(net, tmp_path / "delta", classes=data.classes, preprocessing=data.preprocessing)
+    assert same(net, st.load(tmp_path / "delta", module=Digits()))
+
+
 # transformers
 
 
