@@ -142,6 +142,7 @@ def masked_step(net, made, lr=0.1):
             parameter.grad = None
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "learn"),
     [(name, learn) for name in MODULES for learn in LEARNS if not (name == "odd" and learn.everything)],
