@@ -107,9 +107,10 @@ def load(
         state = adapted(net)
         if state.fingerprint != header.fingerprint:
             merge_(net)
+            taken = backbone if header.backbone.root.kind in ("file", "pretrained") else None
             raise BackboneError(
                 f"it was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
-                f"{header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
+                f"{taken or header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
                 f"{same_backbone(header)}."
             )
         _fill(net, state.plan, values)
