@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 SECONDS = 5.0
 """How long the Hub may take to answer at all."""

@@ -119,9 +119,10 @@ def load(
         state = adapted(net)
         if state.fingerprint != header.fingerprint:
             merge_(net)
+            taken = backbone if header.backbone.root.kind in ("file", "pretrained") else None
             raise BackboneError(
                 f"it was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
-                f"{header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
+                f"{taken or header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
                 f"{same_backbone(header)}."
             )
         _fill(net, state.plan, values)
@@ -186,7 +187,8 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast floating values as ``module.to(dtype)``, which would take complex ones for floating."""
-    return module._apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    module._apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+    return module
 
 
 def _plain(training: dict[str, Any]) -> dict[str, Any]:

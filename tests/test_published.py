@@ -4,6 +4,7 @@ import re
 import threading
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import timm
@@ -50,10 +51,10 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
 class Hub(BaseHTTPRequestHandler):
     """A hub of one repository: ``commits`` maps a revision to commit and file."""
 
-    commits: dict = {}
+    commits: ClassVar[dict] = {}
 
-    def do_HEAD(self):  # noqa: N802
-        *_, revision, name = self.path.split("/")
+    def do_HEAD(self):
+        revision = self.path.split("/")[-2]
         commit, data = self.commits.get(revision, (None, b""))
         found = commit and self.path == f"/timm/test_resnet.r160_in1k/resolve/{revision}/model.safetensors"
         self.send_response(200 if found else 404)
@@ -64,7 +65,7 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         return data if found else b""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.wfile.write(self.do_HEAD())
 
     def log_message(self, *_):

@@ -74,7 +74,10 @@ DataName = Annotated[
 ]
 BackboneFile = Annotated[
     str | None,
-    typer.Option("--backbone", help="The checkpoint that the delta stands on, where it is a file."),
+    typer.Option(
+        "--backbone",
+        help="A .safetensors checkpoint that the delta stands on, or of the published weights that it does.",
+    ),
 ]
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")
