@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Environment variable that torch.load obeys."""
 SECONDS = 5.0
 """How long the Hub may take to answer at all."""
 
@@ -25,6 +28,19 @@ def hub_if_reachable() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def read_as_data() -> Iterator[None]:
+    """Let torch take nothing but tensors from a checkpoint, whatever the library that reads it asks for."""
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCED]
+        if before is not None:
+            os.environ[FORCED] = before
 
 
 def how_to_fetch(repository: str | None, revision: str | None, url: str | None) -> str:

@@ -24,7 +24,7 @@ from sparsetune.initial import draw_initial
 from sparsetune.layers import HEAD, STORED, head_names
 from sparsetune.meta import without_memory
 from sparsetune.observe import observing
-from sparsetune.published import how_to_fetch, hub_if_reachable
+from sparsetune.published import how_to_fetch, hub_if_reachable, read_as_data
 from sparsetune.seeding import check_seed
 
 TORCHVISION = "torchvision/"
@@ -190,7 +190,7 @@ def _build(
     counted = num_classes is not None and (library == "timm" or num_classes > 0)
     arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
     remedy = _how_to_fetch(library, name, revision) if pretrained else ""
-    with _explaining(name, arguments, remedy):
+    with _explaining(name, arguments, remedy), read_as_data():
         if library == "timm":
             exact, pin = _pinned(name, revision) if pretrained and revision else (name, {})
             with hub_if_reachable() if pretrained or name.startswith(HUB) else nullcontext():

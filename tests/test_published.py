@@ -1,5 +1,6 @@
 """Published weights from a hub that answers, does not, or is not asked; in processes of their own."""
 
+import os
 import re
 import threading
 from hashlib import sha256
@@ -8,9 +9,12 @@ from typing import ClassVar
 
 import pytest
 import timm
+import torch
 from forge import fresh
 from safetensors.torch import save
 
+import sparsetune as st
+from sparsetune.errors import BackboneError
 from sparsetune.published import how_to_fetch
 
 
@@ -106,3 +110,21 @@ def test_weights_come_from_a_hub_at_the_revision_of_then_and_without_it_from_the
     Hub.commits["main"] = ("b" * 40, second)
     assert fresh(LOAD, delta, HF_HOME=two, HF_ENDPOINT=hub) == found
     assert fresh(LOAD, delta, HF_HOME=one, HF_ENDPOINT="http://127.0.0.1:9") == found
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('ran').touch()",)
+
+
+def test_a_published_pickle_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"conv1.weight": Payload()}, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    with pytest.raises(BackboneError, match="pretrained weights of resnet18 cannot be had"):
+        st.create("torchvision/resnet18", pretrained=True, num_classes=1000)
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
