@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,8 @@ def _shifted(grad: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int]) ->
 
 def _reached(x: Tensor, stride: Sequence[int]) -> Tensor:
     """The positions that a 1x1 kernel reaches."""
-    return x[(..., *(slice(None, None, step) for step in stride))]
+    index: Any = (..., *(slice(None, None, step) for step in stride))
+    return x[index]
 
 
 def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:
