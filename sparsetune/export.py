@@ -71,12 +71,15 @@ def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
     """The exported graph; whatever torch's exporter says is said in one sentence or not at all."""
     pictures = torch.zeros(2, *size)
     try:
-        with torch.no_grad(), _silent():
+        with torch.no_grad():
             outputs = net(pictures)
-            if not isinstance(outputs, Tensor):
-                raise ConfigError(
-                    f"the model gives a {type(outputs).__name__}; export writes classifiers alone."
-                )
+    except Exception as error:
+        shape = "x".join(map(str, size))
+        raise ConfigError(f"the model cannot take pictures of {shape} ({_reason(error)}).") from error
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(f"the model gives a {type(outputs).__name__}; export writes classifiers alone.")
+    try:
+        with torch.no_grad(), _silent():
             return torch.onnx.export(
                 net,
                 (pictures,),
@@ -86,12 +89,9 @@ def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
                 output_names=[LOGITS],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
-    except ConfigError:
-        raise
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")
         raise ConfigError(
-            f"torch cannot export this {type(net).__name__} to ONNX ({reason}); "
+            f"torch cannot export this {type(net).__name__} to ONNX ({_reason(error.__cause__ or error)}); "
             "write a checkpoint with sparsetune merge instead."
         ) from error
 
@@ -120,6 +120,10 @@ def _difference(net: nn.Module, path: Path, size: tuple[int, int, int]) -> float
             "no file was written; write a checkpoint with sparsetune merge instead."
         )
     return difference
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.adapt import adapted
+from sparsetune.adapt import UNSENT, adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
@@ -101,9 +101,7 @@ class _Wrapped(nn.Module):
         super().__init__()
         self.net = torch.compile(net) if compiled else net
         prefix = "net._orig_mod." if compiled else "net."
-        travel = {buffer.name for buffer in adapted(net).plan.buffers}
-        frozen = [prefix + name for name, _ in net.named_buffers() if name not in travel]
-        self._ddp_params_and_buffers_to_ignore = frozen
+        setattr(self, UNSENT, [prefix + name for name in getattr(net, UNSENT)])
 
     def forward(self, x: Tensor) -> Any:
         return self.net(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _first_filters(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Ge
         few = k <= SHIFT_MAX_FILTERS
         pointwise = weight.shape[2:].numel() == 1 and not any(padding)
         if pointwise and (few or grad.shape[2:].numel() >= BMM_MIN_POSITIONS):
-            return _pointwise(grad, x[:, :, :: stride[0], :: stride[1]])
+            return _pointwise(grad, _reached(x, stride))
         if few and _keeps_size(weight, geometry):
             return _shifted(grad, x, weight, padding)
     return _library(grad, x, part, geometry)
@@ -103,7 +104,15 @@ def _first_positions(grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, 
 
 
 def _library(grad: Tensor, x: Tensor, part: Tensor, geometry: Geometry) -> Tensor:
-    """The backend's own weight gradient for a weight shaped as ``part``."""
+    """The backend's own weight gradient for a weight shaped as ``part``.
+
+    For strided 1x1 kernels over fewer than 8 channels-last inputs, oneDNN writes past its memory, in plain
+    nets too; without the positions that such kernels skip there is no stride.
+    """
+    stride, padding, dilation, groups = geometry
+    if part.shape[2:].numel() == 1 and not any(padding):
+        x = _reached(x, stride)
+        geometry = ([1] * len(stride), padding, dilation, groups)
     grad = grad.contiguous(memory_format=_layout(x))
     return _backward(grad, x, part, geometry, [False, True, False])[1]
 
@@ -137,6 +146,12 @@ def _shifted(grad: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int]) ->
     stacked = shifts.reshape(len(x), k * kh * kw, height * width)
     product = torch.bmm(stacked, x.flatten(2).transpose(1, 2)).sum(0)
     return product.view(k, kh, kw, x.shape[1]).flip(1, 2).permute(0, 3, 1, 2)
+
+
+def _reached(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """The positions that a 1x1 kernel reaches."""
+    index: Any = (..., *(slice(None, None, step) for step in stride))
+    return x[index]
 
 
 def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:

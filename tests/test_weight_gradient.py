@@ -111,6 +111,26 @@ def test_every_way_gives_the_same_gradient(name, dtype, channels_last):
     assert (found.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
 
 
+@pytest.mark.parametrize(("dim", "groups"), [(0, 1), (0, 4), (1, 1)])
+def test_the_library_never_strides_over_1x1_kernels(dim, groups):
+    """Its own weight gradient corrupts memory there if channels-last inputs are few, as slices make them."""
+    geometry = ([2, 2], [0, 0], [1, 1], groups)
+    shape = (32, 16 // groups, 1, 1)
+    x, weight, grad, whole = operands(shape, (8, 16, 8, 8), geometry, dtype=torch.float32, channels_last=True)
+    strides = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                strides.append(list(args[4]))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        found = conv_weight_gradient(grad, x, weight, dim, 4, geometry)
+    assert strides == [[1, 1]]
+    torch.testing.assert_close(found, whole.narrow(dim, 0, 4), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 13, 17, 33])
 def test_half_precision_is_never_refused(dtype, k):
