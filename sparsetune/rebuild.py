@@ -93,14 +93,24 @@ def check_rebuilds(origin: Origin, made: Plan, fingerprint: str, dtype: torch.dt
     )
 
 
-def check_fit(header: Header, made: Plan) -> None:
+def check_fit(header: Header, made: Plan, resized: tuple[str, ...] = ()) -> None:
     """Compare name, shape and kind of every tensor of a file with what a plan expects.
+
+    Args:
+        header: What the file says of itself.
+        made: The plan of the model that it is for.
+        resized: Modules (the classifier's) that may have as many outputs as the file has classes.
 
     Raises:
         DeltaError: When one is missing, too many, or another.
     """
     expected = {part.name: (part.learned_shape, torch.float32) for part in made if part.k}
     expected |= {buffer.name: (buffer.shape, buffer.dtype) for buffer in made.buffers}
+    expected |= {
+        part.name: ((header.num_classes, *part.learned_shape[1:]), torch.float32)
+        for part in made
+        if part.k and part.homes[0][0] in resized
+    }
     found = {entry.name: entry for entry in header.entries}
     for name, (shape, dtype) in expected.items():
         if name not in found:
