@@ -38,6 +38,7 @@ COLUMN = [
     "ensemble",
     "data",
     "metrics",
+    "uncertainty",
     "inference",
     "config",
     "processes",
@@ -60,7 +61,7 @@ ONLY = {
     "rich": {"cli"},
     "accelerate": {"processes"},
     "matplotlib": {"curves"},
-    "sklearn": {"data"},
+    "sklearn": {"data", "uncertainty"},
 }
 
 
