@@ -45,8 +45,8 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     true = logits.gather(1, labels[:, None]).mean()
 
     def slope(scale: float) -> float:
-        mean = ((logits * scale).softmax(1) * logits).sum(1).mean()
-        return (mean - true).item()
+        mean: Tensor = ((logits * scale).softmax(1) * logits).sum(1).mean()
+        return float((mean - true).item())
 
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(HALVINGS):
