@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -45,14 +46,14 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     true = logits.gather(1, labels[:, None]).mean()
 
     def slope(scale: float) -> float:
-        mean: Tensor = ((logits * scale).softmax(1) * logits).sum(1).mean()
-        return float((mean - true).item())
+        mean = ((logits * scale).softmax(1) * logits).sum(1).mean()
+        return float(mean - true)
 
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(HALVINGS):
-        middle = (low * high) ** 0.5
+        middle = sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
+    return 1 / sqrt(low * high)
 
 
 def calibrated(probabilities: Tensor, labels: Tensor) -> Tensor:
