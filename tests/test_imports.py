@@ -48,6 +48,7 @@ COLUMN = [
     "curves",
     "folders",
     "runs",
+    "members",
     "memory",
     "bench",
     "cli",
