@@ -12,7 +12,7 @@ from torch import nn
 from sparsetune.adapt import adapt_, adapted
 from sparsetune.backbone import Origin
 from sparsetune.errors import BackboneError, DeltaError
-from sparsetune.header import DTYPES, Header
+from sparsetune.header import Header
 from sparsetune.plan import Plan, plan
 from sparsetune.seeding import GENERATOR_VERSION
 from sparsetune.zoo import HUB, recreate, skeleton
@@ -117,7 +117,7 @@ def check_fit(header: Header, made: Plan, resized: tuple[str, ...] = ()) -> None
             problem = f"it lacks '{name}', which {header.model} expects with shape {shape}"
         elif found[name].shape != shape:
             problem = f"it holds '{name}' with shape {found[name].shape}; {header.model} expects {shape}"
-        elif not _same_kind(DTYPES[found[name].dtype], dtype):
+        elif not _same_kind(found[name].type, dtype):
             problem = f"it holds '{name}' as {found[name].dtype}; {header.model} expects {dtype}"
         else:
             continue

@@ -28,6 +28,7 @@ COLUMN = [
     "arguments",
     "zoo",
     "preprocessing",
+    "precision",
     "header",
     "delta",
     "rebuild",
