@@ -31,6 +31,7 @@ COLUMN = [
     "precision",
     "header",
     "delta",
+    "arithmetic",
     "rebuild",
     "saving",
     "switching",

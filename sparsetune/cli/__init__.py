@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, fit, models, plan, predict
+from sparsetune.cli import bench, console, deltas, evaluate, fit, models, plan, predict, values
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -53,6 +53,9 @@ _command("predict", predict.predict)
 _command("info", deltas.info)
 _command("verify", deltas.verify)
 _command("merge", deltas.merge)
+_command("compress", values.compress)
+_command("diff", values.diff)
+_command("soup", values.soup)
 _command("bench", bench.bench)
 _command("models", models.models)
 
