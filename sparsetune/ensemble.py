@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.shared import Shared
 
@@ -20,11 +21,12 @@ class Ensemble(Shared):
     """
 
     @classmethod
-    def load(cls, deltas: Sequence[str | Path], **options: Any) -> Ensemble:
+    def load(cls, deltas: Sequence[str | Path] | str | Path, **options: Any) -> Ensemble:
         """Build the backbone once and read every member.
 
         Args:
-            deltas: The members' delta files: over one backbone, with one learn spec and the same classes.
+            deltas: The members' delta files, over one backbone, with one learn spec and the same classes; or
+                a bundle.
             **options: ``module``, ``backbone``, ``allow_network``: as for :func:`sparsetune.load`.
 
         Raises:
@@ -32,6 +34,9 @@ class Ensemble(Shared):
             DeltaError: When a file is damaged, stands on another backbone, or has other classes.
             BackboneError: When the backbone cannot be rebuilt.
         """
+        if isinstance(deltas, (str, Path)):
+            with unpacked(deltas) as held:
+                return cls.load([*held.deltas.values()], **{"backbone": held.backbone, **options})
         if not deltas:
             raise ConfigError("no deltas were given; pass a list of files.")
         ensemble = cls("0", deltas[0], **options)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from sparsetune.bundle import bundle
 from sparsetune.data import Data, loader, open_data
+from sparsetune.delta import is_delta
 from sparsetune.ensemble import Ensemble
 from sparsetune.errors import ConfigError
 from sparsetune.folders import DELTA, RUNS
@@ -20,6 +22,8 @@ from sparsetune.plan import Plan
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.runs import Outcome, Run, run
 from sparsetune.training import Watch
+
+BUNDLE = "ensemble.safetensors"
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,21 @@ def run_members(
     return Together(folder, members, True, *_measure([m.folder / DELTA for m in members], settings))
 
 
+def bundle_members(together: Together, settings: Run) -> Path:
+    """Write the members, and the checkpoint that they stand on if it is a file, into one file; return it."""
+    out = together.folder / BUNDLE
+    bundle({delta.parent.name: delta for delta in together.deltas}, out, _checkpoint(settings))
+    return out
+
+
+def _checkpoint(settings: Run) -> str | None:
+    start = settings.init_from
+    return start if start and not is_delta(start) else None
+
+
 def _measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
     data = open_data(settings.data, size=settings.size, test_limit=settings.test_limit)
-    ensemble = Ensemble.load(deltas, backbone=settings.init_from, allow_network=settings.pretrained)
+    ensemble = Ensemble.load(deltas, backbone=_checkpoint(settings), allow_network=settings.pretrained)
     ensemble.to(pick_device(settings.config.device))
     form: Preprocessing = ensemble.headers["0"].preprocessing or data.preprocessing
     found, labels = [], torch.empty(0, dtype=torch.int64)

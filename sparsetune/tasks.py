@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.shared import Shared
 
@@ -22,12 +23,12 @@ class Tasks(Shared):
     """
 
     @classmethod
-    def load(cls, deltas: Mapping[str, str | Path], **options: Any) -> Tasks:
+    def load(cls, deltas: Mapping[str, str | Path] | str | Path, **options: Any) -> Tasks:
         """Build the backbone once and read every delta.
 
         Args:
-            deltas: Task name -> delta file. The first builds the backbone; all must stand on the same, with
-                the same learn spec. Class counts may differ.
+            deltas: Task name -> delta file; or a bundle. The first builds the backbone; all must stand on the
+                same, with the same learn spec. Class counts may differ.
             **options: ``module``, ``backbone``, ``allow_network``: as for :func:`sparsetune.load`.
 
         Raises:
@@ -35,6 +36,9 @@ class Tasks(Shared):
             DeltaError: When a file is damaged or stands on another backbone.
             BackboneError: When the backbone cannot be rebuilt.
         """
+        if isinstance(deltas, (str, Path)):
+            with unpacked(deltas) as held:
+                return cls.load(held.deltas, **{"backbone": held.backbone, **options})
         if not deltas:
             raise ConfigError("no deltas were given; pass a mapping such as {'cats': 'cats.safetensors'}.")
         (name, path), *others = deltas.items()

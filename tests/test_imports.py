@@ -34,6 +34,7 @@ COLUMN = [
     "arithmetic",
     "rebuild",
     "saving",
+    "bundle",
     "switching",
     "shared",
     "tasks",

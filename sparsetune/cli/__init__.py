@@ -56,6 +56,7 @@ _command("merge", deltas.merge)
 _command("compress", values.compress)
 _command("diff", values.diff)
 _command("soup", values.soup)
+_command("bundle", values.bundle)
 _command("bench", bench.bench)
 _command("models", models.models)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from sparsetune.bundle import is_bundle, unpacked
 from sparsetune.cli import console, options
 from sparsetune.data import NAMES, Data, loader, open_data
 from sparsetune.errors import ConfigError, DataError
@@ -22,7 +24,9 @@ from sparsetune.uncertainty import Detection, calibrated, detection
 
 
 def evaluate(
-    deltas: Annotated[list[Path], typer.Argument(help="One delta or several; several also as an ensemble.")],
+    deltas: Annotated[
+        list[Path], typer.Argument(help="Deltas or bundles; several deltas also as an ensemble.")
+    ],
     data: Annotated[
         str | None,
         typer.Option("--data", help="As for fit; the data that the first delta was trained on if left out."),
@@ -46,19 +50,52 @@ def evaluate(
 
     Example: sparsetune eval a.safetensors b.safetensors --data digits
     """
+    with ExitStack() as held:
+        files = [item for path in deltas for item in _files(path, backbone, held)]
+        _evaluate(files, data, test_limit, ood, batch_size, workers, device, allow_network, as_json)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A delta, what to call it, and the checkpoint that it stands on, if that was given or lies beside it."""
+
+    name: str
+    path: Path
+    backbone: str | Path | None
+
+
+def _files(path: Path, backbone: str | None, held: ExitStack) -> list[_File]:
+    """A delta as it is, or those of a bundle."""
+    if not is_bundle(path):
+        return [_File(str(path), path, backbone)]
+    inside = held.enter_context(unpacked(path))
+    return [_File(f"{path}: {name}", f, backbone or inside.backbone) for name, f in inside.deltas.items()]
+
+
+def _evaluate(
+    files: list[_File],
+    data: str | None,
+    test_limit: int | None,
+    ood: str | None,
+    batch_size: int,
+    workers: int,
+    device: str | None,
+    allow_network: bool,
+    as_json: bool,
+) -> None:
     place = pick_device(device)
-    headers = [inspect(path) for path in deltas]
+    headers = [inspect(file.path) for file in files]
     source = data or _trained_on(headers[0])
     opened = open_data(source, test_limit=test_limit)
-    for path, header in zip(deltas, headers, strict=True):
-        _check_classes(path, header, opened)
+    for file, header in zip(files, headers, strict=True):
+        _check_classes(file.name, header, opened)
     others = None if ood is None else open_data(ood)
     known: list[Tensor] = []
     other: list[Tensor] = []
     labels = torch.empty(0, dtype=torch.int64)
     with console.progress() as bars:
-        for path, header in zip(deltas, headers, strict=True):
-            net = load(path, backbone=backbone, allow_network=allow_network).to(place)
+        for file, header in zip(files, headers, strict=True):
+            net = load(file.path, backbone=file.backbone, allow_network=allow_network).to(place)
 
             def probabilities(
                 data: Data, net: nn.Module = net, header: Header = header
@@ -71,13 +108,13 @@ def evaluate(
             found, labels = probabilities(opened)
             known.append(found)
             other += [probabilities(others)[0]] if others else []
-    names, together = [str(path) for path in deltas], torch.stack(known)
-    if len(deltas) > 1:
+    names, together = [file.name for file in files], torch.stack(known)
+    if len(files) > 1:
         names.append("ensemble")
         known.append(together.mean(0))
         other += [torch.stack(other).mean(0)] if other else []
     measured = [_measure(name, known[i], labels, other[i] if other else None) for i, name in enumerate(names)]
-    differ = diversity(together) if len(deltas) > 1 else None
+    differ = diversity(together) if len(files) > 1 else None
     if as_json:
         console.print_json(_value(opened, others, len(labels), measured, differ))
     else:
@@ -146,12 +183,12 @@ def _trained_on(header: Header) -> str:
     return str(name)
 
 
-def _check_classes(path: Path, header: Header, data: Data) -> None:
+def _check_classes(name: str, header: Header, data: Data) -> None:
     classes = header.classes
     if header.num_classes == len(data.classes) and classes in (None, data.classes):
         return
     named = f" ({', '.join(classes[:3])}, …)" if classes else ""
     raise DataError(
-        f"{path} knows {header.num_classes} classes{named}, but {data.name} has "
+        f"{name} knows {header.num_classes} classes{named}, but {data.name} has "
         f"{len(data.classes)} ({', '.join(data.classes[:3])}, …); evaluate it on data of its own classes."
     )

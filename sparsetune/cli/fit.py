@@ -16,7 +16,7 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.members import run_members
+from sparsetune.members import bundle_members, run_members
 from sparsetune.plan import Plan
 from sparsetune.runs import Run, run
 from sparsetune.training import Epoch, Step
@@ -112,6 +112,10 @@ def fit(
             help="Train an ensemble of so many, with the seeds that follow --seed, over one backbone.",
         ),
     ] = 1,
+    one_file: Annotated[
+        bool,
+        typer.Option("--bundle", rich_help_panel=RUN, help="Put the members into one file as well."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", rich_help_panel=RUN, help="Folder of the run; runs/NAME if left out."),
@@ -153,6 +157,8 @@ def fit(
             device=device,
         ),
     )
+    if one_file and members == 1:
+        problems.append("--bundle needs --members; one delta is one file already.")
     ConfigError.collect(problems)
     settings = Run(
         model=model,
@@ -175,6 +181,8 @@ def fit(
         }
         together = run_members(settings, members, out, **how) if members != 1 else None
         outcome = together.members[-1] if together else run(settings, out, **how)
+    if together and together.finished and one_file:
+        bundle_members(together, settings)
     if together:
         tell_members(together, settings, members, as_json)
     else:

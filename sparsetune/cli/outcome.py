@@ -9,7 +9,7 @@ from typing import Any
 from sparsetune.cli import console
 from sparsetune.data import NAMES
 from sparsetune.folders import CHECKPOINT, CURVES, DELTA
-from sparsetune.members import Together
+from sparsetune.members import BUNDLE, Together
 from sparsetune.runs import Outcome, Run
 from sparsetune.saving import inspect
 
@@ -51,7 +51,9 @@ def tell_members(together: Together, settings: Run, count: int, as_json: bool) -
                 ("size", f"{console.size(sum(sizes))} in {together.folder}"),
             ]
         )
-        console.out.print(f"\nnext: {shlex.join(_next(together.deltas, settings))}")
+        bundled = together.folder / BUNDLE
+        files = [bundled] if bundled.is_file() else together.deltas
+        console.out.print(f"\nnext: {shlex.join(_next(files, together.deltas[0], settings))}")
     if not together.finished:
         done = sum(member.finished for member in together.members)
         console.err.print(
@@ -91,15 +93,15 @@ def _report(outcome: Outcome, settings: Run) -> None:
             ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
         ]
     )
-    console.out.print(f"\nnext: {shlex.join(_next([delta], settings))}")
+    console.out.print(f"\nnext: {shlex.join(_next([delta], delta, settings))}")
 
 
-def _next(deltas: list[Path], settings: Run) -> list[str]:
-    """The command that measures the deltas; it works where ``fit`` worked."""
-    words = ["sparsetune", "eval", *map(str, deltas)]
+def _next(files: list[Path], delta: Path, settings: Run) -> list[str]:
+    """The command that measures the files, of which ``delta`` is one; it works where ``fit`` worked."""
+    words = ["sparsetune", "eval", *map(str, files)]
     if settings.data not in NAMES:
         words += ["--data", settings.data]
-    root = inspect(deltas[0]).backbone.root
+    root = inspect(delta).backbone.root
     if root.kind == "file":
         words += ["--backbone", str(settings.init_from)]
     if root.kind == "pretrained":

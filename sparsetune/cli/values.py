@@ -1,4 +1,4 @@
-"""``sparsetune compress``, ``diff`` and ``soup``: delta files as values."""
+"""``sparsetune compress``, ``diff``, ``soup`` and ``bundle``: delta files as values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsetune import arithmetic
+from sparsetune.bundle import bundle as write_bundle
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError
 from sparsetune.precision import PRECISIONS
@@ -79,6 +80,40 @@ def soup(
     console.out.print(f"{out}  ({console.size(value['bytes'])}, the average of {len(deltas)} deltas)")
     words = ["sparsetune", "eval", *map(str, deltas), str(out)]
     console.out.print(f"\nnext: {shlex.join(words)}")
+
+
+def bundle(
+    deltas: Annotated[
+        list[str], typer.Argument(help="Deltas over one backbone, each as a path or as NAME=PATH.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write.")],
+    backbone: Annotated[
+        Path | None,
+        typer.Option("--backbone", help="The checkpoint that they stand on, to put it inside too."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put deltas, and the checkpoint that they stand on, into one file that eval, Tasks and Ensemble take.
+
+    Example: sparsetune bundle cats=a.safetensors cars=b.safetensors -o all.safetensors
+    """
+    files = dict(_named(word) for word in deltas)
+    if len(files) < len(deltas):
+        raise ConfigError("two deltas have the same name; say NAME=PATH for each.")
+    write_bundle(files, out, backbone)
+    if as_json:
+        console.print_json({"bundle": str(out), "bytes": out.stat().st_size, "names": list(files)})
+    else:
+        names = ", ".join(files)
+        console.out.print(f"{out}  ({console.size(out.stat().st_size)}; {names})")
+
+
+def _named(word: str) -> tuple[str, Path]:
+    name, equals, given = word.partition("=")
+    if equals:
+        return name, Path(given)
+    path = Path(word)
+    return (path.parent.name if path.stem == "delta" and path.parent.name else path.stem), path
 
 
 def _numbers(text: str) -> list[float]:

@@ -15,3 +15,7 @@ def test_on_the_command_line(sparsetune, tmp_path, monkeypatch):
     measured = sparsetune("eval", *[m["delta"] for m in again["members"]], "--test-limit", 20, "--json").json
     assert measured["ensemble"]["top1"] == again["ensemble"]["top1"]
     assert json.loads((tmp_path / "there" / "member-1" / "config.json").read_text())["config"]["seed"] == 1
+    words = words.replace("--members 2", "--members 2 --out bundled --bundle")
+    assert sparsetune(words).out.splitlines()[-1] == "next: sparsetune eval bundled/ensemble.safetensors"
+    found = sparsetune("eval bundled/ensemble.safetensors --test-limit 20 --json").json
+    assert found["ensemble"]["top1"] == again["ensemble"]["top1"]

@@ -31,3 +31,15 @@ def test_soup(sparsetune, refused, deltas, tmp_path):
     assert sparsetune("soup", *deltas, "-o", out, "--weights", "1,3").out.startswith(f"{out}  (")
     assert st.inspect(out).training["weights"] == [0.25, 0.75]
     assert "weights 'a,b' are not numbers" in refused("soup", *deltas, "-o", out, "--weights", "a,b")
+
+
+def test_bundle_and_eval_of_it(sparsetune, refused, deltas, tmp_path):
+    out = tmp_path / "all.safetensors"
+    assert (
+        sparsetune("bundle", deltas[0], f"other={deltas[1]}", "-o", out).out.rstrip().endswith("; 0, other)")
+    )
+    value = sparsetune("eval", out, "--test-limit", 50, "--json").json
+    apart = sparsetune("eval", *deltas, "--test-limit", 50, "--json").json
+    assert [member["delta"] for member in value["members"]] == [f"{out}: 0", f"{out}: other"]
+    assert value["ensemble"] == apart["ensemble"]
+    assert "same name; say NAME=PATH" in refused("bundle", deltas[0], deltas[0], "-o", out)
