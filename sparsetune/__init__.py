@@ -8,11 +8,13 @@ from sparsetune.adapt import adapt_, adapted, merge_
 from sparsetune.backbone import Backbone
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, open_data
+from sparsetune.ensemble import Ensemble
 from sparsetune.errors import SparsetuneError
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.saving import inspect, load, save, verify
+from sparsetune.tasks import Tasks
 from sparsetune.training import Epoch, fit
 from sparsetune.zoo import create, names
 
@@ -21,12 +23,14 @@ __version__ = version("sparsetune")
 __all__ = [
     "Backbone",
     "Data",
+    "Ensemble",
     "Epoch",
     "FitConfig",
     "Learn",
     "Plan",
     "Preprocessing",
     "SparsetuneError",
+    "Tasks",
     "adapt_",
     "adapted",
     "create",

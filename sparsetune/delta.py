@@ -27,16 +27,19 @@ from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.files import write_bytes
 from sparsetune.header import (
     DTYPES,
-    FORMAT,
+    FORMATS,
     Header,
     header_text,
     parse_entries,
     parse_header,
     text_digest,
 )
+from sparsetune.plan import FROZEN
+from sparsetune.precision import CODES, Precision, decode, encode, scales
 
 KEY = "sparsetune"
 INDEX = "index"
+SCALE = "scale"
 STORED = {
     "float32": "F32",
     "float64": "F64",
@@ -45,6 +48,11 @@ STORED = {
     "int64": "I64",
     "int32": "I32",
     "bool": "BOOL",
+    "bf16": "BF16",
+    "fp16": "F16",
+    "int8": "I8",
+    "root8": "U8",
+    SCALE: "F32",
     INDEX: "U8",
 }
 """Name of each packed tensor -> safetensors' name of its type."""
@@ -53,17 +61,20 @@ LIMIT = 4 << 20
 """Most bytes of the header's text, and of the index when unpacked."""
 
 
-def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+def write_delta(
+    path: str | Path, header: Header, tensors: Mapping[str, Tensor], precision: Precision | None = None
+) -> None:
     """Write a delta file; it appears whole or not at all.
 
     Args:
         path: The file.
         header: All but ``entries`` and ``payload``, which follow from ``tensors``.
         tensors: Learned slices and buffers, by name, in the plan's order.
+        precision: Write float32 values in fewer bits, but for frozen ones; ``None`` writes all as they are.
 
     Raises:
         ConfigError: When the header holds what is not plain JSON, or too much of it.
-        DeltaError: When a tensor has a dtype that the format does not hold.
+        DeltaError: When a tensor has a dtype, or a value, that the format or ``precision`` does not hold.
         StorageError: When the file cannot be written.
     """
     entries, groups = [], dict[str, list[Tensor]]()
@@ -71,13 +82,21 @@ def write_delta(path: str | Path, header: Header, tensors: Mapping[str, Tensor])
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise DeltaError(f"'{name}' has dtype {dtype}; a delta holds {', '.join(DTYPES)}.")
+        numbers = value.detach().cpu().contiguous().reshape(-1)
+        if precision and dtype == "float32" and not name.endswith(FROZEN):
+            dtype, numbers, scale = encode(value, precision)
+            if not decode(dtype, numbers, scale, tuple(value.shape)).isfinite().all():
+                raise DeltaError(f"'{name}' holds values that {precision} cannot hold; leave dtype out.")
+            if len(scale):
+                groups.setdefault(SCALE, []).append(scale)
         entries.append([name, dtype, list(value.shape)])
-        groups.setdefault(dtype, []).append(value.detach().cpu().contiguous().reshape(-1))
+        groups.setdefault(dtype, []).append(numbers)
     packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
     index = json.dumps(entries, separators=(",", ":"))
     packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
     try:
-        text = header_text(replace(header, payload=_payload_digest(packed)))
+        number = 2 if packed.keys() & {*CODES} else 1
+        text = header_text(replace(header, payload=_payload_digest(packed), format=number))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
     if max(len(text), len(index)) > LIMIT:
@@ -158,9 +177,10 @@ class _Opened:
             raise self._damaged("its header is not readable") from error
         if not isinstance(value, dict) or type(value.get("format")) is not int:
             raise self._damaged("its header has no format")
-        if value["format"] != FORMAT:
+        if value["format"] not in FORMATS:
             raise DeltaError(
-                f"{self.path} has format {value['format']}; this sparsetune reads format {FORMAT}: "
+                f"{self.path} has format {value['format']}; this sparsetune reads formats "
+                f"{' and '.join(map(str, FORMATS))}: "
                 "install the version that wrote it, or a newer one."
             )
         digest = value.get("digest")
@@ -177,6 +197,8 @@ class _Opened:
         sizes = dict[str, int]()
         for entry in header.entries:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
+            if count := scales(entry.dtype, entry.shape):
+                sizes[SCALE] = sizes.get(SCALE, 0) + count
         held = {name: self._shape(name) for name in self.file.keys()}  # noqa: SIM118
         if held.pop(INDEX, None) is None or held != {dtype: [size] for dtype, size in sizes.items()}:
             raise self._damaged("its tensors do not have the sizes that its index gives")
@@ -184,11 +206,20 @@ class _Opened:
         if _payload_digest(packed) != header.payload:
             raise self._damaged("its values do not match their checksum")
         offsets = dict.fromkeys(sizes, 0)
+
+        def take(name: str, count: int) -> Tensor:
+            start = offsets.setdefault(name, 0)
+            offsets[name] = start + count
+            return packed[name][start : start + count] if name in packed else torch.empty(0)
+
         tensors = {}
         for entry in header.entries:
-            start = offsets[entry.dtype]
-            tensors[entry.name] = packed[entry.dtype][start : start + entry.numel].view(entry.shape)
-            offsets[entry.dtype] = start + entry.numel
+            numbers = take(entry.dtype, entry.numel)
+            if entry.dtype in CODES:
+                scale = take(SCALE, scales(entry.dtype, entry.shape))
+                tensors[entry.name] = decode(entry.dtype, numbers, scale, entry.shape)
+            else:
+                tensors[entry.name] = numbers.view(entry.shape)
         return tensors
 
     def _index(self) -> Any:

@@ -16,9 +16,11 @@ import torch
 from sparsetune.backbone import Backbone
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
+from sparsetune.precision import CODES, scales
 from sparsetune.preprocessing import Preprocessing
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""Versions of the file format; 2 is 1 with values in fewer bits."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -41,11 +43,22 @@ _DEEPEST = 32
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file."""
+    """One tensor of the file; ``dtype`` is its type, or the name of the code that holds its values."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def type(self) -> torch.dtype:
+        """The tensor's type once it is read."""
+        return torch.float32 if self.dtype in CODES else DTYPES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file, in bytes."""
+        stored = CODES.get(self.dtype) or DTYPES[self.dtype]
+        return self.numel * stored.itemsize + 4 * scales(self.dtype, self.shape)
 
     @property
     def numel(self) -> int:
@@ -93,7 +106,7 @@ class Header:
     versions: dict[str, str]
     entries: tuple[Entry, ...] = ()
     payload: str = ""
-    format: int = FORMAT
+    format: int = 1
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.num_classes and len(self.classes) != self.num_classes:
@@ -119,8 +132,8 @@ class Header:
 
     @property
     def learned_bytes(self) -> int:
-        """Bytes of the tensors, in their dtype."""
-        return sum(entry.numel * DTYPES[entry.dtype].itemsize for entry in self.entries)
+        """Bytes of the tensors, as they stand in the file."""
+        return sum(entry.nbytes for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the index as plain JSON values."""
@@ -192,6 +205,7 @@ def parse_header(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
         training=_field(value, "training", dict),
         versions=versions,
         entries=entries,
+        format=_field(value, "format", int),
         **digests,
     )
 
@@ -222,7 +236,7 @@ def _entry(item: Any) -> Entry:
     name, dtype, shape = item
     if not isinstance(name, str) or len(name) > _LONGEST or _UNPRINTABLE.search(name):
         raise ValueError(f"its index has a name {reprlib.repr(name)}")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in {**DTYPES, **CODES}:
         raise ValueError(f"its index has a dtype {reprlib.repr(dtype)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise ValueError(f"its index has a shape {reprlib.repr(shape)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -96,3 +96,8 @@ def head_names(net: nn.Module) -> tuple[str, ...]:
             return tuple(heads)
     linears = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     return tuple(linears[-1:])
+
+
+def under(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module of that name is one of ``modules``, or inside one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)

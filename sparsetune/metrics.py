@@ -20,6 +20,7 @@ class Scores:
         nll: Mean negative log-likelihood, in nats.
         brier: Mean squared distance between probabilities and the one-hot class, summed over classes.
         ece: Expected calibration error over 15 equal-width bins of confidence.
+        adaptive_ece: Likewise over 15 bins of equally many pictures.
         count: Number of pictures.
     """
 
@@ -28,6 +29,7 @@ class Scores:
     nll: float
     brier: float
     ece: float
+    adaptive_ece: float
     count: int
 
     def to_json(self) -> dict[str, float]:
@@ -70,6 +72,7 @@ def scores(probabilities: Tensor, labels: Tensor) -> Scores:
         nll=-truth.clamp_min(torch.finfo(torch.float64).tiny).log().mean().item(),
         brier=(probabilities - onehot).square().sum(1).mean().item(),
         ece=_calibration_error(confidence, predicted == labels),
+        adaptive_ece=_adaptive_calibration_error(confidence, predicted == labels),
         count=len(labels),
     )
 
@@ -94,6 +97,13 @@ def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
     zeros = torch.zeros(ECE_BINS, dtype=torch.float64)
     gaps = zeros.index_add(0, bins, correct.double() - confidence)
     return (gaps.abs().sum() / len(confidence)).item()
+
+
+def _adaptive_calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """As above, with bins that split the pictures, in order of confidence, as evenly as may be."""
+    order = confidence.argsort(stable=True)
+    gaps = (correct.double() - confidence)[order].tensor_split(ECE_BINS)
+    return torch.stack([gap.sum().abs() for gap in gaps]).sum().item() / len(confidence)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites
+from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
+
+FROZEN = ".frozen"
+"""How the names of frozen values that a delta holds end."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Part:
     @property
     def frozen_name(self) -> str:
         """What the frozen rest is called in a delta that holds it; no parameter can have that name."""
-        return f"{self.name}.frozen"
+        return self.name + FROZEN
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
     dim, k = 0, shape[0] if shape else 1
     if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
         k = 0
-    elif _under(site.module_name, heads):
+    elif under(site.module_name, heads):
         k *= learn.head
     elif is_norm(site.module):
         k *= learn.norm
@@ -262,10 +265,6 @@ def _slice(site: Site, learn: Learn) -> tuple[int, int]:
     return dim, k
 
 
-def _under(name: str, modules: Iterable[str]) -> bool:
-    return any(name == module or name.startswith(module + ".") for module in modules)
-
-
 def _matches(name: str, pattern: str) -> bool:
     """Whether ``pattern`` matches the module ``name`` or one that it lies under."""
     pieces = name.split(".")
@@ -274,7 +273,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _check_patterns(patterns: tuple[str, ...] | None, found: list[Site], heads: tuple[str, ...]) -> None:
     layers = {site.module_name for site in found if is_sliceable(site.module)}
-    sliced = {name for name in layers if not _under(name, heads)}
+    sliced = {name for name in layers if not under(name, heads)}
     for pattern in patterns or ():
         if any(_matches(name, pattern) for name in sliced):
             continue

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparsetune.adapt import adapt_, adapted, put_stored
 from sparsetune.backbone import Origin
 from sparsetune.errors import BackboneError, DeltaError
-from sparsetune.header import DTYPES, Header
+from sparsetune.header import Header
+from sparsetune.layers import under
 from sparsetune.plan import Plan, plan
 from sparsetune.seeding import GENERATOR_VERSION
 from sparsetune.zoo import HUB, recreate, skeleton
@@ -101,14 +102,24 @@ def check_rebuilds(
     )
 
 
-def check_fit(header: Header, made: Plan) -> None:
+def check_fit(header: Header, made: Plan, heads: tuple[str, ...] = (), classes: int = 0) -> None:
     """Compare name, shape and kind of every tensor of a file with what a plan expects.
+
+    Args:
+        header: What the file says of itself.
+        made: The plan of the model that it is for.
+        heads: Modules whose number of outputs may follow from the file's class count instead.
+        classes: The class count of the plan's model.
 
     Raises:
         DeltaError: When one is missing, too many, or another.
     """
     expected = {part.name: (part.learned_shape, torch.float32) for part in made if part.k}
     expected |= {buffer.name: (buffer.shape, buffer.dtype) for buffer in made.buffers}
+    for part in made:
+        if part.k and part.shape and classes and under(part.homes[0][0], heads):
+            outputs = part.shape[0] * header.num_classes // classes
+            expected[part.name] = (outputs, *part.shape[1:]), torch.float32
     found = {entry.name: entry for entry in header.entries}
     expected |= {
         part.frozen_name: (part.frozen_shape, torch.float32)
@@ -120,7 +131,7 @@ def check_fit(header: Header, made: Plan) -> None:
             problem = f"it lacks '{name}', which {header.model} expects with shape {shape}"
         elif found[name].shape != shape:
             problem = f"it holds '{name}' with shape {found[name].shape}; {header.model} expects {shape}"
-        elif not _same_kind(DTYPES[found[name].dtype], dtype):
+        elif not _same_kind(found[name].type, dtype):
             problem = f"it holds '{name}' as {found[name].dtype}; {header.model} expects {dtype}"
         else:
             continue

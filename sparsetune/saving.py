@@ -28,6 +28,7 @@ from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
 from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
+from sparsetune.precision import PRECISIONS, Precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
 
@@ -39,6 +40,7 @@ def save(
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     training: dict[str, Any] | None = None,
+    dtype: Precision | None = None,
 ) -> None:
     """Save what an adapted model has learned; the file appears whole or not at all.
 
@@ -48,15 +50,23 @@ def save(
         classes: Class names in the order of the outputs.
         preprocessing: What the training pictures went through; needed by ``predict``.
         training: A summary of the training, plain JSON values.
+        dtype: ``bf16``, ``fp16`` or ``int8`` for a smaller file, whose values are near those of the model;
+            ``None`` for these very values.
 
     Raises:
-        ConfigError: When the model is not adapted, or ``classes`` or ``training`` cannot stand in a file.
-        DeltaError: When the frozen values are not the backbone's, so that no file could give this model back.
+        ConfigError: When the model is not adapted, ``dtype`` is another, or ``classes`` or ``training``
+            cannot stand in a file.
+        DeltaError: When the frozen values are not the backbone's, so that no file could give this model back,
+            or a value is beyond what ``dtype`` holds.
         StorageError: When the file cannot be written.
     """
+    if dtype not in (None, *PRECISIONS):
+        raise ConfigError(
+            f"dtype '{dtype}' is not one of {', '.join(PRECISIONS)}; leave it out for all bits."
+        )
     state, origin = adapted(net), origin_of(net)
-    found, dtype = fingerprint(frozen_values(net, state.plan)), frozen_dtype(net, state.plan)
-    if dtype == state.dtype and found != state.fingerprint:
+    found, frozen = fingerprint(frozen_values(net, state.plan)), frozen_dtype(net, state.plan)
+    if frozen == state.dtype and found != state.fingerprint:
         raise DeltaError(
             "frozen values changed since adapt_, so the backbone cannot give this model back; "
             "find what wrote to them, or save a whole checkpoint after sparsetune.merge_(net)."
@@ -64,7 +74,7 @@ def save(
     stored: dict[str, Tensor] = {}
     if origin and state.backbone.root.kind != "module":
         stored = stored_values(net, state.plan)
-        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, dtype, stored)
+        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, frozen, stored)
     header = Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
@@ -72,14 +82,14 @@ def save(
         num_classes=origin.num_classes if origin else 0,
         backbone=state.backbone,
         fingerprint=found,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(frozen).removeprefix("torch."),
         learn=state.plan.learn,
         classes=None if classes is None else tuple(classes),
         preprocessing=preprocessing,
         training=_plain(training or {}),
         versions={name: version(name) for name in LIBRARIES},
     )
-    write_delta(path, header, _tensors(net, state.plan) | stored)
+    write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
 
 
 def load(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +62,11 @@ def test_agrees_with_torchmetrics(classes):
     assert found.top5 == pytest.approx(multiclass_accuracy(p, y, top_k=min(5, classes), **accuracy).item())
     theirs = multiclass_calibration_error(p, y, num_classes=classes, n_bins=15, norm="l1")
     assert found.ece == pytest.approx(theirs.item(), abs=1e-6)
+    by_confidence = p.max(1).values.argsort()
+    right = (p.argmax(1) == y).double()[by_confidence]
+    bins = zip(np.array_split(p.max(1).values[by_confidence], 15), np.array_split(right, 15), strict=True)
+    gaps = [abs(confidence.mean() - share.mean()) * len(share) / 500 for confidence, share in bins]
+    assert found.adaptive_ece == pytest.approx(sum(gaps))
     onehot = torch.nn.functional.one_hot(y, classes)
     assert found.nll == pytest.approx(torch.nn.functional.nll_loss(p.log(), y).item())
     assert found.brier == pytest.approx(((p - onehot) ** 2).sum(1).mean().item())

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparsetune.bundle import is_bundle, unpacked
 from sparsetune.cli import console, options
 from sparsetune.data import NAMES, Data, loader, open_data
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.header import Header
 from sparsetune.inference import predict_logits
 from sparsetune.machine import pick_device
-from sparsetune.metrics import Scores, diversity, scores
+from sparsetune.metrics import Diversity, Scores, diversity, scores
 from sparsetune.saving import inspect, load
+from sparsetune.uncertainty import Detection, calibrated, detection
 
 
 def evaluate(
-    deltas: Annotated[list[Path], typer.Argument(help="One delta or several; several also as an ensemble.")],
+    deltas: Annotated[
+        list[Path], typer.Argument(help="Deltas or bundles; several deltas also as an ensemble.")
+    ],
     data: Annotated[
         str | None,
         typer.Option("--data", help="As for fit; the data that the first delta was trained on if left out."),
@@ -28,6 +34,10 @@ def evaluate(
     test_limit: Annotated[
         int | None,
         typer.Option("--test-limit", help="Use so many test pictures, balanced over classes."),
+    ] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option("--ood", help="Data of other things; measure how well low confidence tells them apart."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Pictures at a time.")] = 256,
     workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that decode pictures.")] = 0,
@@ -40,54 +50,128 @@ def evaluate(
 
     Example: sparsetune eval a.safetensors b.safetensors --data digits
     """
+    with ExitStack() as held:
+        files = [item for path in deltas for item in _files(path, backbone, held)]
+        _evaluate(files, data, test_limit, ood, batch_size, workers, device, allow_network, as_json)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A delta, what to call it, and the checkpoint that it stands on, if that was given or lies beside it."""
+
+    name: str
+    path: Path
+    backbone: str | Path | None
+
+
+def _files(path: Path, backbone: str | None, held: ExitStack) -> list[_File]:
+    """A delta as it is, or those of a bundle."""
+    if not is_bundle(path):
+        return [_File(str(path), path, backbone)]
+    inside = held.enter_context(unpacked(path))
+    return [_File(f"{path}: {name}", f, backbone or inside.backbone) for name, f in inside.deltas.items()]
+
+
+def _evaluate(
+    files: list[_File],
+    data: str | None,
+    test_limit: int | None,
+    ood: str | None,
+    batch_size: int,
+    workers: int,
+    device: str | None,
+    allow_network: bool,
+    as_json: bool,
+) -> None:
     place = pick_device(device)
-    headers = [inspect(path) for path in deltas]
+    headers = [inspect(file.path) for file in files]
     source = data or _trained_on(headers[0])
     opened = open_data(source, test_limit=test_limit)
-    for path, header in zip(deltas, headers, strict=True):
-        _check_classes(path, header, opened)
-    members, labels = [], torch.empty(0, dtype=torch.int64)
+    for file, header in zip(files, headers, strict=True):
+        _check_classes(file.name, header, opened)
+    others = None if ood is None else open_data(ood)
+    known: list[Tensor] = []
+    other: list[Tensor] = []
+    labels = torch.empty(0, dtype=torch.int64)
     with console.progress() as bars:
-        for path, header in zip(deltas, headers, strict=True):
-            net = load(path, backbone=backbone, allow_network=allow_network).to(place)
-            batches = loader(
-                opened.test,
-                header.preprocessing or opened.preprocessing,
-                batch_size=batch_size,
-                workers=workers,
-            )
-            logits, labels = predict_logits(net, bars.track(batches, description=path.name))
-            members.append(logits.double().softmax(1))
-    _print(deltas, opened, torch.stack(members), labels, as_json)
+        for file, header in zip(files, headers, strict=True):
+            net = load(file.path, backbone=file.backbone, allow_network=allow_network).to(place)
 
+            def probabilities(
+                data: Data, net: nn.Module = net, header: Header = header
+            ) -> tuple[Tensor, Tensor]:
+                form = header.preprocessing or opened.preprocessing
+                batches = loader(data.test, form, batch_size=batch_size, workers=workers)
+                logits, labels = predict_logits(net, bars.track(batches, description=data.name))
+                return logits.double().softmax(1), labels
 
-def _print(deltas: list[Path], data: Data, members: Tensor, labels: Tensor, as_json: bool) -> None:
-    found = [scores(member, labels) for member in members]
-    value: dict[str, Any] = {
-        "data": data.name,
-        "pictures": len(labels),
-        "members": [{"delta": str(path), **s.to_json()} for path, s in zip(deltas, found, strict=True)],
-    }
-    together = differ = None
-    if len(deltas) > 1:
-        together, differ = scores(members.mean(0), labels), diversity(members)
-        value["ensemble"] = {**together.to_json(), **differ.to_json()}
+            found, labels = probabilities(opened)
+            known.append(found)
+            other += [probabilities(others)[0]] if others else []
+    names, together = [file.name for file in files], torch.stack(known)
+    if len(files) > 1:
+        names.append("ensemble")
+        known.append(together.mean(0))
+        other += [torch.stack(other).mean(0)] if other else []
+    measured = [_measure(name, known[i], labels, other[i] if other else None) for i, name in enumerate(names)]
+    differ = diversity(together) if len(files) > 1 else None
     if as_json:
-        console.print_json(value)
-        return
-    console.out.print(f"{len(labels):,} test pictures of {data.name}")
-    rows = [[str(path), *_cells(s)] for path, s in zip(deltas, found, strict=True)]
-    if together:
-        rows.append(["ensemble", *_cells(together)])
-    console.print_table(["delta", "top-1", "top-5", "NLL", "Brier", "ECE"], rows)
+        console.print_json(_value(opened, others, len(labels), measured, differ))
+    else:
+        _print(opened, others, len(labels), measured, differ)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A member or the ensemble: its scores as it is, after temperature scaling, and on other things."""
+
+    name: str
+    plain: Scores
+    scaled: Scores
+    detects: Detection | None
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {**self.plain.to_json(), "calibrated": self.scaled.to_json()}
+        return value if self.detects is None else {**value, "ood": self.detects.to_json()}
+
+
+def _measure(name: str, known: Tensor, labels: Tensor, other: Tensor | None) -> _Measured:
+    detects = None if other is None else detection(known, other)
+    return _Measured(name, scores(known, labels), scores(calibrated(known, labels), labels), detects)
+
+
+def _value(
+    data: Data, others: Data | None, count: int, measured: list[_Measured], differ: Diversity | None
+) -> dict[str, Any]:
+    members = measured[:-1] if differ else measured
+    value: dict[str, Any] = {"data": data.name, "pictures": count}
+    value |= {"ood": others.name} if others else {}
+    value["members"] = [{"delta": each.name, **each.to_json()} for each in members]
+    if differ:
+        value["ensemble"] = {**measured[-1].to_json(), **differ.to_json()}
+    return value
+
+
+def _print(
+    data: Data, others: Data | None, count: int, measured: list[_Measured], differ: Diversity | None
+) -> None:
+    against = f", told from {others.name} by low confidence" if others else ""
+    console.out.print(f"{count:,} test pictures of {data.name}{against}")
+    header = ["delta", "top-1", "top-5", "NLL", "Brier", "ECE", "aECE", "ECE at T"]
+    header += ["AUROC", "AUPR", "FPR95"] if others else []
+    console.print_table(header, [[each.name, *_cells(each)] for each in measured])
     if differ:
         console.out.print(
             f"mutual information {differ.mutual_information:.4f} nats, disagreement {differ.disagreement:.2%}"
         )
 
 
-def _cells(s: Scores) -> tuple[str, ...]:
-    return f"{s.top1:.2%}", f"{s.top5:.2%}", f"{s.nll:.4f}", f"{s.brier:.4f}", f"{s.ece:.4f}"
+def _cells(each: _Measured) -> list[str]:
+    s, detects = each.plain, each.detects
+    shares = [f"{value:.2%}" for value in (s.top1, s.top5)]
+    figures = [s.nll, s.brier, s.ece, s.adaptive_ece, each.scaled.ece]
+    figures += [detects.auroc, detects.aupr, detects.fpr95] if detects else []
+    return shares + [f"{value:.4f}" for value in figures]
 
 
 def _trained_on(header: Header) -> str:
@@ -99,12 +183,12 @@ def _trained_on(header: Header) -> str:
     return str(name)
 
 
-def _check_classes(path: Path, header: Header, data: Data) -> None:
+def _check_classes(name: str, header: Header, data: Data) -> None:
     classes = header.classes
     if header.num_classes == len(data.classes) and classes in (None, data.classes):
         return
     named = f" ({', '.join(classes[:3])}, …)" if classes else ""
     raise DataError(
-        f"{path} knows {header.num_classes} classes{named}, but {data.name} has "
+        f"{name} knows {header.num_classes} classes{named}, but {data.name} has "
         f"{len(data.classes)} ({', '.join(data.classes[:3])}, …); evaluate it on data of its own classes."
     )

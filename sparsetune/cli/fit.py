@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,14 +11,14 @@ from rich.progress import Progress, TaskID
 
 from sparsetune.cli import console, options
 from sparsetune.cli.options import DATA, RUN, TRAINING
+from sparsetune.cli.outcome import tell_members, tell_run
 from sparsetune.config import FitConfig
-from sparsetune.data import NAMES, Data
+from sparsetune.data import Data
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.folders import CHECKPOINT, CURVES, DELTA
+from sparsetune.members import bundle_members, run_members
 from sparsetune.plan import Plan
-from sparsetune.runs import Outcome, Run, run
-from sparsetune.saving import inspect
+from sparsetune.runs import Run, run
 from sparsetune.training import Epoch, Step
 
 Made = TypeVar("Made")
@@ -105,6 +104,18 @@ def fit(
         bool, typer.Option("--compile", rich_help_panel=TRAINING, help="Use torch.compile.")
     ] = False,
     device: options.Device = None,
+    members: Annotated[
+        int,
+        typer.Option(
+            "--members",
+            rich_help_panel=RUN,
+            help="Train an ensemble of so many, with the seeds that follow --seed, over one backbone.",
+        ),
+    ] = 1,
+    one_file: Annotated[
+        bool,
+        typer.Option("--bundle", rich_help_panel=RUN, help="Put the members into one file as well."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", rich_help_panel=RUN, help="Folder of the run; runs/NAME if left out."),
@@ -146,6 +157,8 @@ def fit(
             device=device,
         ),
     )
+    if one_file and members == 1:
+        problems.append("--bundle needs --members; one delta is one file already.")
     ConfigError.collect(problems)
     settings = Run(
         model=model,
@@ -160,23 +173,20 @@ def fit(
         init_from=init_from,
     )
     with console.progress() as bars:
-        outcome = run(
-            settings,
-            out,
-            resume=resume,
-            time_budget=budget,
-            watch=_Watch(bars, epochs),
-            started=_announce,
-        )
-    if as_json:
-        console.print_json(_summary(outcome))
-    elif outcome.finished:
-        _report(outcome, settings)
-    if not outcome.finished:
-        console.err.print(
-            f"time is up after {_epochs(len(outcome.history))} of {epochs}, saved in {outcome.folder}; "
-            "the same command with --resume goes on."
-        )
+        how: Any = {
+            "resume": resume,
+            "time_budget": budget,
+            "watch": _Watch(bars, epochs),
+            "started": _announce,
+        }
+        together = run_members(settings, members, out, **how) if members != 1 else None
+        outcome = together.members[-1] if together else run(settings, out, **how)
+    if together and together.finished and one_file:
+        bundle_members(together, settings)
+    if together:
+        tell_members(together, settings, members, as_json)
+    else:
+        tell_run(outcome, settings, as_json)
 
 
 def _any(value: Any) -> Any:
@@ -215,54 +225,3 @@ class _Watch:
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
                 f"test {event.test_top1:7.2%}  {event.seconds:.1f} s"
             )
-
-
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    delta = outcome.folder / DELTA
-    return {
-        "folder": str(outcome.folder),
-        "finished": outcome.finished,
-        "epochs": [record.to_json() for record in outcome.history],
-        "learned_parameters": outcome.plan.learned_parameters,
-        "total_parameters": outcome.plan.total_parameters,
-        "delta": str(delta) if outcome.finished else None,
-        "delta_bytes": delta.stat().st_size if outcome.finished else None,
-        "checkpoint": None if outcome.finished else str(outcome.folder / CHECKPOINT),
-    }
-
-
-def _report(outcome: Outcome, settings: Run) -> None:
-    last, made, delta = outcome.history[-1], outcome.plan, outcome.folder / DELTA
-    whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
-    seconds = sum(record.seconds for record in outcome.history)
-    console.print_fields(
-        [
-            (
-                "test accuracy",
-                f"{last.test_top1:.2%}  (top-5 {last.test_top5:.2%}, loss {last.test_loss:.3f})",
-            ),
-            ("learned", console.share(made.learned_parameters, made.total_parameters)),
-            ("delta", str(delta)),
-            ("size", f"{console.size(size)}, {size / whole:.1%} of a whole checkpoint"),
-            ("curves", str(outcome.folder / CURVES)),
-            ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
-        ]
-    )
-    console.out.print(f"\nnext: {shlex.join(_next(delta, settings))}")
-
-
-def _next(delta: Path, settings: Run) -> list[str]:
-    """The command that measures the delta; it works where ``fit`` worked."""
-    words = ["sparsetune", "eval", str(delta)]
-    if settings.data not in NAMES:
-        words += ["--data", settings.data]
-    root = inspect(delta).backbone.root
-    if root.kind == "file":
-        words += ["--backbone", str(settings.init_from)]
-    if root.kind == "pretrained":
-        words += ["--allow-network"]
-    return words
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"

@@ -16,7 +16,7 @@ def test_eval_of_one(sparsetune, deltas):
     result = sparsetune("eval", deltas[0], "--test-limit", 50)
     lines = result.out.splitlines()
     assert lines[0] == "50 test pictures of digits"
-    assert lines[1].split() == ["delta", "top-1", "top-5", "NLL", "Brier", "ECE"]
+    assert lines[1].split() == ["delta", "top-1", "top-5", "NLL", "Brier", "ECE", "aECE", "ECE", "at", "T"]
     assert lines[2].split()[0] == str(deltas[0])  # in one piece, however long
     assert len(lines) == 3
     trained = st.inspect(deltas[0]).training["result"]
@@ -44,6 +44,16 @@ def test_eval_of_several_and_their_ensemble(sparsetune, deltas):
     assert value["ensemble"]["disagreement"] == pytest.approx(differing)
     assert value["ensemble"]["mutual_information"] > 0
     assert value["pictures"] == 359
+
+
+def test_eval_against_other_things(sparsetune, deltas, pictures):
+    human = sparsetune("eval", *deltas, "--test-limit", 50, "--ood", pictures).out.splitlines()
+    assert human[0].startswith("50 test pictures of digits, told from ")
+    assert human[1].split()[-3:] == ["AUROC", "AUPR", "FPR95"]
+    value = sparsetune("eval", *deltas, "--test-limit", 50, "--ood", pictures, "--json").json
+    for each in (*value["members"], value["ensemble"]):
+        assert 0 <= each["ood"]["auroc"] <= 1
+        assert each["calibrated"]["top1"] == each["top1"]
 
 
 def test_predict_names_pictures(sparsetune, deltas, pictures):

@@ -1,0 +1,139 @@
+"""Delta files as values: made smaller, compared, averaged; no model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsetune.delta import read_delta, read_header, write_delta
+from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.header import Header
+from sparsetune.plan import FROZEN
+from sparsetune.precision import Precision
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one tensor of a delta differs from that of another.
+
+    Attributes:
+        name: The tensor.
+        values: How many values it has.
+        differing: How many of them differ.
+        largest: Largest absolute difference.
+        relative: Norm of the difference over the norm of the first; infinite where that is zero.
+    """
+
+    name: str
+    values: int
+    differing: int
+    largest: float
+    relative: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {**asdict(self), "relative": self.relative if isfinite(self.relative) else None}
+
+
+def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
+    """Write a delta in fewer bits.
+
+    Args:
+        path: The delta.
+        out: The file to write.
+        dtype: ``bf16``, ``fp16`` or ``int8``.
+
+    Raises:
+        DeltaError: When ``path`` is damaged, or holds a value that ``dtype`` does not.
+        StorageError: When ``out`` cannot be written.
+    """
+    header = read_header(path)
+    write_delta(out, header, read_delta(path, header), dtype)
+
+
+def diff(first: str | Path, second: str | Path) -> list[Change]:
+    """Compare the values of two deltas, tensor by tensor.
+
+    Raises:
+        DeltaError: When one is damaged, or they do not learn the same slices of the same model.
+    """
+    headers = [read_header(path) for path in (first, second)]
+    if _form(headers[0]) != _form(headers[1]):
+        name = next(iter(set(_form(headers[0])) ^ set(_form(headers[1]))))[0]
+        raise DeltaError(
+            f"{first} and {second} do not hold the same tensors ('{name}' is one that differs); "
+            "compare deltas of one model with one learn spec."
+        )
+    one, other = (read_delta(path, header) for path, header in zip((first, second), headers, strict=True))
+    return [_change(name, value.double(), other[name].double()) for name, value in one.items()]
+
+
+def soup(paths: Sequence[str | Path], out: str | Path, weights: Sequence[float] | None = None) -> None:
+    """Average deltas over one backbone into one delta, statistics included (Wortsman et al., 2022).
+
+    Args:
+        paths: At least two deltas with the same backbone, learn spec and classes.
+        out: The file to write.
+        weights: One a delta, scaled to sum to 1; equal ones if left out.
+
+    Raises:
+        ConfigError: When there are fewer than two deltas, or ``weights`` are not one positive sum.
+        DeltaError: When a delta is damaged or not of the same kind as the first.
+        StorageError: When ``out`` cannot be written.
+    """
+    shares = _shares(len(paths), weights)
+    headers = [read_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        if _kind(header) != _kind(headers[0]):
+            raise DeltaError(
+                f"{path} does not stand on the backbone of {paths[0]} with the same learn spec and classes; "
+                "average deltas of one kind."
+            )
+    sums: dict[str, Tensor] = {}
+    for path, header, share in zip(paths, headers, shares, strict=True):
+        for name, value in read_delta(path, header).items():
+            if name.endswith(FROZEN):
+                sums[name] = value
+            elif not value.is_floating_point():
+                sums[name] = value if name not in sums else torch.maximum(sums[name], value)
+            else:
+                sums[name] = share * value.double() + sums.get(name, 0.0)
+    made = {
+        name: value.to(entry.type)
+        for (name, value), entry in zip(sums.items(), headers[0].entries, strict=True)
+    }
+    training = {"soup": [Path(path).name for path in paths], "weights": shares}
+    write_delta(out, replace(headers[0], training=training), made)
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    if count < 2:
+        raise ConfigError(f"{count} delta makes no average; give two or more.")
+    given = [1.0] * count if weights is None else list(weights)
+    if len(given) != count or not all(isfinite(w) and w >= 0 for w in given) or not sum(given):
+        raise ConfigError(
+            f"weights {given} are not {count} numbers of 0 or more with a positive sum; give one a delta."
+        )
+    return [weight / sum(given) for weight in given]
+
+
+def _kind(header: Header) -> tuple[Any, ...]:
+    return header.fingerprint, header.learn, header.num_classes, header.classes, _form(header)
+
+
+def _form(header: Header) -> tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]:
+    return tuple((entry.name, entry.type, entry.shape) for entry in header.entries)
+
+
+def _change(name: str, one: Tensor, other: Tensor) -> Change:
+    gap = one - other
+    size, norm = one.norm().item(), gap.norm().item()
+    relative = norm / size if size else float("inf") if norm else 0.0
+    largest = gap.abs().amax().item() if gap.numel() else 0.0
+    return Change(name, gap.numel(), int((one != other).sum()), largest, relative)

@@ -1,0 +1,113 @@
+"""What ``sparsetune fit`` says at the end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sparsetune.cli import console
+from sparsetune.data import NAMES
+from sparsetune.folders import CHECKPOINT, CURVES, DELTA
+from sparsetune.members import BUNDLE, Together
+from sparsetune.runs import Outcome, Run
+from sparsetune.saving import inspect
+
+
+def tell_run(outcome: Outcome, settings: Run, as_json: bool) -> None:
+    """Say what one run came to."""
+    if as_json:
+        console.print_json(_summary(outcome))
+    elif outcome.finished:
+        _report(outcome, settings)
+    if not outcome.finished:
+        console.err.print(
+            f"time is up after {_epochs(len(outcome.history))} of {settings.config.epochs}, "
+            f"saved in {outcome.folder}; the same command with --resume goes on."
+        )
+
+
+def tell_members(together: Together, settings: Run, count: int, as_json: bool) -> None:
+    """Say what an ensemble came to."""
+    if as_json:
+        value: dict[str, Any] = {"folder": str(together.folder), "finished": together.finished}
+        value["members"] = [_summary(member) for member in together.members]
+        if together.scores and together.diversity:
+            value["ensemble"] = {**together.scores.to_json(), **together.diversity.to_json()}
+        console.print_json(value)
+    elif together.scores and together.diversity:
+        single = [member.history[-1].test_top1 for member in together.members]
+        learned = sum(member.plan.learned_parameters for member in together.members)
+        sizes = [delta.stat().st_size for delta in together.deltas]
+        console.print_fields(
+            [
+                ("ensemble accuracy", f"{together.scores.top1:.2%}  (loss {together.scores.nll:.3f})"),
+                (
+                    "members",
+                    f"{', '.join(f'{top1:.2%}' for top1 in single)}  (mean {sum(single) / count:.2%})",
+                ),
+                ("disagreement", f"{together.diversity.disagreement:.2%} of pairs"),
+                ("learned", f"{learned:,} values in {count} members"),
+                ("size", f"{console.size(sum(sizes))} in {together.folder}"),
+            ]
+        )
+        bundled = together.folder / BUNDLE
+        files = [bundled] if bundled.is_file() else together.deltas
+        console.out.print(f"\nnext: {shlex.join(_next(files, together.deltas[0], settings))}")
+    if not together.finished:
+        done = sum(member.finished for member in together.members)
+        console.err.print(
+            f"time is up after {done} of {count} members, saved in {together.folder}; "
+            "the same command with --resume goes on."
+        )
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    delta = outcome.folder / DELTA
+    return {
+        "folder": str(outcome.folder),
+        "finished": outcome.finished,
+        "epochs": [record.to_json() for record in outcome.history],
+        "learned_parameters": outcome.plan.learned_parameters,
+        "total_parameters": outcome.plan.total_parameters,
+        "delta": str(delta) if outcome.finished else None,
+        "delta_bytes": delta.stat().st_size if outcome.finished else None,
+        "checkpoint": None if outcome.finished else str(outcome.folder / CHECKPOINT),
+    }
+
+
+def _report(outcome: Outcome, settings: Run) -> None:
+    last, made, delta = outcome.history[-1], outcome.plan, outcome.folder / DELTA
+    whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
+    seconds = sum(record.seconds for record in outcome.history)
+    console.print_fields(
+        [
+            (
+                "test accuracy",
+                f"{last.test_top1:.2%}  (top-5 {last.test_top5:.2%}, loss {last.test_loss:.3f})",
+            ),
+            ("learned", console.share(made.learned_parameters, made.total_parameters)),
+            ("delta", str(delta)),
+            ("size", f"{console.size(size)}, {size / whole:.1%} of a whole checkpoint"),
+            ("curves", str(outcome.folder / CURVES)),
+            ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
+        ]
+    )
+    console.out.print(f"\nnext: {shlex.join(_next([delta], delta, settings))}")
+
+
+def _next(files: list[Path], delta: Path, settings: Run) -> list[str]:
+    """The command that measures the files, of which ``delta`` is one; it works where ``fit`` worked."""
+    words = ["sparsetune", "eval", *map(str, files)]
+    if settings.data not in NAMES:
+        words += ["--data", settings.data]
+    root = inspect(delta).backbone.root
+    if root.kind == "file":
+        words += ["--backbone", str(settings.init_from)]
+    if root.kind == "pretrained":
+        words += ["--allow-network"]
+    return words
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"

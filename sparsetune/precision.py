@@ -1,0 +1,78 @@
+"""Fewer bits for float32 values: two bytes, or one byte and a scale a filter.
+
+Decoding is a product or a power of exact numbers, so that it gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["bf16", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
+
+CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
+"""Name of a code -> type of its numbers; each stands for float32 values."""
+
+
+def encode(value: Tensor, precision: Precision) -> tuple[str, Tensor, Tensor]:
+    """Write float32 values in fewer bits.
+
+    ``int8`` takes one scale for each filter (first index) of a weight and one for a vector: a value is the
+    nearest of 255 steps. A vector without negative values (variances, which span orders of magnitude) takes
+    the code ``root8``: its fourth root is the nearest of 256 steps.
+
+    Args:
+        value: float32, any shape.
+        precision: How many bits.
+
+    Returns:
+        The code's name, its numbers ``(value.numel(),)``, and its scales ``(scales(code, shape),)`` float32.
+    """
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    if precision != "int8" or not len(flat):
+        return precision, flat.to(CODES[precision]), torch.empty(0)
+    if value.dim() < 2 and bool((flat >= 0).all()):
+        root = flat.double().sqrt().sqrt()
+        scale = _scale(root.view(1, -1), 255)
+        return "root8", (root / scale).round().clamp(0, 255).to(torch.uint8).view(-1), scale.float().view(-1)
+    rows = flat.view(_rows(tuple(value.shape)), -1)
+    scale = _scale(rows.double(), 127)
+    return "int8", (rows / scale).round().clamp(-127, 127).to(torch.int8).view(-1), scale.float().view(-1)
+
+
+def decode(code: str, numbers: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the float32 values that :func:`encode` wrote.
+
+    Args:
+        code: The code's name.
+        numbers: ``(prod(shape),)``.
+        scale: ``(scales(code, shape),)`` float32.
+        shape: Of the values.
+    """
+    if code in ("bf16", "fp16") or not len(numbers):
+        return numbers.float().view(shape)
+    if code == "root8":
+        root = numbers.double() * scale.double()
+        return ((root * root) * (root * root)).float().view(shape)
+    return (numbers.view(len(scale), -1).float() * scale[:, None]).view(shape)
+
+
+def scales(code: str, shape: tuple[int, ...]) -> int:
+    """Return the number of scales that values of a shape take in a code."""
+    if not prod(shape):
+        return 0
+    return {"int8": _rows(shape), "root8": 1}.get(code, 0)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _scale(rows: Tensor, steps: int) -> Tensor:
+    """One scale a row, ``(rows, 1)``, as float32 rounds it; 1 for a row of zeros."""
+    scale = (rows.abs().amax(1, keepdim=True) / steps).float().double()
+    return torch.where(scale == 0, 1.0, scale)
