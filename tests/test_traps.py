@@ -157,7 +157,7 @@ def test_frozen_batch_norms_travel(frozen, tmp_path):
 def test_layers_that_are_frozen_after_adapting_are_told(tmp_path):
     """Freezing batch norms by replacing them takes learned parameters away; the file would lack them."""
     net = freeze_batch_norm_2d(st.adapt_(build(), st.Learn(fraction=0.5)))
-    with pytest.raises(ConfigError, match=r"'bn1.weight' is no parameter .* before adapt_, or after merge_"):
+    with pytest.raises(ConfigError, match=r"'bn1.weight' is gone, .* do that before adapt_"):
         st.save(net, tmp_path / "delta")
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
     freeze_batch_norm_2d(net)
