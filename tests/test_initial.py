@@ -54,5 +54,5 @@ def test_a_mixer_whose_weights_are_drawn_by_halves_needs_no_storage():
     net = st.create("gmixer_12_224", num_classes=2)
     assert getattr(net, STORED) == ()
     first, second = net.blocks[0].mlp_tokens.fc1.weight.detach().chunk(2)
-    assert 0.05 > first.std() > 0.01
+    assert first.std() == pytest.approx((2 / (196 + 384)) ** 0.5, rel=0.01)  # Glorot and Bengio (2010)
     assert second.abs().max() < 1e-5

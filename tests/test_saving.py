@@ -3,6 +3,7 @@
 import os
 import random
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -494,6 +495,33 @@ def test_a_forged_header_is_refused(parts, tmp_path, forge, kind, words):
     with pytest.raises(kind, match=words) as caught:
         st.load(path)
     assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+OTHER_RELEASE = {
+    "a layer's shape": (
+        model(num_classes=11),
+        DeltaError,
+        r"'fc.weight' with shape \(10, 64\); wrn28_4 expects",
+    ),
+    "a name": (model(name="wrn28_44"), UnknownNameError, "'wrn28_44' is unknown; did you mean wrn28_4"),
+    "an argument": (model(kwargs={"evil": 1}), ConfigError, "unexpected keyword argument 'evil'"),
+    "a module's name": (lambda h: h["learn"].update(layers=["blok"]), UnknownNameError, "pattern 'blok'"),
+    "an initial value": (backbone(kind="seed", seed=1), BackboneError, "seed 1 gives [0-9a-f]{12}… here"),
+}
+
+
+@pytest.mark.parametrize(("forge", "kind", "words"), OTHER_RELEASE.values(), ids=OTHER_RELEASE)
+def test_a_model_of_another_release_is_told_with_the_version_to_install(parts, tmp_path, forge, kind, words):
+    forge(parts.header)
+    parts.header["versions"]["timm"] = "0.9.9"
+    path = parts.write(tmp_path / "old.safetensors")
+    with pytest.raises(kind, match=words) as caught:
+        st.load(path)
+    here = version("timm")
+    assert str(caught.value).endswith(
+        f"; it was saved with timm 0.9.9 and this is {here}: install timm==0.9.9."
+    )
     assert "\n" not in str(caught.value)
 
 

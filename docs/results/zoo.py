@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     rows = read_rows(options.out, again=options.again is not None)
-    names = dict.fromkeys(name for pattern in options.pattern or ["*"] for name in st.names(pattern))
-    todo = [name for name in names if name not in rows]
+    known = st.names()
+    names = [[word] if word in known else st.names(word) for word in options.pattern] or [known]
+    todo = [name for name in dict.fromkeys(chain(*names)) if name not in rows]
     needs = all_needed(todo, options.jobs)
     run(sorted(todo, key=needs.__getitem__), needs, rows, options)
 
