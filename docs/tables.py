@@ -4,12 +4,48 @@ import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-MARK = "<!-- bench -->"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace the mark by a table of all measurements."""
-    return markdown.replace(MARK, _bench_table()) if MARK in markdown else markdown
+    """Replace each mark by its table."""
+    for mark, table in {"<!-- bench -->": _bench_table, "<!-- zoo -->": _zoo_table}.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, table())
+    return markdown
+
+
+def _zoo_table() -> str:
+    head, *found = map(json.loads, (RESULTS / "zoo.jsonl").read_text().splitlines())
+    rows = [
+        "| | models run | built | came back bit for bit | gradients checked on | file / values | stored |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for library in ("timm", "torchvision"):
+        part = [row for row in found if row["name"].startswith("torchvision/") == (library == "torchvision")]
+        built = [row for row in part if "parameters" in row]
+        back = sum(row.get("round_trip", False) for row in part)
+        kinds = {kind for row in part if "gradient" in row and "failed" not in row for kind in row["kinds"]}
+        ratio = max((row["ratio"] for row in built if "ratio" in row), default=0)
+        stored = sum(row["stored_bytes"] > 0 for row in built)
+        rows.append(
+            f"| {library} | {len(part)} | {len(built)} | {back} | {len(kinds)} kinds of layer "
+            f"| at most {ratio:.4f} | {stored} models |"
+        )
+    for key, words in {"too_big": "Not built", "failed": "Failed"}.items():
+        reasons: dict[str, list[str]] = {}
+        for row in found:
+            if key in row:
+                reasons.setdefault(row[key], []).append(f"`{row['name']}`")
+        rows += ["", *(f"- {words}, {why}: {', '.join(names)}" for why, names in sorted(reasons.items()))]
+    run = head["run"]
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"- {run['processor']}, {run['instructions']}; {versions}; {run['date']}, {run['commit']}.",
+        ]
+    )
 
 
 def _bench_table() -> str:

@@ -113,7 +113,7 @@ class Origin:
         library: ``timm`` or ``torchvision``.
         name: The model's name in that library.
         kwargs: Arguments of its constructor beside the class count.
-        num_classes: Class count.
+        num_classes: Class count; 0 for none.
         backbone: Where its values come from.
     """
 

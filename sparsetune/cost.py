@@ -58,11 +58,8 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
     calls: list[tuple[str, float, list[str]]] = []
     handles = []
     for name, module in net.named_modules():
-        own = [
-            f"{name}.{leaf}" if name else leaf
-            for leaf, value in module._parameters.items()
-            if value is not None
-        ]
+        leaves = module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))
+        own = {f"{name}.{leaf}" if name else leaf: value for leaf, value in leaves}
         if own:
             handles.append(module.register_forward_hook(_hook(module, own, met, calls)))
     held = itertools.chain(net.named_parameters(), net.named_buffers())
@@ -79,7 +76,7 @@ def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]
 
 
 def _hook(
-    module: nn.Module, own: list[str], met: list[str], calls: list[tuple[str, float, list[str]]]
+    module: nn.Module, own: dict[str, nn.Parameter], met: list[str], calls: list[tuple[str, float, list[str]]]
 ) -> Callable[..., None]:
     def meet(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         met.extend(own)
@@ -88,16 +85,12 @@ def _hook(
         return meet
     attends = isinstance(module, nn.MultiheadAttention)
     by_input = attends or getattr(module, "transposed", False)
-    weights = {
-        name: module.get_parameter(name.rpartition(".")[2]).select(int(attends), 0).numel()
-        for name in own
-        if name.endswith("weight")
-    }
+    weights = {name: value.select(int(attends), 0).numel() for name, value in own.items() if value.dim() > 1}
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        values = (inputs[0] if by_input else output).numel()
+        given = (inputs[0] if by_input else output).numel()
         for name, per_value in weights.items():
-            calls.append((name, values * per_value, list(met)))
+            calls.append((name, given * per_value, list(met)))
             met.clear()
 
     return count

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsetune.adapt import adapt_, adapted, put_stored
 from sparsetune.backbone import Origin
-from sparsetune.errors import BackboneError, DeltaError
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, UnknownNameError
 from sparsetune.header import Header
 from sparsetune.layers import under
 from sparsetune.plan import Plan, plan
@@ -60,8 +60,15 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
         num_classes=header.num_classes,
         backbone=header.backbone,
     )
-    empty = skeleton(origin)
-    check_fit(header, plan(empty, header.learn))
+    try:
+        empty = skeleton(origin)
+        made = plan(empty, header.learn)
+    except (ConfigError, UnknownNameError) as error:
+        _, wrote, here = _versions(header)
+        if wrote != here:
+            error.args = (f"{str(error).removesuffix('.')}; {other_versions(header)}.",)
+        raise
+    check_fit(header, made)
     _check_memory(empty)
     if root.kind == "file" and backbone is None:
         backbone = Path(path).parent / Path(root.source or "").name
@@ -142,8 +149,7 @@ def check_fit(header: Header, made: Plan, heads: tuple[str, ...] = (), classes: 
 
 def other_versions(header: Header) -> str:
     """Return a remedy: the library's version that wrote a file, if it is not the one here."""
-    library = header.library if header.library in LIBRARIES else "timm"
-    wrote, here = header.versions.get(library, "unknown"), version(library)
+    library, wrote, here = _versions(header)
     if wrote != here:
         return f"it was saved with {library} {wrote} and this is {here}: install {library}=={wrote}"
     return f"it was saved with this {library} ({here}), so the file or the model is not the right one"
@@ -157,6 +163,12 @@ def same_backbone(header: Header) -> str:
     if root.kind == "file":
         return f"pass the checkpoint with SHA-256 {root.sha256}, or another one with its values"
     return other_versions(header)
+
+
+def _versions(header: Header) -> tuple[str, str, str]:
+    """The library that has the model, its version that wrote the file, and its version here."""
+    library = header.library if header.library in LIBRARIES else "timm"
+    return library, header.versions.get(library, "unknown"), version(library)
 
 
 def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:

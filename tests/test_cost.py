@@ -65,6 +65,35 @@ class Tied(nn.Module):
         return self.fc(self.b(self.a(self.norm(x))))
 
 
+class Decoder(nn.Module):
+    """A convolution, a transposed one, and attention over what they give."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, stride=2)
+        self.up = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
+        self.mix = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.up(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.fc(self.mix(x, x, x)[0])
+
+
+def test_share_of_transposed_convolutions_and_attention():
+    pixels = SIZE**2
+    stem, up = (
+        pixels // 4 * 4 * 3 * 4,
+        pixels // 4 * 4 * 3 * 4,
+    )  # each input pixel meets 3 filters' 2x2 window
+    mix, out, fc = pixels * 6 * 18, pixels * 6 * 6, pixels * 6 * 2
+    full = 2 * stem + 3 * (up + mix + out + fc)
+    learned = 0.5 * stem + 1 / 3 * up + 0.5 * (mix + out) + fc  # 1 filter of 3 in each group
+    net = Decoder()
+    expected = (stem + 2 * (up + mix + out + fc) + learned) / full
+    assert arithmetic_share(net, plan(net, Learn(fraction=0.5)), SIZE) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("build", [Net, Tied], ids=lambda b: b.__name__)
 def test_learning_everything_costs_a_full_step(build):
     net = build()

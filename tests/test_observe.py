@@ -191,6 +191,44 @@ def test_the_rest_is_unknown(make, why):
     assert why in observed(make)["weight"]
 
 
+def test_parts_of_a_tensor_follow_laws_of_their_own():
+    found = observed(lambda: halves(nn.init.normal_, nn.init.uniform_))["weight"]
+    assert found == (Stretch(0, 12, normal()), Stretch(12, 24, Law("uniform", 0.0, 1.0)))
+    assert observed(lambda: halves(nn.init.normal_, nn.init.zeros_))["weight"] == (Stretch(0, 12, normal()),)
+    assert observed(lambda: halves(nn.init.zeros_, nn.init.normal_))["weight"] == (Stretch(12, 24, normal()),)
+    channels_last = lambda: halves(nn.init.normal_, nn.init.zeros_).t()  # noqa: E731
+    assert observed(channels_last)["weight"] == "its parts follow different laws"
+
+
+def test_what_no_law_describes_comes_from_the_seed():
+    def made(seed):
+        with observing(seed) as seen:
+            net = nn.Linear(4, 4)
+            nn.init.orthogonal_(net.weight)
+            net.register_buffer("coin", torch.empty(50).bernoulli_())
+            net.register_buffer("twin", net.bias.clone())
+        assert set(seen.unknown(net)) == {"weight", "coin", "twin"}
+        return torch.cat([net.weight.flatten(), net.coin, net.twin]).detach()
+
+    first, other = made(0), made(1)
+    assert torch.equal(first, made(0))
+    assert all(
+        not torch.equal(a, b) for a, b in zip(first.split([16, 50, 4]), other.split([16, 50, 4]), strict=True)
+    )
+    weight = first[:16].view(4, 4)
+    torch.testing.assert_close(weight @ weight.t(), torch.eye(4))
+
+
+@pytest.mark.parametrize("name", ["gmixer_12_224", "vit_small_patch16_rope_mixed_224", "resnet18"])
+def test_without_memory_the_same_is_observed(name):
+    with observing() as real:
+        net = timm.create_model(name)
+    with observing() as empty, torch.device("meta"):
+        shapes = timm.create_model(name)
+    assert real.laws(net) == empty.laws(shapes)
+    assert real.unknown(net) == empty.unknown(shapes)
+
+
 def test_strided_writes_make_a_tensor_unknown():
     def make():
         weight = torch.rand(4, 4)

@@ -4,6 +4,7 @@ import os
 import random
 import re
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -509,6 +510,33 @@ def test_a_forged_header_is_refused(parts, tmp_path, forge, kind, words):
     assert "\n" not in str(caught.value)
 
 
+OTHER_RELEASE = {
+    "a layer's shape": (
+        model(num_classes=11),
+        DeltaError,
+        r"'fc.weight' with shape \(10, 64\); wrn28_4 expects",
+    ),
+    "a name": (model(name="wrn28_44"), UnknownNameError, "'wrn28_44' is unknown; did you mean wrn28_4"),
+    "an argument": (model(kwargs={"evil": 1}), ConfigError, "unexpected keyword argument 'evil'"),
+    "a module's name": (lambda h: h["learn"].update(layers=["blok"]), UnknownNameError, "pattern 'blok'"),
+    "an initial value": (backbone(kind="seed", seed=1), BackboneError, "seed 1 gives [0-9a-f]{12}… here"),
+}
+
+
+@pytest.mark.parametrize(("forge", "kind", "words"), OTHER_RELEASE.values(), ids=OTHER_RELEASE)
+def test_a_model_of_another_release_is_told_with_the_version_to_install(parts, tmp_path, forge, kind, words):
+    forge(parts.header)
+    parts.header["versions"]["timm"] = "0.9.9"
+    path = parts.write(tmp_path / "old.safetensors")
+    with pytest.raises(kind, match=words) as caught:
+        st.load(path)
+    here = version("timm")
+    assert str(caught.value).endswith(
+        f"; it was saved with timm 0.9.9 and this is {here}: install timm==0.9.9."
+    )
+    assert "\n" not in str(caught.value)
+
+
 RESERVED = [
     "pretrained",
     "pretrained_cfg",
@@ -729,3 +757,104 @@ def test_every_error_of_loading_is_ours():
     for path in ("", ".", "none", "/dev/null", Path("/proc/self/mem"), os.devnull):
         with pytest.raises(SparsetuneError, match=r"pass a delta|not an intact delta"):
             st.load(path)
+
+
+# Frozen values that no seed gives
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A transformer whose position frequencies are sines of random angles, over its file."""
+    arguments = {"img_size": [32, 32], "depth": 2, "num_classes": 5}
+    net = st.adapt_(st.create("vit_small_patch16_rope_mixed_224", **arguments), st.Learn(fraction=0.1))
+    st.save(moved(net), tmp_path / "mixed.safetensors")
+    return net, tmp_path / "mixed.safetensors"
+
+
+def test_frozen_values_that_no_seed_gives_travel(mixed, tmp_path):
+    net, path = mixed
+    made = st.adapted(net).plan
+    held = Parts(path).tensors()
+    assert {name for name in held if name.endswith(".frozen")} == {"rope.freqs.frozen"}
+    assert torch.equal(held["rope.freqs.frozen"], net.rope.freqs)
+    assert (
+        made.stored_bytes
+        == made.to_json()["stored_bytes"]
+        == 4 * net.rope.freqs.numel()
+        == 4 * 2 * 2 * 6 * 32
+    )
+    values = {name for name in held if not name.endswith(".frozen")}
+    assert made.delta_bytes == 4 * sum(held[name].numel() for name in values) + made.stored_bytes
+    assert str(made).endswith("with 3.0 KiB that no seed gives")
+    found = st.load(path)
+    assert st.adapted(found).plan.stored_bytes == made.stored_bytes
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(all_values(net), all_values(found), strict=True))
+    st.save(found, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def all_values(net):
+    return [*net.named_parameters(), *net.named_buffers()]
+
+
+def test_what_another_machine_makes_of_them_does_not_matter(mixed, monkeypatch):
+    net, path = mixed
+    cos = torch.cos
+    monkeypatch.setattr(torch, "cos", lambda x: torch.nextafter(cos(x), torch.ones(())))
+    made = st.create("vit_small_patch16_rope_mixed_224", img_size=[32, 32], depth=2, num_classes=5)
+    assert not torch.equal(made.rope.freqs, net.rope.freqs)
+    assert torch.equal(st.load(path).rope.freqs, net.rope.freqs)
+
+
+def test_a_slice_of_a_stored_weight_travels_beside_its_rest(tmp_path):
+    net = st.create("wrn28_4", depth=10, width=1)
+    name = "block1.0.conv1.weight"
+    net._sparsetune_stored = name, "bn.weight"
+    st.adapt_(net, st.Learn(fraction=0.25))
+    st.save(moved(net), tmp_path / "stored.safetensors")
+    held = Parts(tmp_path / "stored.safetensors").tensors()
+    assert torch.equal(torch.cat([held[name], held[f"{name}.frozen"]]), st.merge_(net).get_parameter(name))
+    assert "bn.weight.frozen" not in held
+    assert same(net, st.merge_(st.load(tmp_path / "stored.safetensors")))
+    zeroed = st.create("wrn28_4", depth=10, width=1)
+    zeroed._sparsetune_stored = (name,)
+    assert st.plan(zeroed, st.Learn(fraction=0.25, frozen="zero")).stored_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (
+            lambda entry: entry.__setitem__(2, [7, 2, 32]),
+            DeltaError,
+            r"'rope.freqs.frozen' with shape \(7, 2",
+        ),
+        (
+            lambda entry: entry.__setitem__(0, "rope.freq.frozen"),
+            DeltaError,
+            "'rope.freq.frozen', which .* does",
+        ),
+        (lambda entry: entry.__setitem__(0, "norm.weight.frozen"), DeltaError, "'norm.weight.frozen', which"),
+        (None, BackboneError, "fingerprint"),
+    ],
+    ids=["shape", "name", "learned whole", "value"],
+)
+def test_forged_frozen_values_are_refused(mixed, tmp_path, change, kind, words):
+    parts = Parts(mixed[1])
+    if change is None:
+        parts.packed["float32"] = parts.packed["float32"][:-1] + b"\x01"
+    else:
+        change(parts.index[-1])
+        size = torch.Size(parts.index[-1][2]).numel() - 2 * 2 * 6 * 32
+        parts.packed["float32"] = (parts.packed["float32"] + bytes(4 * max(size, 0)))[
+            : len(parts.packed["float32"]) + 4 * size
+        ]
+    with pytest.raises(kind, match=words):
+        st.load(parts.write(tmp_path / "forged.safetensors"))
+
+
+def test_a_user_s_own_backbone_holds_its_values_itself(tmp_path):
+    net = st.create("vit_small_patch16_rope_mixed_224", img_size=[32, 32], depth=1)
+    st.adapt_(net, st.Learn(fraction=0.1), st.Backbone.from_module(net))
+    st.save(net, tmp_path / "own.safetensors")
+    assert not any(name.endswith(".frozen") for name in Parts(tmp_path / "own.safetensors").tensors())

@@ -17,7 +17,9 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,44 +69,51 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     rows = read_rows(options.out, again=options.again is not None)
-    names = dict.fromkeys(name for pattern in options.pattern or ["*"] for name in st.names(pattern))
-    todo = [name for name in names if name not in rows]
+    known = st.names()
+    names = [[word] if word in known else st.names(word) for word in options.pattern] or [known]
+    todo = [name for name in dict.fromkeys(chain(*names)) if name not in rows]
     needs = all_needed(todo, options.jobs)
     run(sorted(todo, key=needs.__getitem__), needs, rows, options)
 
 
 def run(todo: list[str], needs: dict[str, int], rows: dict[str, Row], options: argparse.Namespace) -> None:
-    """Work through ``todo``, appending each finished row to the file."""
-    covered = {kind for row in rows.values() if "gradient" in row for kind in row["kinds"]}
+    """Work through ``todo``, smallest first, appending each finished row to the file."""
+    covered = {kind for row in rows.values() for kind in checked_kinds(row)}
     running: list[Child] = []
     with tempfile.TemporaryDirectory() as folder:
         while todo or running:
-            while todo and len(running) < options.jobs:
-                name = todo[0]
-                need = needs[name]
-                if need > options.alone * GIB:
-                    append(options.out, {"name": todo.pop(0), "too_big": f"needs about {need / GIB:.0f} GiB"})
+            while todo and has_room(needs[todo[0]], running, options):
+                name = todo.pop(0)
+                if needs[name] > options.alone * GIB:
+                    append(options.out, {"name": name, "too_big": f"needs about {needs[name] / GIB:.0f} GiB"})
                     continue
-                if running and need + sum(child.need for child in running) > options.together * GIB:
-                    break
-                path = Path(folder) / f"{abs(hash(name))}.safetensors"
-                seen = frozenset(covered)
-                task = lambda name=name, path=path, seen=seen: zoo_row.save_row(name, path, seen)  # noqa: E731
-                running.append(Child(todo.pop(0), *fork(task, options.seconds, options.alone), path, need))
+                path = Path(folder) / f"{name.replace('/', '-')}.safetensors"
+                save = partial(zoo_row.save_row, name, path, frozenset(covered))
+                running.append(Child(name, *fork(save, options.seconds, options.alone), path, needs[name]))
             for child in finished(running):
                 row = collect(child.pid, child.pipe)
                 if child.row is None and "failed" not in row:
                     child.row = row
-                    task = lambda child=child: zoo_row.load_row(child.name, child.path)  # noqa: E731
-                    child.pid, child.pipe = fork(task, options.seconds, options.alone)
+                    load = partial(zoo_row.load_row, child.name, child.path)
+                    child.pid, child.pipe = fork(load, options.seconds, options.alone)
                     continue
                 running.remove(child)
                 child.path.unlink(missing_ok=True)
                 done = judged(child.name, child.row, row)
                 append(options.out, done)
-                if "gradient" in done and "failed" not in done:
-                    covered |= set(done["kinds"])
+                covered |= checked_kinds(done)
                 print(f"{len(todo):5} left  {child.name}  {done.get('failed', 'ok')}", file=sys.stderr)
+
+
+def has_room(need: int, running: list[Child], options: argparse.Namespace) -> bool:
+    """Whether one more process may start beside those that run."""
+    together = need + sum(child.need for child in running)
+    return not running or (len(running) < options.jobs and together <= options.together * GIB)
+
+
+def checked_kinds(row: Row) -> set[str]:
+    """Kinds of layer whose gradients a row has found right."""
+    return set(row["kinds"]) if "gradient" in row and "failed" not in row else set()
 
 
 def judged(name: str, saved: Row | None, loaded: Row) -> Row:

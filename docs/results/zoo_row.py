@@ -23,7 +23,7 @@ from sparsetune.layers import head_names, is_norm, is_sliceable
 from sparsetune.zoo import TORCHVISION
 
 LEARN = st.Learn(fraction=0.25)
-MOST_FOR_A_STEP = 150_000_000
+MOST_FOR_A_STEP = 40_000_000
 """Largest number of parameters with which a training step is affordable."""
 MOST_FOR_A_GRADIENT = 250_000_000
 STEP_SECONDS = 60

@@ -49,6 +49,21 @@ def test_plan_takes_any_model_at_once(sparsetune):
     assert value["total_parameters"] == 11_181_642  # with ten classes
 
 
+def test_plan_says_what_no_seed_gives(sparsetune):
+    asked = ["plan", "--model", "vit_small_patch16_rope_mixed_224", "--fraction", 0.1]
+    lines = sparsetune(*asked).out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("stored")] == [
+        "18.0 KiB of that: values that no seed gives"
+    ]
+    assert (
+        sparsetune(*asked, "--json").json["stored_bytes"] == 18_432
+    )  # 12 blocks, 2 axes, 6 heads, 32 angles
+    assert not any(
+        line.startswith("stored")
+        for line in sparsetune("plan", "--model", "resnet18", "--fraction", 0.1).out.splitlines()
+    )
+
+
 def test_models(sparsetune, refused):
     assert sparsetune("models", "wrn*").out.split() == ["wrn28_10", "wrn28_4"]
     assert "torchvision/resnet18" in sparsetune("models", "resnet18").out.split()
