@@ -48,19 +48,12 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
             f"{path} was made with generator {root.generator} of seeded values and this sparsetune has "
             f"{GENERATOR_VERSION}; install sparsetune=={header.versions.get('sparsetune', 'unknown')}."
         )
-    origin = Origin(
-        library=header.library,
-        name=header.model,
-        kwargs=header.kwargs,
-        num_classes=header.num_classes,
-        backbone=header.backbone,
-    )
-    empty = skeleton(origin)
+    empty = skeleton(header.origin)
     check_fit(header, plan(empty, header.learn))
     _check_memory(empty)
     if root.kind == "file" and backbone is None:
         backbone = Path(path).parent / Path(root.source or "").name
-    return recreate(origin, backbone)
+    return recreate(header.origin, backbone)
 
 
 def check_rebuilds(origin: Origin, made: Plan, fingerprint: str, dtype: torch.dtype) -> None:

@@ -10,7 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "sparsetune"
 COLUMN = [
     "errors",
     "durations",
+    "words",
     "files",
+    "fetch",
     "machine",
     "learn",
     "layers",
@@ -43,6 +45,9 @@ COLUMN = [
     "curves",
     "folders",
     "runs",
+    "command",
+    "card",
+    "hub",
     "memory",
     "bench",
     "cli",
@@ -57,6 +62,7 @@ ONLY = {
     "accelerate": {"processes"},
     "matplotlib": {"curves"},
     "sklearn": {"data"},
+    "huggingface_hub": {"zoo", "data", "fetch", "card", "hub", "cli"},
 }
 
 

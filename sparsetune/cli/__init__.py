@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, fit, models, plan, predict
+from sparsetune.cli import bench, console, deltas, evaluate, fit, hub, models, plan, predict
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -53,6 +53,8 @@ _command("predict", predict.predict)
 _command("info", deltas.info)
 _command("verify", deltas.verify)
 _command("merge", deltas.merge)
+_command("push", hub.push)
+_command("pull", hub.pull)
 _command("bench", bench.bench)
 _command("models", models.models)
 

@@ -20,7 +20,10 @@ from sparsetune.saving import inspect, load
 
 
 def evaluate(
-    deltas: Annotated[list[Path], typer.Argument(help="One delta or several; several also as an ensemble.")],
+    deltas: Annotated[
+        list[str],
+        typer.Argument(help="One delta or several, files or hf://OWNER/NAME; several also as an ensemble."),
+    ],
     data: Annotated[
         str | None,
         typer.Option("--data", help="As for fit; the data that the first delta was trained on if left out."),
@@ -56,17 +59,17 @@ def evaluate(
                 batch_size=batch_size,
                 workers=workers,
             )
-            logits, labels = predict_logits(net, bars.track(batches, description=path.name))
+            logits, labels = predict_logits(net, bars.track(batches, description=Path(path).name))
             members.append(logits.double().softmax(1))
     _print(deltas, opened, torch.stack(members), labels, as_json)
 
 
-def _print(deltas: list[Path], data: Data, members: Tensor, labels: Tensor, as_json: bool) -> None:
+def _print(deltas: list[str], data: Data, members: Tensor, labels: Tensor, as_json: bool) -> None:
     found = [scores(member, labels) for member in members]
     value: dict[str, Any] = {
         "data": data.name,
         "pictures": len(labels),
-        "members": [{"delta": str(path), **s.to_json()} for path, s in zip(deltas, found, strict=True)],
+        "members": [{"delta": path, **s.to_json()} for path, s in zip(deltas, found, strict=True)],
     }
     together = differ = None
     if len(deltas) > 1:
@@ -76,7 +79,7 @@ def _print(deltas: list[Path], data: Data, members: Tensor, labels: Tensor, as_j
         console.print_json(value)
         return
     console.out.print(f"{len(labels):,} test pictures of {data.name}")
-    rows = [[str(path), *_cells(s)] for path, s in zip(deltas, found, strict=True)]
+    rows = [[path, *_cells(s)] for path, s in zip(deltas, found, strict=True)]
     if together:
         rows.append(["ensemble", *_cells(together)])
     console.print_table(["delta", "top-1", "top-5", "NLL", "Brier", "ECE"], rows)
@@ -99,7 +102,7 @@ def _trained_on(header: Header) -> str:
     return str(name)
 
 
-def _check_classes(path: Path, header: Header, data: Data) -> None:
+def _check_classes(path: str, header: Header, data: Data) -> None:
     classes = header.classes
     if header.num_classes == len(data.classes) and classes in (None, data.classes):
         return
