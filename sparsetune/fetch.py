@@ -126,5 +126,5 @@ def explain(error: BaseException) -> str:
 
 def _line(said: object) -> str:
     """An error's first sentence, without the token that a malformed header would show."""
-    text, _, _ = " ".join(str(said).split()).partition(". ")
+    text = re.split(r"(?<!\.)\. ", " ".join(str(said).split()))[0]
     return re.sub(r"Bearer [^'\"]*", "Bearer …", text)[:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback: what the client asks for when it makes a repository, commits and fetches."""
+"""A Hugging Face Hub on loopback: what its client asks for to make a repository, to commit and to fetch."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         """Stay silent."""
 
     def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        request = f"{self.command} {path}"
+        request = f"{self.command} {urlsplit(self.path).path}"
         self.server.asked.append(request)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -88,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._send(b'{"error": "not now"}', status, {"Retry-After": "0"})
         for pattern, method in ROUTES.items():
             if found := re.fullmatch(pattern, request):
-                return method(self, body, *found.groups())
+                return method(self, body, *map(unquote, found.groups()))
         return self._json({"error": f"no such page: {request}"}, 404)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815

@@ -8,7 +8,8 @@ COMMANDS = [command.name for command in app.registered_commands]
 
 
 def test_there_are_the_commands_of_the_contract():
-    assert {"fit", "plan", "eval", "predict", "info", "verify", "merge", "bench", "models"} <= set(COMMANDS)
+    assert {"fit", "plan", "eval", "predict", "info", "verify", "merge", "push", "pull"} <= set(COMMANDS)
+    assert {"bench", "models"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
