@@ -76,7 +76,8 @@ def _about(header: Header) -> str:
 
 
 def _rows(header: Header, file_bytes: int, made: Plan | None) -> list[tuple[str, str]]:
-    rows = [("model", f"{header.library} {header.model}, {header.num_classes} classes")]
+    count = f", {header.num_classes} classes" if header.num_classes else ""
+    rows = [("model", f"{header.library} {header.model}{count}")]
     if made:
         whole = made.total_parameters * made.itemsize
         rows.append(("learned", share(made.learned_parameters, made.total_parameters)))

@@ -118,8 +118,9 @@ def read_delta(path: str | Path, header: Header | None = None) -> dict[str, Tens
 
 def is_delta(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file that says it is a delta; it may still be damaged."""
+    local = fetch(path)
     try:
-        with safe_open(fetch(path), framework="pt") as file:
+        with safe_open(local, framework="pt") as file:
             return KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False

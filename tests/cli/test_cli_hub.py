@@ -62,6 +62,8 @@ def test_other_commands_take_an_address(sparsetune, deltas, hub, pictures):
 
 @pytest.mark.parametrize("command", ["info", "eval", "predict", "merge", "pull", "verify"])
 def test_what_is_not_there_is_one_sentence(refused, hub, command):
+    fit = "fit --model test_resnet --fraction 0.25 --init-from"
+    assert " cannot be fetched (no such repository" in refused(fit, "hf://some/nothing")
     more = {"predict": ["x.jpg"], "merge": ["-o", "m.safetensors"]}.get(command, [])
     told = refused(command, "hf://some/nothing", *more, code=1 if command == "verify" else 2)
     assert told.startswith("hf://some/nothing cannot be fetched (no such repository, or a private one); ")
