@@ -10,6 +10,7 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data, open_data
 from sparsetune.ensemble import Ensemble
 from sparsetune.errors import SparsetuneError
+from sparsetune.hub import from_pretrained, push, save_pretrained
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
@@ -35,12 +36,15 @@ __all__ = [
     "adapted",
     "create",
     "fit",
+    "from_pretrained",
     "inspect",
     "load",
     "merge_",
     "names",
     "open_data",
     "plan",
+    "push",
     "save",
+    "save_pretrained",
     "verify",
 ]

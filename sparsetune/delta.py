@@ -24,6 +24,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.fetch import fetch
 from sparsetune.files import write_bytes
 from sparsetune.header import (
     DTYPES,
@@ -136,8 +137,9 @@ def read_delta(path: str | Path, header: Header | None = None) -> dict[str, Tens
 
 def is_delta(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file that says it is a delta; it may still be damaged."""
+    local = fetch(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local, framework="pt") as file:
             return KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
@@ -147,13 +149,14 @@ class _Opened:
     """A delta file open for reading; every fault becomes one ``DeltaError``."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = path
 
     def __enter__(self) -> _Opened:
-        if not self.path.is_file():
+        local = fetch(self.path)
+        if not local.is_file():
             raise DeltaError(f"{self.path} is not a file; pass a delta such as runs/NAME/delta.safetensors.")
         try:
-            self.file: Any = safe_open(self.path, framework="pt")
+            self.file: Any = safe_open(local, framework="pt")
         except (SafetensorError, OSError) as error:
             raise self._damaged(str(error)) from error
         return self

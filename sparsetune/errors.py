@@ -59,5 +59,9 @@ class DataError(SparsetuneError):
     """Images or labels that are missing or cannot be read."""
 
 
+class HubError(SparsetuneError, OSError):
+    """What the Hugging Face Hub refuses, or cannot be asked."""
+
+
 class StorageError(SparsetuneError, OSError):
     """A file that cannot be written, for lack of space or permission."""

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from sparsetune.errors import StorageError
 
+DELTA = "delta.safetensors"
+"""Name of a delta in the folder of a run, and in a repository."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

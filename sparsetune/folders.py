@@ -11,10 +11,10 @@ from typing import Any
 
 from sparsetune.config import FREE
 from sparsetune.errors import ConfigError, StorageError
+from sparsetune.files import DELTA as DELTA
 from sparsetune.files import write_text
 
-DELTA, METRICS, CONFIG, CURVES, CHECKPOINT = (
-    "delta.safetensors",
+METRICS, CONFIG, CURVES, CHECKPOINT = (
     "metrics.jsonl",
     "config.json",
     "curves.png",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sparsetune.backbone import Backbone
+from sparsetune.backbone import Backbone, Origin
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
 from sparsetune.precision import CODES, scales
@@ -129,6 +129,17 @@ class Header:
                     f"the text {reprlib.repr(text)} is longer than {_LONGEST} characters or does not print "
                     "on one line; use printable characters."
                 )
+
+    @property
+    def origin(self) -> Origin:
+        """How to make the model that the file is for."""
+        return Origin(
+            library=self.library,
+            name=self.model,
+            kwargs=self.kwargs,
+            num_classes=self.num_classes,
+            backbone=self.backbone,
+        )
 
     @property
     def learned_bytes(self) -> int:

@@ -98,6 +98,15 @@ class Learn:
         """Whether all layers are learned whole."""
         return self.layers is None and self.fraction == 1
 
+    def describe(self) -> str:
+        """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
+        size = f"fraction {self.fraction:g}" if self.fraction is not None else f"{self.filters} filters"
+        words = [f"{size} along {self.dim}"]
+        words += [f"layers {' '.join(self.layers)}"] if self.layers else []
+        words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
+        words += [f"frozen {self.frozen}"] if self.frozen else []
+        return ", ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         values = asdict(self)

@@ -53,15 +53,8 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
             f"{path} was made with generator {root.generator} of seeded values and this sparsetune has "
             f"{GENERATOR_VERSION}; install sparsetune=={header.versions.get('sparsetune', 'unknown')}."
         )
-    origin = Origin(
-        library=header.library,
-        name=header.model,
-        kwargs=header.kwargs,
-        num_classes=header.num_classes,
-        backbone=header.backbone,
-    )
     try:
-        empty = skeleton(origin)
+        empty = skeleton(header.origin)
         made = plan(empty, header.learn)
     except (ConfigError, UnknownNameError) as error:
         _, wrote, here = _versions(header)
@@ -72,7 +65,7 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
     _check_memory(empty)
     if root.kind == "file" and backbone is None:
         backbone = Path(path).parent / Path(root.source or "").name
-    return recreate(origin, backbone)
+    return recreate(header.origin, backbone)
 
 
 def check_rebuilds(

@@ -19,6 +19,7 @@ from sparsetune.curves import draw_curves
 from sparsetune.data import NAMES, Data, open_data
 from sparsetune.delta import is_delta
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.fetch import is_address
 from sparsetune.files import write_text
 from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave
 from sparsetune.learn import Learn
@@ -239,9 +240,16 @@ def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preproc
 
 
 def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    start = settings.init_from
     training = {
-        "data": settings.data if settings.data in NAMES else data.name,
+        "data": settings.data if settings.data in NAMES or is_address(settings.data) else data.name,
         "train_pictures": len(data.train or ()),
+        "options": {
+            "size": settings.size,
+            "train_limit": settings.train_limit,
+            "test_limit": settings.test_limit,
+            "init_from": start if start is None or is_address(start) else Path(start).name,
+        },
         "config": settings.config.decisive,
         "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
     }

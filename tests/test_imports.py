@@ -10,7 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "sparsetune"
 COLUMN = [
     "errors",
     "durations",
+    "words",
     "files",
+    "fetch",
     "machine",
     "learn",
     "layers",
@@ -57,6 +59,9 @@ COLUMN = [
     "folders",
     "runs",
     "members",
+    "command",
+    "card",
+    "hub",
     "memory",
     "bench",
     "cli",
@@ -73,6 +78,7 @@ ONLY = {
     "sklearn": {"data", "uncertainty"},
     "onnxruntime": {"export"},
     "onnxscript": {"export"},
+    "huggingface_hub": {"published", "zoo", "data", "fetch", "card", "hub", "cli"},
 }
 
 

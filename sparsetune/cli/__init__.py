@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, export, fit, models, plan, predict, values
+from sparsetune.cli import bench, console, deltas, evaluate, export, fit, hub, models, plan, predict, values
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -58,6 +58,8 @@ _command("compress", values.compress)
 _command("diff", values.diff)
 _command("soup", values.soup)
 _command("bundle", values.bundle)
+_command("push", hub.push)
+_command("pull", hub.pull)
 _command("bench", bench.bench)
 _command("models", models.models)
 

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 
 from sparsetune.processes import is_main
+from sparsetune.words import share as share
+from sparsetune.words import size as size
 
 silent = not is_main()
 """Of several processes that train together only the main one speaks."""
@@ -67,17 +69,3 @@ def progress() -> Progress:
         disable=silent or not err.is_terminal,
         transient=True,
     )
-
-
-def size(count: float) -> str:
-    """Return a number of bytes as text in B, KiB, MiB or GiB."""
-    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 2)):
-        if count < 1024:
-            return f"{count:.{digits}f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def share(part: int, whole: int) -> str:
-    """Return how many values of how many, and their share, as text."""
-    return f"{part:,} of {whole:,} values ({part / max(whole, 1):.1%})"

@@ -11,22 +11,20 @@ from safetensors.torch import save as to_bytes
 from sparsetune.adapt import merge_
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.fetch import fetch
 from sparsetune.files import write_bytes
 from sparsetune.header import Header
-from sparsetune.learn import Learn
 from sparsetune.saving import inspect, load
 from sparsetune.saving import verify as check
 
-Delta = Annotated[Path, typer.Argument(help="A delta.")]
 
-
-def info(delta: Delta, as_json: options.Json = False) -> None:
+def info(delta: options.Delta, as_json: options.Json = False) -> None:
     """Show all that a delta file says of itself, without building the model.
 
     Example: sparsetune info runs/NAME/delta.safetensors
     """
     header = inspect(delta)
-    size = delta.stat().st_size
+    size = fetch(delta).stat().st_size
     if as_json:
         tensors = [{"name": e.name, "dtype": e.dtype, "shape": list(e.shape)} for e in header.entries]
         value = {
@@ -41,7 +39,7 @@ def info(delta: Delta, as_json: options.Json = False) -> None:
 
 
 def verify(
-    delta: Delta,
+    delta: options.Delta,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
     as_json: options.Json = False,
@@ -54,19 +52,19 @@ def verify(
         header = check(delta, backbone=backbone, allow_network=allow_network)
     except SparsetuneError as error:
         if as_json:
-            console.print_json({"delta": str(delta), "intact": False, "reason": str(error)})
+            console.print_json({"delta": delta, "intact": False, "reason": str(error)})
         else:
             console.complain(error)
         raise typer.Exit(1) from error
     if as_json:
-        console.print_json({"delta": str(delta), "intact": True, "fingerprint": header.fingerprint})
+        console.print_json({"delta": delta, "intact": True, "fingerprint": header.fingerprint})
     else:
         words = f"{len(header.entries)} tensors, backbone {header.backbone.describe()}"
         console.out.print(f"{delta}: intact ({words}, fingerprint {header.fingerprint[:12]}…)")
 
 
 def merge(
-    delta: Delta,
+    delta: options.Delta,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The checkpoint to write, ending in .safetensors.")
     ],
@@ -82,7 +80,7 @@ def merge(
         raise ConfigError(
             f"'{out}' does not end in .safetensors, the one format that merge writes; rename it."
         )
-    if out.exists() and delta.exists() and out.samefile(delta):
+    if out.exists() and (source := fetch(delta)).exists() and out.samefile(source):
         raise ConfigError(f"'{out}' is the delta itself; choose another name for the checkpoint.")
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
@@ -100,7 +98,7 @@ def _rows(header: Header, size: int) -> list[tuple[str, str]]:
         ("model", f"{header.library} {header.model}, {header.num_classes} classes"),
         ("backbone", header.backbone.describe()),
         ("fingerprint", header.fingerprint),
-        ("learned", _learned(header.learn)),
+        ("learned", header.learn.describe()),
         ("tensors", f"{len(header.entries)}, together {console.size(header.learned_bytes)}"),
         ("file", f"{console.size(size)}, format {header.format}"),
     ]
@@ -119,12 +117,3 @@ def _rows(header: Header, size: int) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
     rows.append(("written by", ", ".join(f"{k} {v}" for k, v in header.versions.items())))
     return rows
-
-
-def _learned(learn: Learn) -> str:
-    size = f"fraction {learn.fraction:g}" if learn.fraction is not None else f"{learn.filters} filters"
-    words = [f"{size} along {learn.dim}"]
-    words += [f"layers {' '.join(learn.layers)}"] if learn.layers else []
-    words += ["norm" if learn.norm else "no norm", "head" if learn.head else "no head"]
-    words += [f"frozen {learn.frozen}"] if learn.frozen else []
-    return ", ".join(words)

@@ -25,7 +25,8 @@ from sparsetune.uncertainty import Detection, calibrated, detection
 
 def evaluate(
     deltas: Annotated[
-        list[Path], typer.Argument(help="Deltas or bundles; several deltas also as an ensemble.")
+        list[str],
+        typer.Argument(help="Deltas or bundles, files or hf://OWNER/NAME; several also as an ensemble."),
     ],
     data: Annotated[
         str | None,
@@ -60,14 +61,14 @@ class _File:
     """A delta, what to call it, and the checkpoint that it stands on, if that was given or lies beside it."""
 
     name: str
-    path: Path
+    path: str | Path
     backbone: str | Path | None
 
 
-def _files(path: Path, backbone: str | None, held: ExitStack) -> list[_File]:
+def _files(path: str, backbone: str | None, held: ExitStack) -> list[_File]:
     """A delta as it is, or those of a bundle."""
     if not is_bundle(path):
-        return [_File(str(path), path, backbone)]
+        return [_File(path, path, backbone)]
     inside = held.enter_context(unpacked(path))
     return [_File(f"{path}: {name}", f, backbone or inside.backbone) for name, f in inside.deltas.items()]
 

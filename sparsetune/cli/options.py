@@ -63,6 +63,7 @@ BackboneSeed = Annotated[
     int,
     typer.Option("--backbone-seed", rich_help_panel=LEARNED, help="Seed of the frozen values."),
 ]
+Delta = Annotated[str, typer.Argument(help="A delta: a file, or hf://OWNER/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 DataName = Annotated[
     str,

@@ -16,7 +16,7 @@ from sparsetune.saving import inspect, load
 
 
 def predict(
-    delta: Annotated[Path, typer.Argument(help="A delta.")],
+    delta: options.Delta,
     images: Annotated[list[Path], typer.Argument(help="One picture or several.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Show so many classes of each.")] = 5,
     device: options.Device = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsetune.errors import ConfigError, DataError
+from sparsetune.fetch import explain
 
 PREFIX = "hf://datasets/"
 
@@ -33,11 +34,7 @@ def download(source: str) -> Path:
             name, repo_type="dataset", allow_patterns=f"{inside}/*.parquet".lstrip("/")
         )
     except Exception as error:  # the Hub client's own classes differ between its releases
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{source} cannot be downloaded ({reason[:200].rstrip('.')}); "
-            "check the name, the network and, if the data set is gated, `hf auth login`."
-        ) from error
+        raise DataError(f"{source} cannot be downloaded {explain(error)}") from error
     folder = Path(root, inside)
     if not any(folder.glob("**/*.parquet")):
         raise DataError(

@@ -8,8 +8,8 @@ COMMANDS = [command.name for command in app.registered_commands]
 
 
 def test_there_are_the_commands_of_the_contract():
-    told = {"fit", "plan", "eval", "predict", "info", "verify", "merge", "export", "bench", "models"}
-    assert told <= set(COMMANDS)
+    told = {"fit", "plan", "eval", "predict", "info", "verify", "merge", "export", "push", "pull"}
+    assert told | {"bench", "models"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])

@@ -52,7 +52,7 @@ def test_offline() -> None:
         open_data("hf://datasets/some/other")
     assert str(error.value).startswith("hf://datasets/some/other cannot be downloaded (")
     assert str(error.value).endswith(
-        "); check the name, the network and, if the data set is gated, `hf auth login`."
+        ": offline mode is enabled); unset HF_HUB_OFFLINE where there is a network."
     )
 
 

@@ -1,0 +1,131 @@
+"""The model card of a delta: the ``README.md`` that the Hugging Face Hub shows."""
+
+from __future__ import annotations
+
+import re
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from sparsetune.command import command
+from sparsetune.header import Header
+from sparsetune.plan import Plan
+from sparsetune.words import share, size
+
+TASK = "image-classification"
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~#!${}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def card(header: Header, file_bytes: int, made: Plan | None, address: str) -> str:
+    """Return the model card of a delta, as Markdown after YAML.
+
+    Args:
+        header: What the delta says of itself; its texts may be a stranger's.
+        file_bytes: Size of its file.
+        made: The plan of its model; ``None`` where that cannot be built here.
+        address: What a reader passes to ``load``.
+    """
+    name = f"{header.model} on {_data(header)}" if _data(header) else header.model
+    parts = ["---", _front(header, name), "---", "", f"# {_plain(name)}", ""]
+    parts += [_about(header), "", "| | |", "| --- | --- |"]
+    parts += [f"| {left} | {_plain(right)} |" for left, right in _rows(header, file_bytes, made)]
+    parts += ["", "## Use", "", *_use(header, address)]
+    again = command(header)
+    if again:
+        parts += ["", "## Train again", "", "```sh", again, "```"]
+    return "\n".join(parts) + "\n"
+
+
+def _front(header: Header, name: str) -> str:
+    root, top1 = header.backbone.root, _top1(header)
+    published = root.kind == "pretrained" and _REPOSITORY.fullmatch(root.source or "")
+    own = header.library == "module"
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=_data(header),
+            dataset_name=_data(header),
+            metric_type="accuracy",
+            metric_value=top1,
+        )
+    ]
+    data = ModelCardData(
+        library_name="sparsetune",
+        tags=["sparsetune"] if own else ["sparsetune", header.library],
+        base_model=root.source if published and header.library == "timm" else None,
+        pipeline_tag=None if own or not header.num_classes else TASK,
+        model_name=name if top1 is not None else None,
+        eval_results=results if top1 is not None else None,
+    )
+    return str(data.to_yaml())
+
+
+def _about(header: Header) -> str:
+    rest = {
+        "seed": "is rebuilt from a seed",
+        "pretrained": "are published weights",
+        "file": "is in a checkpoint file",
+        "module": "comes with the model",
+    }[header.backbone.root.kind]
+    zero = " Sliced layers are zero where they are not learned." if header.backbone.kind == "zero" else ""
+    return (
+        f"A delta, made with sparsetune: the learned slices of {_plain(header.model)}, and its running "
+        f"statistics. The frozen backbone {rest}.{zero}"
+    )
+
+
+def _rows(header: Header, file_bytes: int, made: Plan | None) -> list[tuple[str, str]]:
+    count = f", {header.num_classes} classes" if header.num_classes else ""
+    rows = [("model", f"{header.library} {header.model}{count}")]
+    if made:
+        whole = made.total_parameters * made.itemsize
+        rows.append(("learned", share(made.learned_parameters, made.total_parameters)))
+        rows.append(("file", f"{size(file_bytes)}, {file_bytes / whole:.1%} of a whole checkpoint"))
+    else:
+        rows.append(("file", size(file_bytes)))
+    rows += [
+        ("slices", header.learn.describe()),
+        ("backbone", header.backbone.describe()),
+        ("fingerprint", header.fingerprint),
+    ]
+    top1 = _top1(header)
+    if top1 is not None:
+        rows.append(("test accuracy", f"{top1:.2%}"))
+    if _data(header):
+        rows.append(("data", _data(header)))
+    if header.classes:
+        more = f", … ({len(header.classes)})" if len(header.classes) > 10 else ""
+        rows.append(("classes", ", ".join(header.classes[:10]) + more))
+    return rows
+
+
+def _use(header: Header, address: str) -> list[str]:
+    kind = header.backbone.root.kind
+    python, shell = {
+        "seed": ("", ""),
+        "pretrained": (", allow_network=True", " --allow-network"),
+        "file": (', backbone="whole.safetensors"', " --backbone whole.safetensors"),
+        "module": (", module=net", ""),
+    }[kind]
+    lines = ["```python", "import sparsetune as st", "", f'net = st.load("{address}"{python})', "```"]
+    if kind == "module":
+        return ["Build the model that it is for as `net`; then", "", *lines]
+    act, pictures = ("predict", " picture.jpg") if header.preprocessing else ("verify", "")
+    return [*lines, "", "```sh", f"sparsetune {act} {address}{pictures}{shell}", "```"]
+
+
+def _data(header: Header) -> str:
+    data = header.training.get("data")
+    return data.removeprefix("hf://datasets/") if isinstance(data, str) else ""
+
+
+def _top1(header: Header) -> float | None:
+    result = header.training.get("result")
+    found = result.get("test_top1") if isinstance(result, dict) and _data(header) else None
+    return found if isinstance(found, float) else None
+
+
+def _plain(text: str) -> str:
+    """Let Markdown show a text as it is, also in a table, whatever signs it has."""
+    return _MARKUP.sub(lambda sign: f"&#{ord(sign[0])};", text)
