@@ -21,7 +21,7 @@ import sparsetune as st
 from sparsetune.data import loader
 from sparsetune.machine import describe_machine
 
-MODEL = {"name": "wrn28_4", "depth": 16, "width": 2}
+MODEL = {"name": "wrn28_4", "depth": 10, "width": 2}
 SLICE, WHOLE = st.Learn(fraction=0.1), st.Learn(fraction=1.0)
 MEMBERS = 5
 
