@@ -68,15 +68,13 @@ def measure(data: dict[str, st.Data], learn: st.Learn, epochs: int, folder: Path
     together = size[first] + sum(size[name] for name in members)
 
     tasks = st.Tasks.load(deltas | members)
-    found = {
-        name: (size[name], accuracy(partial(tasks, name), data.get(name, data[first]))) for name in size
-    }
+    found = {name: (size[name], accuracy(partial(tasks, name), data.get(name, data[first]))) for name in size}
     found[f"ensemble of {len(ensemble)}"] = together, accuracy(ensemble.probabilities, data[first])
     found["all"] = sum(size.values()), None
     return found
 
 
-def main(source: str | None = None, epochs: int = 5, limit: int | None = None) -> dict[str, Any]:
+def main(source: str | None = None, epochs: int = 2, limit: int | None = None) -> dict[str, Any]:
     """Print the table, and return it; ``limit`` keeps so many pictures for training, and half for tests."""
     known = "cifar10" if source else "digits"
     whole = st.open_data(source or known, train_limit=limit, test_limit=limit and limit // 2)
@@ -101,7 +99,7 @@ def main(source: str | None = None, epochs: int = 5, limit: int | None = None) -
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--cifar", metavar="FOLDER", help="CIFAR-10 as Parquet files")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2, help="for each training")
     parser.add_argument("--limit", type=int, help="training pictures to keep; half as many for tests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     given = parser.parse_args()

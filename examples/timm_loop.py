@@ -1,4 +1,4 @@
-"""An adapted model in the loop of timm's ``train.py``, with its optimiser, schedule, averaging and checkpoints.
+"""An adapted model in timm's training loop: its optimiser, schedule, averaging and checkpoints.
 
 Run: python examples/timm_loop.py [epochs]
 """
@@ -40,7 +40,9 @@ def main(epochs: int = 3) -> float:
     scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs, warmup_epochs=0)
     ema = utils.ModelEmaV3(net, decay=0.99, use_warmup=True)
     with tempfile.TemporaryDirectory() as folder:
-        saver = utils.CheckpointSaver(net, optimizer, model_ema=ema, checkpoint_dir=folder, recovery_dir=folder)
+        saver = utils.CheckpointSaver(
+            net, optimizer, model_ema=ema, checkpoint_dir=folder, recovery_dir=folder
+        )
         updates = 0
         for epoch in range(epochs):
             net.train()
