@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each mark by its table."""
-    for mark, table in {"<!-- bench -->": _bench_table, "<!-- zoo -->": _zoo_table}.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, table())
+    """Replace each mark by a table of all measurements of its kind."""
+    for mark, table in (
+        ("bench", _bench_table),
+        ("many", _many_tables),
+        ("tasks", _tasks_table),
+        ("zoo", _zoo_table),
+    ):
+        if f"<!-- {mark} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {mark} -->", table())
     return markdown
 
 
@@ -72,14 +78,60 @@ def _bench_table() -> str:
             f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} "
             f"| {ours['peak_ratio']:.2f} |"
         )
-        versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        machine = [
-            found["processor"],
-            found["accelerator"] or "no accelerator",
-            f"{found['threads']} threads",
-        ]
-        notes.add(
-            f"- {', '.join([*machine, found['instructions']])}; {versions}; "
-            f"{found['date']}, commit {found['commit']}."
-        )
+        notes.add(_note(found))
     return "\n".join([*rows, "", *sorted(notes)])
+
+
+def _many_tables() -> str:
+    tables = []
+    for path in sorted(RESULTS.glob("many-*.json")):
+        found = json.loads(path.read_text())
+        shape = ", ".join(f"{name} {value}" for name, value in found["model"].items() if name != "name")
+        rows = [
+            f"{found['data']}, {found['train']:,} pictures to learn from and {found['test']:,} to test; "
+            f"{found['model']['name']} ({shape}), fraction {found['learn']['fraction']:g}, "
+            f"{found['epochs']} epochs:",
+            "",
+            "| | bytes | of the whole model's | accuracy | whole model's accuracy |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in found["rows"]:
+            both = [row["accuracy"], row["full_accuracy"]]
+            accuracy, full = ("" if share is None else f"{share:.1%}" for share in both)
+            rows.append(f"| {row['name']} | {row['bytes']:,} | {row['ratio']:.1%} | {accuracy} | {full} |")
+        tables.append("\n".join([*rows, "", _note(found)]))
+    return "\n\n".join(tables)
+
+
+def _tasks_table() -> str:
+    rows = [
+        "| model | delta | memory a task / delta | switch | mixed batch |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    notes = []
+    for path in sorted(RESULTS.glob("tasks-*.json")):
+        found = json.loads(path.read_text())
+        times = [
+            f"{each['median']:.2f} ms ({each['fifth_percent']:.2f} to {each['ninety_fifth_percent']:.2f}) "
+            f"on {each['threads']} thread{'s' * (each['threads'] > 1)}"
+            for each in found["switch_ms"]
+        ]
+        mixed = found["mixed"]
+        equal = "equal to each model alone" if mixed["equals_each_model_alone"] else "unlike the models alone"
+        rows.append(
+            f"| {found['model']}, fraction {found['fraction']:g} | {found['delta_bytes']:,} bytes "
+            f"| {found['resident_over_delta']:.2f} | {'; '.join(times)} "
+            f"| {equal}; to single pictures within {mixed['largest_difference_to_one_row_at_a_time']:.1g} |"
+        )
+        notes.append(_note(found))
+    return "\n".join([*rows, "", *notes])
+
+
+def _note(found: dict[str, Any]) -> str:
+    """Say what a measurement was taken on."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    machine = [found["processor"], found["accelerator"] or "no accelerator", f"{found['threads']} threads"]
+    return (
+        f"- {', '.join([*machine, found['instructions']])}; {versions}; "
+        f"{found['date']}, commit {found['commit']}."
+    )

@@ -16,7 +16,7 @@ from sparsetune.saving import inspect, load
 
 
 def export(
-    delta: Annotated[Path, typer.Argument(help="A delta.")],
+    delta: options.Delta,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .onnx.")],
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,

@@ -8,7 +8,8 @@ ImageFolder tree, or Parquet files in the Hugging Face image layout.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,32 @@ class Data:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     augment: Augment
+
+    def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:
+        """Make another task of these pictures, whose classes are groups of the classes here.
+
+        Args:
+            name: What to call it.
+            groups: New class -> the classes that it takes in. Pictures of all others are left out.
+
+        Raises:
+            UnknownNameError: When there is no such class to take in.
+            ConfigError: When a class is taken in twice, or a split has none of the pictures.
+        """
+        taken: dict[str, int] = {}
+        for number, group in enumerate(groups.values()):
+            for old in group:
+                if old not in self.classes:
+                    raise UnknownNameError("class", old, self.classes)
+                if taken.setdefault(old, number) != number:
+                    raise ConfigError(f"class '{old}' is in two groups of {name}; leave it in one.")
+        new = np.array([taken.get(old, -1) for old in self.classes])
+        train = None if self.train is None else self.train.relabel(new)
+        test = self.test.relabel(new)
+        for split, kind in ((train, "training"), (test, "test")):
+            if split is not None and not len(split):
+                raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
+        return replace(self, name=name, train=train, test=test, classes=tuple(groups))
 
 
 def open_data(

@@ -48,6 +48,12 @@ class Split(Dataset[tuple[Image.Image, int]]):
         """Cut out the elements with the numbers in ``chosen``, in that order."""
         return Split(self.images, self.labels[torch.from_numpy(chosen)], self.rows[chosen])
 
+    def relabel(self, new: NDArray[np.int64]) -> Split:
+        """Turn label ``i`` into ``new[i]``; elements for which that is negative are left out."""
+        labels = new[self.labels.numpy()]
+        kept = np.flatnonzero(labels >= 0)
+        return Split(self.images, torch.from_numpy(labels[kept]), self.rows[kept])
+
 
 @dataclass(frozen=True)
 class Splits:
