@@ -14,6 +14,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
+        ("precision", _precision_table),
     ):
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", table())
@@ -135,3 +136,20 @@ def _note(found: dict[str, Any]) -> str:
         f"- {', '.join([*machine, found['instructions']])}; {versions}; "
         f"{found['date']}, commit {found['commit']}."
     )
+
+
+def _precision_table() -> str:
+    rows = [
+        "| model, data | written in | file | top-1 | loss (nats) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("precision-*.json")):
+        found = json.loads(path.read_text())
+        whole = found["rows"][0]["bytes"]
+        rows += [
+            f"| {found['model']}, {found['pictures']:,} test pictures of {found['data']} | {row['dtype']} "
+            f"| {row['bytes'] / 1024:,.0f} KiB, {row['bytes'] / whole:.1%} "
+            f"| {row['top1']:.2%} | {row['nll']:.4f} |"
+            for row in found["rows"]
+        ]
+    return "\n".join(rows)
