@@ -96,7 +96,9 @@ class _SlicedLinear(torch.autograd.Function):
         bias: Tensor | None,
         dim: int,
     ) -> Tensor:
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        # Of more than two dimensions it is a view, and autograd refuses to change a Function's view in place.
+        return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -161,6 +161,21 @@ def check_slices(layer, dim, size):
     assert (found[0].dim, found[0].k, found[1].k) == size
 
 
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 3, 4, 8)], ids=str)
+@pytest.mark.parametrize("order", [1, -1], ids=["dense", "strided"])
+def test_a_linear_map_may_be_followed_by_a_change_in_place(shape, order):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)).double()
+    net = adapt_(copy.deepcopy(plain), Learn(fraction=0.25))
+    x = torch.randn(shape[::order], dtype=torch.float64).permute(*range(len(shape))[::order])
+    for each in (plain, net):
+        each(x).sin().sum().backward()
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-13, atol=1e-13)
+    for part in adapted(net).plan:
+        expected = plain.get_parameter(part.name).grad.narrow(part.dim, 0, part.k)
+        torch.testing.assert_close(dict(net.named_parameters())[part.name].grad, expected)
+
+
 def test_an_attention_in_evaluation_mode_takes_the_fast_path_and_is_right():
     torch.manual_seed(0)
     plain = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
