@@ -87,7 +87,11 @@ def _first_filters(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Ge
 def _first_inputs(grad: Tensor, x: Tensor, weight: Tensor, k: int, geometry: Geometry) -> Tensor:
     groups = geometry[3]
     batch, channels, spatial = x.shape[0], x.shape[1], x.shape[2:]
-    x = x.reshape(batch, groups, channels // groups, *spatial)[:, :, :k].reshape(batch, groups * k, *spatial)
+    if groups == 1 or groups * k == channels:
+        x = x[:, : groups * k]
+    else:
+        parted = x.reshape(batch, groups, channels // groups, *spatial)
+        x = parted[:, :, :k].reshape(batch, groups * k, *spatial)
     return _library(grad, x, weight[:, :k], geometry)
 
 

@@ -169,3 +169,10 @@ def test_a_gradient_lies_in_memory_as_its_weight_does():
     weight, x = torch.randn(16, 16, 1, 1), torch.randn(2, 16, 4, 4)
     found = conv_weight_gradient(x, x, weight, 0, 6, ([1, 1], [0, 0], [1, 1], 1))
     assert found.stride() == weight[:6].stride()
+
+
+def test_all_inputs_of_a_batch_of_one_keep_their_strides():
+    """A view may give a dimension of one another stride, which the backend's grouped kernel trips over."""
+    geometry = ([1, 1], [0, 0], [1, 1], 2)
+    x, weight, grad, whole = operands((2, 2, 1, 2), (1, 4, 1, 2), geometry, channels_last=True)
+    torch.testing.assert_close(conv_weight_gradient(grad, x, weight, 1, 2, geometry), whole)
