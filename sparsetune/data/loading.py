@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sparsetune.data.augment import Augment
 from sparsetune.data.draws import draws, shuffled
@@ -123,8 +124,17 @@ class _Collate:
         return self.preprocessing.normalise(pixels), torch.tensor([label for _, label in samples])
 
 
+class _Workers(_MultiProcessingDataLoaderIter):
+    """torch's iterator, without its traceback when Ctrl-C comes before it is made whole."""
+
+    _shutdown = True
+
+
 class _Loader(DataLoader[Batch]):
     """A loader that gives a worker's DataError its own sentence back, without the worker's traceback."""
+
+    def _get_iterator(self) -> Any:
+        return _Workers(self) if self.num_workers else super()._get_iterator()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import pickle
 import random
 from pathlib import Path
@@ -158,3 +159,17 @@ def test_a_split_pickles_to_about_the_size_of_its_pictures(make: Any, tmp_path: 
     thawed = pickle.loads(frozen)
     assert [label for _, label in thawed] == split.labels.tolist()
     assert thawed[7][0].tobytes() == split[7][0].tobytes()
+
+
+def test_workers_that_were_never_made_end_in_silence(monkeypatch, capfd):
+    """Ctrl-C may come while they are made; torch would print a traceback from its destructor."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.utils.data.dataloader._BaseDataLoaderIter.__init__", interrupted)
+    data = open_data("digits", train_limit=20, test_limit=10)
+    with pytest.raises(KeyboardInterrupt):
+        list(loader(data.test, data.preprocessing, batch_size=5, workers=1))
+    gc.collect()
+    assert capfd.readouterr().err == ""
