@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +63,9 @@ class Shared(nn.Module):
             )
         check_fit(header, adapted(self.net).plan, head_names(self.net), first.num_classes)
         self.states[_key(name)] = self.switch.pack(read_delta(path, header))
-        self.headers[name] = header
+        known = {entry: entry for entry in first.entries}  # whose names need no second copy
+        entries = tuple(known.get(entry, entry) for entry in header.entries)
+        self.headers[name] = replace(header, entries=entries)
 
     def drop(self, name: str) -> None:
         """Forget a delta."""

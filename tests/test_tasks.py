@@ -74,6 +74,13 @@ def test_a_task_takes_the_memory_of_its_delta(tasks):
         assert own == plan.delta_bytes + 4 * (head // 10 * header.num_classes - head)
 
 
+def test_what_files_say_of_their_tensors_is_held_once(tasks, folder):
+    first = {id(entry) for entry in tasks.headers["cats"].entries}
+    for name, header in tasks.headers.items():
+        assert header == st.inspect(folder / name)
+        assert {entry.name for entry in header.entries if id(entry) not in first} <= {"fc.weight", "fc.bias"}
+
+
 def test_add_and_remove(tasks, folder):
     assert tasks.names == ("cats", "cars", "maps")
     tasks.remove("cars")

@@ -25,14 +25,17 @@ SWITCHES, ROWS, MIXED = 1000, 64, 8
 
 
 def make(folder: Path) -> None:
-    """Save deltas that differ in every value."""
+    """Save deltas that differ in every value, with batch-norm statistics as pictures give them."""
+    torch.manual_seed(0)
     net = st.adapt_(st.create(MODEL, num_classes=10), st.Learn(fraction=FRACTION))
+    with torch.no_grad():
+        for _ in range(30):
+            net(torch.randn(32, 3, 32, 32))
     values = [value for value in net.state_dict().values() if value.is_floating_point()]
     start = [value.clone() for value in values]
-    torch.manual_seed(0)
     for number in range(TASKS):
         for value, first in zip(values, start, strict=True):
-            value.copy_(first + 0.01 * torch.rand_like(first))
+            value.copy_(first + 0.01 * torch.randn_like(first))
         st.save(net, folder / f"task{number}")
 
 
