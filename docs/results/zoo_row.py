@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from signal import ITIMER_REAL, SIGALRM, setitimer, signal
+from signal import ITIMER_PROF, SIGPROF, setitimer, signal
 from typing import Any
 
 import torch
@@ -264,11 +264,11 @@ def _peak() -> int:
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise TimeoutError(f"longer than {seconds} s")
+        raise TimeoutError(f"longer than {seconds} s of work")
 
-    signal(SIGALRM, stop)
-    setitimer(ITIMER_REAL, seconds)
+    signal(SIGPROF, stop)
+    setitimer(ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        setitimer(ITIMER_REAL, 0)
+        setitimer(ITIMER_PROF, 0)
