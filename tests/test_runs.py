@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import resource
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +54,14 @@ def refused(kind, words, settings=SHORT, folder=None, **kwargs) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def apart(action) -> int:
-    """Do ``action`` in a process of its own; return its exit code."""
-    process = multiprocessing.get_context("fork").Process(target=action)
+FRESH = multiprocessing.get_context("forkserver")
+"""Makes processes in which autograd has not run: one forked from a test's own may not use it."""
+FRESH.set_forkserver_preload(["pytest", "sparsetune.runs", "sklearn.datasets", "matplotlib.figure"])
+
+
+def apart(action, *args) -> int:
+    """Do ``action``, a function of this module, in a process of its own; return its exit code."""
+    process = FRESH.Process(target=action, args=args)
     process.start()
     process.join()
     return process.exitcode
@@ -123,19 +126,19 @@ def test_stopped_by_its_time_budget_it_ends_the_same(settings, tmp_path):
     assert names(pieces) == FILES
 
 
+def go_on(settings: Run, folder: Path, saves: float) -> None:
+    training.CHECKPOINT_SECONDS = saves
+    run(settings, folder, resume=True)
+
+
 def killed_often(settings: Run, folder: Path, seed: int, longest: float, saves: float) -> int:
     """Resume a run in process after process, each killed at a random time, until one ends; count them."""
-
-    def go() -> None:
-        training.CHECKPOINT_SECONDS = saves
-        run(settings, folder, resume=True)
-
     chance = random.Random(seed)
     for kills in range(200):
-        process = multiprocessing.get_context("fork").Process(target=go)
+        process = FRESH.Process(target=go_on, args=(settings, folder, saves))
         process.start()
         time.sleep(chance.uniform(0, longest * (1 + kills / 10)))  # a slow machine must get past the start
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         if (folder / "config.json").exists():
             json.loads((folder / "config.json").read_text())
@@ -263,10 +266,7 @@ def test_resume_without_a_run_starts_one():
 
 
 def test_runs_started_at_once_do_not_share_a_folder(tmp_path):
-    processes = [
-        multiprocessing.get_context("fork").Process(target=run, args=(changed(lr=lr),))
-        for lr in (0.01, 0.02, 0.03)
-    ]
+    processes = [FRESH.Process(target=run, args=(changed(lr=lr),)) for lr in (0.01, 0.02, 0.03)]
     for process in processes:
         process.start()
     for process in processes:
@@ -324,22 +324,28 @@ def test_a_read_only_or_impossible_place_is_one_sentence(tmp_path):
     refused(StorageError, "cannot write to .*runs: ")
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_after(tmp_path, straight):
-    def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        refused(StorageError, "cannot write .*checkpoint.safetensors: File too large", folder=tmp_path / "r")
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    assert apart(fill) == 0
+
+def full_at_once(folder: Path) -> None:
+    small_files()
+    refused(StorageError, "cannot write .*checkpoint.safetensors: File too large", folder=folder)
+
+
+def full_later(folder: Path) -> None:
+    def fill(event):
+        if isinstance(event, Epoch) and event.epoch == 2:
+            small_files()
+
+    refused(StorageError, "cannot write .*: File too large", folder=folder, watch=fill)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_after(tmp_path, straight):
+    assert apart(full_at_once, tmp_path / "r") == 0
     assert not (tmp_path / "r").exists()
 
-    def late() -> None:
-        def fill(event):
-            if isinstance(event, Epoch) and event.epoch == 2:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-        refused(StorageError, "cannot write .*: File too large", folder=tmp_path / "r", watch=fill)
-
-    assert apart(late) == 0
+    assert apart(full_later, tmp_path / "r") == 0
     assert names(tmp_path / "r") == {"config.json", "metrics.jsonl", "checkpoint.safetensors"}
     run(SHORT, tmp_path / "r", resume=True)
     assert (tmp_path / "r" / "delta.safetensors").read_bytes() == (
