@@ -40,6 +40,7 @@ COLUMN = [
     "arithmetic",
     "rebuild",
     "saving",
+    "stacking",
     "bundle",
     "switching",
     "shared",

@@ -1,4 +1,4 @@
-"""``sparsetune compress``, ``diff``, ``soup`` and ``bundle``: delta files as values."""
+"""``sparsetune compress``, ``diff``, ``soup``, ``stack`` and ``bundle``: delta files as values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparsetune.bundle import bundle as write_bundle
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError
 from sparsetune.precision import PRECISIONS
+from sparsetune.stacking import stack as stack_deltas
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The delta to write.")]
 
@@ -80,6 +81,27 @@ def soup(
     console.out.print(f"{out}  ({console.size(value['bytes'])}, the average of {len(deltas)} deltas)")
     words = ["sparsetune", "eval", *map(str, deltas), str(out)]
     console.out.print(f"\nnext: {shlex.join(words)}")
+
+
+def stack(
+    deltas: Annotated[
+        list[Path], typer.Argument(help="Two deltas or more, over one backbone, of different layers.")
+    ],
+    out: Out,
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Put deltas that learned different layers into one; others are refused.
+
+    Example: sparsetune stack early.safetensors late.safetensors -o both.safetensors
+    """
+    stack_deltas(deltas, out, backbone=backbone, allow_network=allow_network)
+    value: dict[str, Any] = {"delta": str(out), "bytes": out.stat().st_size}
+    if as_json:
+        console.print_json(value)
+    else:
+        console.out.print(f"{out}  ({console.size(value['bytes'])}, {len(deltas)} deltas in one)")
 
 
 def bundle(

@@ -33,6 +33,18 @@ def test_soup(sparsetune, refused, deltas, tmp_path):
     assert "weights 'a,b' are not numbers" in refused("soup", *deltas, "-o", out, "--weights", "a,b")
 
 
+def test_stack(sparsetune, refused, deltas, tmp_path):
+    assert "so they do not stack" in refused("stack", *deltas, "-o", tmp_path / "both.safetensors")
+    files = []
+    for block in ("blocks.0", "blocks.1"):
+        files.append(tmp_path / f"{block}.safetensors")
+        learn = st.Learn(fraction=1.0, layers=[block], norm=False, head=False)
+        st.save(st.adapt_(st.create("test_vit", num_classes=10), learn), files[-1])
+    out = tmp_path / "both.safetensors"
+    assert sparsetune("stack", *files, "-o", out).out.rstrip().endswith(", 2 deltas in one)")
+    assert sparsetune("stack", *files, "-o", out, "--json").json["bytes"] == out.stat().st_size
+
+
 def test_bundle_and_eval_of_it(sparsetune, refused, deltas, tmp_path):
     out = tmp_path / "all.safetensors"
     assert (
