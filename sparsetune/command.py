@@ -9,7 +9,7 @@ from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError
 from sparsetune.header import Header
 from sparsetune.learn import Learn
-from sparsetune.zoo import TORCHVISION
+from sparsetune.weights import TORCHVISION
 
 CONFIG = ("epochs", "batch_size", "opt", "lr", "sched", "weight_decay", "seed", "amp", "compile")
 """Settings of a training that ``fit`` has an option for."""

@@ -20,7 +20,8 @@ from sparsetune.files import DELTA, replacing, write_text
 from sparsetune.header import Header
 from sparsetune.plan import Plan, plan
 from sparsetune.saving import load, save
-from sparsetune.zoo import HUB, skeleton
+from sparsetune.weights import HUB
+from sparsetune.zoo import skeleton
 
 CARD = "README.md"
 

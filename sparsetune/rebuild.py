@@ -17,7 +17,8 @@ from sparsetune.header import Header
 from sparsetune.layers import under
 from sparsetune.plan import Plan, plan
 from sparsetune.seeding import GENERATOR_VERSION
-from sparsetune.zoo import HUB, recreate, skeleton
+from sparsetune.weights import HUB
+from sparsetune.zoo import recreate, skeleton
 
 LIBRARIES = ("sparsetune", "torch", "timm", "torchvision", "numpy", "safetensors")
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from sparsetune.adapt import adapt_, adapted
@@ -29,6 +28,7 @@ from sparsetune.processes import Processes, processes
 from sparsetune.rebuild import LIBRARIES
 from sparsetune.saving import fill, save
 from sparsetune.training import Epoch, Step, Watch, fit
+from sparsetune.weights import known_pictures
 from sparsetune.zoo import create
 
 
@@ -229,7 +229,7 @@ def _prepared(data: Data, preprocessing: Preprocessing) -> Data:
 
 def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preprocessing:
     """The data's preprocessing, or what a pretrained or fixed-size model wants."""
-    wanted = resolve_model_data_config(net) if hasattr(net, "pretrained_cfg") else {}
+    wanted = known_pictures(net)
     fixed = (getattr(net, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
     if wanted and settings.size is None and (settings.pretrained or fixed):
         own = replace(own, size=tuple(wanted["input_size"]))

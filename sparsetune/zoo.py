@@ -1,4 +1,4 @@
-"""Models by name: the only place that asks timm's and torchvision's registries."""
+"""Models by name: the only place that builds timm's and torchvision's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torchvision
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 import sparsetune.models  # noqa: F401  (registers the paper's networks with timm)
@@ -24,11 +23,9 @@ from sparsetune.initial import draw_initial
 from sparsetune.layers import HEAD, STORED, head_names
 from sparsetune.meta import without_memory
 from sparsetune.observe import observing
-from sparsetune.published import how_to_fetch, hub_if_reachable, read_as_data
+from sparsetune.published import hub_if_reachable, read_as_data
 from sparsetune.seeding import check_seed
-
-TORCHVISION = "torchvision/"
-HUB = ("hf-hub:", "hf_hub:")
+from sparsetune.weights import HUB, TORCHVISION, has_own_count, pinned, published_as, remedy, weights_of
 
 
 def names(pattern: str | None = None) -> list[str]:
@@ -92,15 +89,13 @@ def create(
             setattr(net, HEAD, _class_layers(plain_name, count, kwargs))
         if checkpoint is not None:
             load_checkpoint(net, checkpoint)
-        elif (
-            pretrained and library == "torchvision" and not _has_own_count(plain_name, num_classes, revision)
-        ):
+        elif pretrained and library == "torchvision" and not has_own_count(plain_name, num_classes, revision):
             _take_published(net, plain_name, kwargs, revision)
     draw_initial(net, seen, seed)
     if checkpoint is not None:
         backbone = Backbone(kind="file", seed=seed, source=Path(checkpoint).name, sha256=sha256)
     elif pretrained:
-        source, revision = _published(net, library, plain_name, revision)
+        source, revision = published_as(net, library, plain_name, revision)
         backbone = Backbone(kind="pretrained", seed=seed, source=source, revision=revision)
     else:
         backbone = Backbone(kind="seed", seed=seed)
@@ -189,10 +184,10 @@ def _build(
 ) -> nn.Module:
     counted = num_classes is not None and (library == "timm" or num_classes > 0)
     arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
-    remedy = _how_to_fetch(library, name, revision) if pretrained else ""
-    with _explaining(name, arguments, remedy), read_as_data():
+    fetch = remedy(library, name, revision) if pretrained else ""
+    with _explaining(name, arguments, fetch), read_as_data():
         if library == "timm":
-            exact, pin = _pinned(name, revision) if pretrained and revision else (name, {})
+            exact, pin = pinned(name, revision) if pretrained and revision else (name, {})
             with hub_if_reachable() if pretrained or name.startswith(HUB) else nullcontext():
                 net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
             return net
@@ -200,40 +195,10 @@ def _build(
         weights: dict[str, Any] = {
             given: None for given in ("weights", "weights_backbone") if given in signature(builder).parameters
         }
-        if pretrained and _has_own_count(name, num_classes, revision):
-            weights = {"weights": _weights(name, revision)}
+        if pretrained and has_own_count(name, num_classes, revision):
+            weights = {"weights": weights_of(name, revision)}
         made: nn.Module = builder(**weights, **arguments)
         return made
-
-
-def _pinned(name: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments that make timm take one revision of its published weights."""
-    if name.startswith(HUB):
-        return f"{name.partition('@')[0]}@{revision}", {}
-    config = timm.get_pretrained_cfg(name)
-    where = f"{config.hf_hub_id}@{revision}"
-    return name, {"pretrained_cfg_overlay": {"hf_hub_id": where, "custom_load": config.custom_load}}
-
-
-def _how_to_fetch(library: str, name: str, revision: str | None) -> str:
-    if library == "torchvision":
-        return how_to_fetch(None, None, _weights(name, revision).url)
-    if name.startswith(HUB):
-        repository, _, pinned = name.partition(":")[2].partition("@")
-        return how_to_fetch(repository, revision or pinned, None)
-    config = timm.get_pretrained_cfg(name)
-    return how_to_fetch(config and config.hf_hub_id, revision, config and config.url)
-
-
-def _weights(name: str, revision: str | None) -> Any:
-    known = torchvision.models.get_model_weights(name)
-    if revision is not None and revision not in known.__members__:
-        raise UnknownNameError(f"revision of the weights of {name}", revision, known.__members__)
-    return known[revision or "DEFAULT"]
-
-
-def _has_own_count(name: str, num_classes: int | None, revision: str | None) -> bool:
-    return num_classes in (None, len(_weights(name, revision).meta["categories"]))
 
 
 def _take_published(net: nn.Module, name: str, kwargs: dict[str, Any], revision: str | None) -> None:
@@ -241,20 +206,6 @@ def _take_published(net: nn.Module, name: str, kwargs: dict[str, Any], revision:
     with observing():
         published = _build("torchvision", name, None, kwargs, True, revision)
     take_values(net, published.state_dict(), f"the published {name}")
-
-
-def _published(net: nn.Module, library: str, name: str, revision: str | None) -> tuple[str, str | None]:
-    """Name and revision of the published values that ``net`` holds."""
-    if library == "torchvision":
-        return TORCHVISION + name, _weights(name, revision).name
-    config = getattr(net, "pretrained_cfg", None) or {}
-    hub, _, pinned = str(config.get("hf_hub_id") or "").partition("@")
-    if not hub:
-        return str(config.get("url") or f"timm/{name}"), None
-    files = [config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin"]
-    found = [try_to_load_from_cache(hub, file, revision=pinned or None) for file in files if file]
-    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
-    return hub, pinned or next(iter(commits), None)
 
 
 @contextmanager
@@ -274,7 +225,7 @@ def _explaining(name: str, arguments: dict[str, Any], fetch: str) -> Iterator[No
 def _count(net: nn.Module, name: str, library: str) -> int:
     """The model's own class count, 0 if it has none."""
     if library == "torchvision":
-        return len(_weights(name, None).meta.get("categories", ()))
+        return len(weights_of(name, None).meta.get("categories", ()))
     own = getattr(net, "num_classes", None)
     heads = [net.get_submodule(head) for head in head_names(net)]
     return own if type(own) is int else int(getattr(heads[-1], "out_features", 0)) if heads else 0

@@ -32,6 +32,7 @@ COLUMN = [
     "models",
     "arguments",
     "published",
+    "weights",
     "zoo",
     "preprocessing",
     "precision",
@@ -79,7 +80,7 @@ ONLY = {
     "sklearn": {"data", "uncertainty"},
     "onnxruntime": {"export"},
     "onnxscript": {"export"},
-    "huggingface_hub": {"published", "zoo", "data", "fetch", "card", "hub", "cli"},
+    "huggingface_hub": {"published", "weights", "data", "fetch", "card", "hub", "cli"},
 }
 
 

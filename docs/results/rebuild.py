@@ -23,7 +23,7 @@ import torchvision
 import sparsetune as st
 from sparsetune.layers import STORED
 from sparsetune.machine import describe_machine
-from sparsetune.zoo import TORCHVISION
+from sparsetune.weights import TORCHVISION
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER / "rebuild.json"

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 import sparsetune as st
 from sparsetune.backbone import origin_of
 from sparsetune.layers import head_names, is_norm, is_sliceable
-from sparsetune.zoo import TORCHVISION
+from sparsetune.weights import TORCHVISION
 
 LEARN = st.Learn(fraction=0.25)
 MOST_FOR_A_STEP = 40_000_000

@@ -1,0 +1,98 @@
+"""Published weights: how the registries of timm and torchvision name them, and the pictures they know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from huggingface_hub import try_to_load_from_cache
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from sparsetune.backbone import origin_of
+from sparsetune.errors import UnknownNameError
+from sparsetune.published import how_to_fetch
+
+TORCHVISION = "torchvision/"
+HUB = ("hf-hub:", "hf_hub:")
+
+
+def pinned(name: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments that make timm take one revision of its published weights."""
+    if name.startswith(HUB):
+        return f"{name.partition('@')[0]}@{revision}", {}
+    config = timm.get_pretrained_cfg(name)
+    where = f"{config.hf_hub_id}@{revision}"
+    return name, {"pretrained_cfg_overlay": {"hf_hub_id": where, "custom_load": config.custom_load}}
+
+
+def remedy(library: str, name: str, revision: str | None) -> str:
+    """Say how to fetch a model's published weights."""
+    if library == "torchvision":
+        return how_to_fetch(None, None, weights_of(name, revision).url)
+    if name.startswith(HUB):
+        repository, _, pinned = name.partition(":")[2].partition("@")
+        return how_to_fetch(repository, revision or pinned, None)
+    config = timm.get_pretrained_cfg(name)
+    return how_to_fetch(config and config.hf_hub_id, revision, config and config.url)
+
+
+def weights_of(name: str, revision: str | None) -> Any:
+    """Torchvision's published weights of a model; ``revision`` is their name, ``None`` for the best.
+
+    Raises:
+        UnknownNameError: When there are none of that name.
+    """
+    known = torchvision.models.get_model_weights(name)
+    if revision is not None and revision not in known.__members__:
+        raise UnknownNameError(f"revision of the weights of {name}", revision, known.__members__)
+    return known[revision or "DEFAULT"]
+
+
+def has_own_count(name: str, num_classes: int | None, revision: str | None) -> bool:
+    """Whether torchvision's published weights are for ``num_classes`` classes."""
+    return num_classes in (None, len(weights_of(name, revision).meta["categories"]))
+
+
+def published_as(net: nn.Module, library: str, name: str, revision: str | None) -> tuple[str, str | None]:
+    """Name and revision of the published values that ``net`` holds."""
+    if library == "torchvision":
+        return TORCHVISION + name, weights_of(name, revision).name
+    config = getattr(net, "pretrained_cfg", None) or {}
+    hub, _, pinned = str(config.get("hf_hub_id") or "").partition("@")
+    if not hub:
+        return str(config.get("url") or f"timm/{name}"), None
+    files = [config.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin"]
+    found = [try_to_load_from_cache(hub, file, revision=pinned or None) for file in files if file]
+    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
+    return hub, pinned or next(iter(commits), None)
+
+
+def known_pictures(net: nn.Module) -> dict[str, Any]:
+    """Form of the pictures that a model is made for, as timm's ``resolve_model_data_config`` gives it.
+
+    Args:
+        net: A model that ``create`` made.
+
+    Returns:
+        ``input_size``, ``mean``, ``std`` and ``interpolation``; of torchvision's models only those with
+        published weights of a classifier know them, and the result is empty for others.
+    """
+    if hasattr(net, "pretrained_cfg"):
+        known: dict[str, Any] = resolve_model_data_config(net)
+        return known
+    origin = origin_of(net)
+    if origin is None or origin.library != "torchvision" or origin.backbone.root.kind != "pretrained":
+        return {}
+    form = weights_of(origin.name, origin.backbone.root.revision).transforms()
+    if not hasattr(form, "crop_size"):
+        return {}
+    side = form.crop_size[0]
+    return {
+        "input_size": (3, side, side),
+        "mean": tuple(form.mean),
+        "std": tuple(form.std),
+        "interpolation": form.interpolation.value,
+    }
