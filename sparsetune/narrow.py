@@ -8,7 +8,9 @@ narrower, computes the same.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,7 +19,38 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from sparsetune.channels import Channels, Norm, Read, Values
-from sparsetune.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Indices that stay, ascending."""
+
+    list: list[int]
+    tensor: Tensor
+
+    def of(self, value: Tensor) -> Tensor:
+        """Select rows; those behind the end are zero."""
+        inside = bisect_left(self.list, len(value))
+        rows = value if inside == len(value) else value.index_select(0, self.tensor[:inside])
+        zeros = len(self.list) - inside
+        return torch.cat([rows, value.new_zeros(zeros, *value.shape[1:])]) if zeros else rows
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Columns of a reader that become one.
+
+    Attributes:
+        read: The reader.
+        columns: The columns, by their old places.
+        into: New places of those that stay; the first holds the sum, the others nothing.
+        standing: Old place of the first.
+    """
+
+    read: Read
+    columns: Tensor
+    into: Tensor
+    standing: int
 
 
 class Narrowing:
@@ -25,25 +58,28 @@ class Narrowing:
 
     Args:
         channels: What a run of the model told.
-        device: Where its values are.
+        values: The model's tensors by name; of a weight whose last filters are zero, all or the others.
     """
 
-    def __init__(self, channels: Channels, device: torch.device) -> None:
-        self.channels, self.device = channels, device
+    def __init__(self, channels: Channels, values: Values) -> None:
+        self.channels = channels
+        self.device = next(iter(values.values())).device
         self.live = {channels.root(flow) for flow in channels.live}
         self.kept, self.stand_ins = set(self.live), set[int]()
         self._keep_linked()
         fixed = {channels.root(flow) for flow in channels.fixed}
         for read in channels.reads:
             self._keep_for(self._roots(read.flows), fixed)
-        while empty := [d for dims in channels.dims.values() for d in dims if not self._any_kept(d)]:
+        while empty := [d for dims in channels.dims.values() for d in dims if not self._kept(d)]:
             self.kept.add(channels.root(empty[0][0]))
             self._keep_linked()
+        with torch.no_grad():
+            self._standing = channels.constants({**values, **self._showing(values)})
 
     @property
     def smaller(self) -> bool:
         """Whether any channel goes."""
-        return any(root not in self.kept for root in map(self.channels.root, self.channels.parent))
+        return any(self.channels.root(flow) not in self.kept for flow in self.channels.flows)
 
     @property
     def names(self) -> set[str]:
@@ -59,25 +95,22 @@ class Narrowing:
         """Return the narrow tensors of everything that was followed, differentiable, and the constants.
 
         Args:
-            values: The model's tensors by name; of a weight whose last filters are zero, all or the others.
-
-        Raises:
-            ConfigError: When no channel that stays can stand for those that go.
+            values: As for the class; they may have changed since.
         """
-        shown = {**values, **self._showing(values)}
-        constants, shown_constants = self.channels.constants(values), self.channels.constants(shown)
+        shown, constants = {**values, **self._showing(values)}, self.channels.constants(values)
         narrow = {}
-        for name, places in self._places.items():
-            value = _rows(shown[name], places[0])
-            narrow[name] = value.index_select(1, places[1]) if len(places) > 1 else value
-        for read, merged, into, rank in self._merges:
-            ours, theirs = constants[read.slot][0], shown_constants[read.slot][0]
-            shares = _shares(ours.index_select(0, merged), theirs[merged[rank]], read)
-            weight = values[read.weight].index_select(1, merged)
-            shares = shares.view(-1, *[1] * (weight.dim() - 2))
-            column = _rows((weight * shares).sum(1, keepdim=True), self._places[read.weight][0])
-            emptied = narrow[read.weight].index_fill(1, into, 0)
-            narrow[read.weight] = emptied.index_copy(1, into[:1], column)
+        for name, (rows, *columns) in self._places.items():
+            narrow[name] = rows.of(shown[name])
+            for places in columns:
+                narrow[name] = narrow[name].index_select(1, places.tensor)
+        for merge in self._merges:
+            name, slot = merge.read.weight, merge.read.slot
+            standing = self._standing[slot][0, merge.standing]
+            shares = constants[slot][0].index_select(0, merge.columns) / standing.where(standing != 0, 1)
+            merged = values[name].index_select(1, merge.columns)
+            column = (merged * shares.view(-1, *[1] * (merged.dim() - 2))).sum(1, keepdim=True)
+            emptied = narrow[name].index_fill(1, merge.into, 0)
+            narrow[name] = emptied.index_copy(1, merge.into[:1], self._places[name][0].of(column))
         return narrow, constants
 
     @torch.no_grad()
@@ -102,29 +135,22 @@ class Narrowing:
                 values[name].copy_(moved.index_copy(0, own, narrow[name].index_select(0, place)))
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Tensor, ...]]:
+    def _places(self) -> dict[str, tuple[_Places, ...]]:
         """Tensor's name -> the indices that stay along each of its channel dimensions."""
         return {
-            name: tuple(self._index(i for i, r in enumerate(self._roots(d)) if r in self.kept) for d in dims)
+            name: tuple(_Places(kept := self._kept(flows), self._index(kept)) for flows in dims)
             for name, dims in self.channels.dims.items()
         }
 
     @cached_property
-    def _merges(self) -> list[tuple[Read, Tensor, Tensor, int]]:
-        """Each reader with the channels whose columns merge, their new places, and which stands for all.
-
-        The first of the places is that of the channel that stands for them; the last item is its rank among
-        those that merge.
-        """
+    def _merges(self) -> list[_Merge]:
         merges = []
         for read in self.channels.reads:
-            roots = self._roots(read.flows)
-            merged = [i for i, root in enumerate(roots) if root not in self.kept or root in self.stand_ins]
-            kept = [i for i, root in enumerate(roots) if root in self.kept]
+            roots, kept = self._roots(read.flows), self._kept(read.flows)
+            columns = [i for i, root in enumerate(roots) if root not in self.kept or root in self.stand_ins]
             into = [place for place, i in enumerate(kept) if roots[i] in self.stand_ins]
-            if merged:
-                rank = merged.index(kept[into[0]])
-                merges.append((read, self._index(merged), self._index(into), rank))
+            if columns:
+                merges.append(_Merge(read, self._index(columns), self._index(into), kept[into[0]]))
         return merges
 
     @cached_property
@@ -134,8 +160,8 @@ class Narrowing:
         for norm in self.channels.norms:
             if norm.mean is not None:
                 roots = self._roots(norm.flows)
-                kept = [i for i, root in enumerate(roots) if root in self.kept]
-                pairs = [(i, n) for n, i in enumerate(kept) if roots[i] not in self.stand_ins]
+                kept = enumerate(self._kept(norm.flows))
+                pairs = [(i, n) for n, i in kept if roots[i] not in self.stand_ins]
                 own[norm.mean] = self._index(i for i, _ in pairs), self._index(n for _, n in pairs)
         return own
 
@@ -177,8 +203,8 @@ class Narrowing:
         while found := [link for link in links if link & self.kept and not link <= self.kept]:
             self.kept.update(*found)
 
-    def _any_kept(self, flows: list[int]) -> bool:
-        return any(root in self.kept for root in self._roots(flows))
+    def _kept(self, flows: list[int]) -> list[int]:
+        return [i for i, root in enumerate(self._roots(flows)) if root in self.kept]
 
     def _roots(self, flows: Iterable[int]) -> list[int]:
         return [self.channels.root(flow) for flow in flows]
@@ -206,22 +232,3 @@ def narrow_(plain: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         elif isinstance(module, _NormBase) and module.affine:
             module.num_features = module.weight.shape[0]
     return plain
-
-
-def _rows(value: Tensor, places: Tensor) -> Tensor:
-    """Select rows; those behind the end are zero."""
-    inside = places[places < len(value)]
-    extra = value.new_zeros(len(places) - len(inside), *value.shape[1:])
-    return torch.cat([value.index_select(0, inside), extra])
-
-
-def _shares(constants: Tensor, shown: Tensor, read: Read) -> Tensor:
-    """By how much each merged channel exceeds the one that stands for them."""
-    if shown != 0:
-        return constants / shown
-    if (constants != 0).any():
-        raise ConfigError(
-            f"the input of '{read.weight}' has constant channels and none of them can stand for the others; "
-            "keep the network as it is."
-        )
-    return constants

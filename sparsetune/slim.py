@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sparsetune.adapt import adapted, merge_
-from sparsetune.channels import follow
 from sparsetune.errors import ConfigError
+from sparsetune.following import follow
 from sparsetune.narrow import Narrowing, narrow_
 
 TOLERANCE = 1e-5
@@ -62,8 +62,9 @@ def narrowed(net: nn.Module, inputs: Tensor, *, training: bool) -> tuple[Narrowi
     inputs = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
     filters = {part.name: part.k for part in made if part.layer and not part.whole}
     with torch.no_grad():
-        narrowing = Narrowing(follow(copy.deepcopy(plain), inputs, filters), inputs.device)
-        tensors, _ = narrowing.tensors(values_of(net))
+        values = values_of(net)
+        narrowing = Narrowing(follow(copy.deepcopy(plain), inputs, filters), values)
+        tensors, _ = narrowing.tensors(values)
         small = narrow_(copy.deepcopy(plain), tensors)
         _check_same(plain, small, inputs)
     return narrowing, small

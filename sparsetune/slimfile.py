@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.delta import LIMIT
-from sparsetune.errors import BackboneError, ConfigError, DeltaError
+from sparsetune.errors import BackboneError, DeltaError
 from sparsetune.files import write_bytes
 from sparsetune.header import Header, header_text, parse_header
 from sparsetune.narrow import narrow_
@@ -103,7 +102,9 @@ def _check_fit(path: str | Path, header: Header, wide: nn.Module, tensors: dict[
         raise DeltaError(f"{path} {lacks} '{name}', unlike {header.model}; get a fresh copy of the file.")
     for name, value in tensors.items():
         whole = expected[name]
-        fits = value.dim() == whole.dim() and all(n <= m for n, m in zip(value.shape, whole.shape, strict=True))
+        fits = value.dim() == whole.dim() and all(
+            n <= m for n, m in zip(value.shape, whole.shape, strict=True)
+        )
         if not fits or value.is_floating_point() != whole.is_floating_point():
             raise DeltaError(
                 f"{path} holds '{name}' as {value.dtype} of shape {tuple(value.shape)}, more than "

@@ -6,6 +6,8 @@ runs the narrow network with these. So what is trained, saved and loaded is the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -18,7 +20,7 @@ from sparsetune.slim import narrowed, pictures, values_of
 class Slimming(nn.Module):
     """An adapted, zeroed model whose training steps run on its slim shape.
 
-    Its parameters are the model's. In evaluation mode it is the model itself.
+    Its parameters are the model's, and what counts is the model's mode: in evaluation the model itself runs.
 
     Args:
         net: The adapted model, on the device where it will be trained.
@@ -40,7 +42,7 @@ class Slimming(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures ``(N, C, H, W)`` to logits, as the wide model does; its statistics move too."""
-        if not self.training:
+        if not self.net.training:
             out: Tensor = self.net(x)
             return out
         values = values_of(self.net)
@@ -55,7 +57,7 @@ class Slimming(nn.Module):
         """For each running mean, by how much a step moves it."""
         shares = {}
         for name in self._narrowing.means:
-            norm = self.net.get_submodule(name.rpartition(".")[0])
+            norm: Any = self.net.get_submodule(name.rpartition(".")[0])
             shares[name] = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         return shares
 

@@ -26,6 +26,7 @@ COLUMN = [
     "backbone",
     "adapt",
     "channels",
+    "following",
     "narrow",
     "slim",
     "slimming",

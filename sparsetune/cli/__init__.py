@@ -10,7 +10,20 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, export, fit, hub, models, plan, predict, slim, values
+from sparsetune.cli import (
+    bench,
+    console,
+    deltas,
+    evaluate,
+    export,
+    fit,
+    hub,
+    models,
+    plan,
+    predict,
+    slim,
+    values,
+)
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
