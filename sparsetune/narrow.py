@@ -19,6 +19,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from sparsetune.channels import Channels, Norm, Read, Values
+from sparsetune.layers import head_names
+
+TOLD = ("num_features", "head_hidden_size")
+"""Attributes in which a timm model says how long its classifier's input is."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +226,15 @@ def narrow_(plain: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             module._parameters[leaf] = nn.Parameter(value)
         else:
             module._buffers[leaf] = value
-    for module in plain.modules():
+    for name, module in plain.named_modules():
         if isinstance(module, _ConvNd):
             filters, inputs = module.weight.shape[:2]
             module.groups = max(1, module.groups * filters // module.out_channels)
             module.out_channels, module.in_channels = filters, inputs * module.groups
         elif isinstance(module, nn.Linear):
+            for told in TOLD if name in head_names(plain) else ():
+                if getattr(plain, told, None) == module.in_features:
+                    setattr(plain, told, module.weight.shape[1])
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, _NormBase) and module.affine:
             module.num_features = module.weight.shape[0]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sparsetune.adapt import adapted, merge_
+from sparsetune.backbone import ORIGIN
 from sparsetune.errors import ConfigError
 from sparsetune.following import follow
 from sparsetune.narrow import Narrowing, narrow_
@@ -35,10 +36,9 @@ def slim(net: nn.Module, inputs: Tensor | None = None) -> nn.Module:
         ConfigError: When the model is not adapted so, does what cannot be followed, or its slim form
             would differ by more than 1e-5 of the largest output.
     """
-    if inputs is None:
-        size = (getattr(net, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-        inputs = pictures(net, size)
-    return narrowed(net, inputs, training=False)[1]
+    small = narrowed(net, pictures(net, input_size(net)) if inputs is None else inputs, training=False)[1]
+    small.__dict__.pop(ORIGIN, None)
+    return small
 
 
 def narrowed(net: nn.Module, inputs: Tensor, *, training: bool) -> tuple[Narrowing, nn.Module]:
@@ -75,6 +75,12 @@ def values_of(net: nn.Module) -> dict[str, Tensor]:
     return {**dict(net.named_buffers()), **dict(net.named_parameters())}
 
 
+def input_size(net: nn.Module) -> tuple[int, ...]:
+    """Return channels, height and width of a model's pictures: timm models say it."""
+    size = (getattr(net, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    return tuple(size)
+
+
 def pictures(net: nn.Module, size: tuple[int, ...]) -> Tensor:
     """Return two random pictures ``(2, *size)``, always the same, where and as ``net``'s values are."""
     value = next(value for value in values_of(net).values() if value.is_floating_point())
@@ -91,9 +97,9 @@ def _check_same(plain: nn.Module, small: nn.Module, inputs: Tensor) -> None:
                 module.eval()
         outputs.append(twin(inputs.double()))
     wanted, found = outputs
-    difference = ((found - wanted).abs().max() / wanted.abs().max()).item()
-    if not difference <= TOLERANCE:
+    difference, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
+    if not difference <= TOLERANCE * largest:
         raise ConfigError(
-            f"the slim {type(plain).__name__} would differ by {difference:.1g} of the largest output, more "
-            f"than {TOLERANCE:g}; keep the network as it is."
+            f"the outputs of the slim {type(plain).__name__} would differ by {difference:.2g}, where the largest "
+            f"is {largest:.2g}; keep the network as it is."
         )

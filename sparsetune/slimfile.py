@@ -7,9 +7,11 @@ are those of the tensors.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -17,8 +19,10 @@ from torch import Tensor, nn
 from sparsetune.delta import LIMIT
 from sparsetune.errors import BackboneError, DeltaError
 from sparsetune.files import write_bytes
-from sparsetune.header import Header, header_text, parse_header
+from sparsetune.header import Header, header_text, parse_header, text_digest
 from sparsetune.narrow import narrow_
+from sparsetune.rebuild import other_versions
+from sparsetune.slim import input_size
 from sparsetune.zoo import HUB, skeleton
 
 KEY = "sparsetune.slim"
@@ -68,10 +72,11 @@ def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_networ
                 f"{path} is a slim {header.model}; pass allow_network=True to let that be fetched."
             )
         module = skeleton(header.origin)
-    _check_fit(path, header, module, tensors)
+    _check_fit(path, header, module.state_dict(), tensors)
     net = narrow_(module, tensors).eval()
     if any(value.is_meta for value in (*net.parameters(), *net.buffers())):
         raise DeltaError(f"{path} lacks values that {header.model} computes; pass a plain one as module=....")
+    _check_runs(path, header, net)
     return net
 
 
@@ -84,8 +89,9 @@ def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             if len(text) > LIMIT:
                 raise ValueError(f"its description is longer than {LIMIT} bytes")
             value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError("its description is not readable")
+            digest = value.get("digest") if isinstance(value, dict) else None
+            if not isinstance(digest, str) or digest != text_digest(text, digest):
+                raise ValueError("its description does not match its checksum")
             return parse_header(value, ()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -94,19 +100,29 @@ def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         ) from error
 
 
-def _check_fit(path: str | Path, header: Header, wide: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Compare names, kinds and sizes with the wide model's, and run the narrow one without its values."""
-    expected = wide.state_dict()
-    for name in expected.keys() ^ tensors.keys():
-        lacks = "lacks" if name in expected else "holds"
-        raise DeltaError(f"{path} {lacks} '{name}', unlike {header.model}; get a fresh copy of the file.")
+def _check_fit(path: str | Path, header: Header, wide: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Compare names, kinds and sizes with the wide model's."""
+    for name in wide.keys() ^ tensors.keys():
+        verb = "lacks" if name in wide else "holds"
+        raise DeltaError(f"{path} {verb} '{name}', unlike {header.model}; {other_versions(header)}.")
     for name, value in tensors.items():
-        whole = expected[name]
-        fits = value.dim() == whole.dim() and all(
-            n <= m for n, m in zip(value.shape, whole.shape, strict=True)
-        )
-        if not fits or value.is_floating_point() != whole.is_floating_point():
+        shape, whole = tuple(value.shape), tuple(wide[name].shape)
+        fits = len(shape) == len(whole) and all(n <= m for n, m in zip(shape, whole, strict=True))
+        if not fits or value.is_floating_point() != wide[name].is_floating_point():
             raise DeltaError(
-                f"{path} holds '{name}' as {value.dtype} of shape {tuple(value.shape)}, more than "
-                f"{header.model}'s {tuple(whole.shape)}; get a fresh copy of the file."
+                f"{path} holds '{name}' as {value.dtype} of shape {shape}, no part of {header.model}'s "
+                f"{whole}; {other_versions(header)}."
             )
+
+
+def _check_runs(path: str | Path, header: Header, net: nn.Module) -> None:
+    """Run the network without its values: its layers' widths must fit each other."""
+    size = header.preprocessing.size if header.preprocessing else input_size(net)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(net).to("meta")(torch.empty(2, *size, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise DeltaError(
+            f"{path} holds layers that do not fit each other ({reason}); get a fresh copy."
+        ) from error
