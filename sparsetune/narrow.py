@@ -130,8 +130,8 @@ class Narrowing:
             momentum: For each name of a running mean.
         """
         for norm in self.channels.norms:
-            if norm.mean is None or norm.var is None:
-                continue
+            if norm.mean is None or norm.var is None or narrow[norm.mean] is values[norm.mean]:
+                continue  # the step has moved the wide ones themselves
             own, place = self._own[norm.mean]
             share, constant = momentum[norm.mean], constants[norm.slot][0]
             for name, target in ((norm.mean, constant), (norm.var, torch.zeros_like(constant))):

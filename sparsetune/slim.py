@@ -100,6 +100,6 @@ def _check_same(plain: nn.Module, small: nn.Module, inputs: Tensor) -> None:
     difference, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
     if not difference <= TOLERANCE * largest:
         raise ConfigError(
-            f"the outputs of the slim {type(plain).__name__} would differ by {difference:.2g}, where the largest "
-            f"is {largest:.2g}; keep the network as it is."
+            f"the outputs of the slim {type(plain).__name__} would differ by {difference:.2g}, the largest "
+            f"being {largest:.2g}; keep the network as it is."
         )
