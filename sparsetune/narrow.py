@@ -33,9 +33,11 @@ class _Places:
     tensor: Tensor
 
     def of(self, value: Tensor) -> Tensor:
-        """Select rows; those behind the end are zero."""
+        """Select rows, a copy of a vector's; those behind the end are zero."""
         inside = bisect_left(self.list, len(value))
-        rows = value if inside == len(value) else value.index_select(0, self.tensor[:inside])
+        rows = (
+            value if inside == len(value) and value.dim() > 1 else value.index_select(0, self.tensor[:inside])
+        )
         zeros = len(self.list) - inside
         return torch.cat([rows, value.new_zeros(zeros, *value.shape[1:])]) if zeros else rows
 
@@ -130,8 +132,8 @@ class Narrowing:
             momentum: For each name of a running mean.
         """
         for norm in self.channels.norms:
-            if norm.mean is None or norm.var is None or narrow[norm.mean] is values[norm.mean]:
-                continue  # the step has moved the wide ones themselves
+            if norm.mean is None or norm.var is None:
+                continue
             own, place = self._own[norm.mean]
             share, constant = momentum[norm.mean], constants[norm.slot][0]
             for name, target in ((norm.mean, constant), (norm.var, torch.zeros_like(constant))):

@@ -38,6 +38,7 @@ class Slimming(nn.Module):
             raise ConfigError("no filters of this model are zero; train it as it is.")
         setattr(self, UNSENT, [f"net.{name}" for name in getattr(net, UNSENT)])
         self._small = (small,)  # in a tuple, so that its parameters are not this module's
+        self._device = self._narrowing.device.type
         self._buffers_left = {name for name, _ in small.named_buffers()} - self._narrowing.names
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,13 +46,19 @@ class Slimming(nn.Module):
         if not self.net.training:
             out: Tensor = self.net(x)
             return out
-        values = values_of(self.net)
-        with torch.autocast(x.device.type, enabled=False):
-            tensors, constants = self._narrowing.tensors(values)
-        left = {name: values[name] for name in self._buffers_left}
-        out = functional_call(self._small[0], {**tensors, **left}, (x,))
-        self._narrowing.move_statistics(values, tensors, constants, self._momentum())
+        tensors, constants = torch.compiler.disable(self._tensors)()
+        out = functional_call(self._small[0], tensors, (x,))
+        torch.compiler.disable(self._move_statistics)(tensors, constants)
         return out
+
+    def _tensors(self) -> tuple[dict[str, Tensor], list[Tensor]]:
+        values = values_of(self.net)
+        with torch.autocast(self._device, enabled=False):
+            tensors, constants = self._narrowing.tensors(values)
+        return tensors | {name: values[name] for name in self._buffers_left}, constants
+
+    def _move_statistics(self, tensors: dict[str, Tensor], constants: list[Tensor]) -> None:
+        self._narrowing.move_statistics(values_of(self.net), tensors, constants, self._momentum())
 
     def _momentum(self) -> dict[str, float]:
         """For each running mean, by how much a step moves it."""

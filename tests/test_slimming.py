@@ -57,6 +57,8 @@ def test_a_step(name):
 
 @settings(max_examples=40, deadline=None)
 @given(moves=MOVES, fraction=some.sampled_from([0.2, 0.5, 0.8]))
+@example(moves=[("norm", 0, 0), ("conv", 0, 0), ("conv", 0, 0)], fraction=0.2)
+@example(moves=[("conv", 0, 0), ("norm", 0, 0), ("norm", 0, 0), ("conv", 0, 4)], fraction=0.8)
 @example(moves=[("conv", 1, 0), ("norm", 0, 0), ("act", 2, 0), ("conv", 1, 0), ("add", 0, 2)], fraction=0.5)
 def test_a_step_of_any_graph(moves, fraction):
     net = zeroed_graph(moves, fraction)
