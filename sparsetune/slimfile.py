@@ -61,23 +61,28 @@ def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_networ
         ConfigError: When the model cannot be built with the file's arguments.
     """
     header, tensors = _read(path)
-    if module is None:
-        if header.library not in ("timm", "torchvision"):
-            raise DeltaError(
-                f"{path} is a slim {header.model} of the user's own; "
-                "build a plain one and pass it as load_slim(path, module=...)."
-            )
-        if header.model.startswith(HUB) and not allow_network:
-            raise BackboneError(
-                f"{path} is a slim {header.model}; pass allow_network=True to let that be fetched."
-            )
-        module = skeleton(header.origin)
-    _check_fit(path, header, module.state_dict(), tensors)
-    net = narrow_(module, tensors).eval()
+    wide = _wide(path, header, allow_network) if module is None else module
+    _check_fit(path, header, wide.state_dict(), tensors)
+    net = narrow_(wide, tensors).eval()
     if any(value.is_meta for value in (*net.parameters(), *net.buffers())):
         raise DeltaError(f"{path} lacks values that {header.model} computes; pass a plain one as module=....")
-    _check_runs(path, header, net)
+    if module is None:
+        _check_runs(path, header, net)
     return net
+
+
+def _wide(path: str | Path, header: Header, allow_network: bool) -> nn.Module:
+    """Build the model without its values."""
+    if header.library not in ("timm", "torchvision"):
+        raise DeltaError(
+            f"{path} is a slim {header.model} of the user's own; "
+            "build a plain one and pass it as load_slim(path, module=...)."
+        )
+    if header.model.startswith(HUB) and not allow_network:
+        raise BackboneError(
+            f"{path} is a slim {header.model}; pass allow_network=True to let that be fetched."
+        )
+    return skeleton(header.origin)
 
 
 def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
