@@ -80,7 +80,7 @@ class Graph(nn.Module):
             elif kind == "act":
                 x = ACTIVATIONS[a % len(ACTIVATIONS)](x)
             elif kind == "add":
-                x = x + other if other.shape == x.shape else x + 1
+                x = x + other if self.widths[b % len(seen)] == self.widths[i] else x + 1
             elif kind == "cat":
                 x = torch.cat([x, other], 1)
             elif kind == "max":
