@@ -50,13 +50,13 @@ class _Merge:
         read: The reader.
         columns: The columns, by their old places.
         into: New places of those that stay; the first holds the sum, the others nothing.
-        standing: Old place of the first.
+        emits: What the channel that stands for them gives.
     """
 
     read: Read
     columns: Tensor
     into: Tensor
-    standing: int
+    emits: float
 
 
 class Narrowing:
@@ -70,17 +70,16 @@ class Narrowing:
     def __init__(self, channels: Channels, values: Values) -> None:
         self.channels = channels
         self.device = next(iter(values.values())).device
+        self._standing = _if_all_stood_in(channels, values)
         self.live = {channels.root(flow) for flow in channels.live}
         self.kept, self.stand_ins = set(self.live), set[int]()
         self._keep_linked()
         fixed = {channels.root(flow) for flow in channels.fixed}
         for read in channels.reads:
-            self._keep_for(self._roots(read.flows), fixed)
+            self._keep_for(read, fixed)
         while empty := [d for dims in channels.dims.values() for d in dims if not self._kept(d)]:
             self.kept.add(channels.root(empty[0][0]))
             self._keep_linked()
-        with torch.no_grad():
-            self._standing = channels.constants({**values, **self._showing(values)})
 
     @property
     def smaller(self) -> bool:
@@ -111,8 +110,7 @@ class Narrowing:
                 narrow[name] = narrow[name].index_select(1, places.tensor)
         for merge in self._merges:
             name, slot = merge.read.weight, merge.read.slot
-            standing = self._standing[slot][0, merge.standing]
-            shares = constants[slot][0].index_select(0, merge.columns) / standing.where(standing != 0, 1)
+            shares = constants[slot][0].index_select(0, merge.columns) / merge.emits
             merged = values[name].index_select(1, merge.columns)
             column = (merged * shares.view(-1, *[1] * (merged.dim() - 2))).sum(1, keepdim=True)
             emptied = narrow[name].index_fill(1, merge.into, 0)
@@ -152,11 +150,13 @@ class Narrowing:
     def _merges(self) -> list[_Merge]:
         merges = []
         for read in self.channels.reads:
-            roots, kept = self._roots(read.flows), self._kept(read.flows)
+            roots, standing = self._roots(read.flows), self._standing[read.slot]
             columns = [i for i, root in enumerate(roots) if root not in self.kept or root in self.stand_ins]
-            into = [place for place, i in enumerate(kept) if roots[i] in self.stand_ins]
             if columns:
-                merges.append(_Merge(read, self._index(columns), self._index(into), kept[into[0]]))
+                ours = [(n, i) for n, i in enumerate(self._kept(read.flows)) if roots[i] in self.stand_ins]
+                ours.sort(key=lambda pair: -abs(standing[pair[1]]))
+                into = self._index(n for n, _ in ours)
+                merges.append(_Merge(read, self._index(columns), into, standing[ours[0][1]] or 1.0))
         return merges
 
     @cached_property
@@ -189,16 +189,20 @@ class Narrowing:
                     shown[name] = values[name].index_fill(0, places, value)
         return shown
 
-    def _keep_for(self, roots: list[int], fixed: set[int]) -> None:
-        """Let one channel of a reader's input stand for those that go."""
+    def _keep_for(self, read: Read, fixed: set[int]) -> None:
+        """Let one channel of a reader's input stand for those that go: one that can be other than zero."""
+        roots = self._roots(read.flows)
+        emits = dict.fromkeys(roots, 0.0)
+        for root, value in zip(roots, self._standing[read.slot], strict=True):
+            emits[root] = max(emits[root], abs(value))
         gone = [root for root in roots if root not in self.kept]
-        if not gone or any(root in self.stand_ins for root in roots):
+        if not gone or any(emits[root] for root in self.stand_ins & emits.keys()):
             return
         free = [root for root in roots if root not in self.live | fixed]
-        if free:
-            standing = next((root for root in free if root in self.kept), free[0])
-            self.stand_ins.add(standing)
-            self.kept.add(standing)
+        chosen = max(free, key=emits.__getitem__, default=None)
+        if chosen is not None and (emits[chosen] or not any(emits[root] for root in gone)):
+            self.stand_ins.add(chosen)
+            self.kept.add(chosen)
         else:
             self.kept.update(gone)
         self._keep_linked()
@@ -241,3 +245,14 @@ def narrow_(plain: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         elif isinstance(module, _NormBase) and module.affine:
             module.num_features = module.weight.shape[0]
     return plain
+
+
+@torch.no_grad()
+def _if_all_stood_in(channels: Channels, values: Values) -> list[list[float]]:
+    """What each channel would give at every place if it stood for others; mostly 0 without a batch norm."""
+    shown = dict(values)
+    for norm in channels.norms:
+        for name, value in ((norm.weight, 0.0), (norm.bias, 1.0)):
+            if name is not None:
+                shown[name] = torch.full_like(values[name], value)
+    return [constants[0].tolist() for constants in channels.constants(shown)]

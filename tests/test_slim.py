@@ -54,8 +54,14 @@ def test_same_outputs_of_the_large(name):
         assert near(small(x), net(x))
 
 
+CONVS = [("conv", 0, 0), ("conv", 0, 0)]
+
+
 @settings(max_examples=100, deadline=None)
 @given(moves=MOVES, fraction=some.sampled_from([0.0, 0.2, 0.5, 0.8]))
+@example(
+    moves=[*[("conv", 0, 0)] * 2, ("norm", 0, 0), ("conv", 0, 0), ("gate", 0, 0), ("cat", 0, 3)], fraction=0.0
+)
 @example(moves=[("conv", 1, 0), ("norm", 0, 0), ("act", 2, 0), ("conv", 1, 0), ("add", 0, 2)], fraction=0.5)
 def test_any_graph(moves, fraction):
     net = zeroed_graph(moves, fraction)
