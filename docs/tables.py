@@ -165,11 +165,12 @@ def _slim_table() -> str:
     for path in sorted(RESULTS.glob("slim-*.json")):
         found = json.loads(path.read_text())
         for row in found["rows"]:
-            times = [
-                f"{part['ms']['zeroed']:.0f} to {part['ms']['slim']:.0f} ms, **{part['times_faster']:.2f} times**"
-                for part in (row["inference"], row["training_step"])
-            ]
-            values = row["values"]
+            values, times = row["values"], []
+            for part in (row["inference"], row["training_step"]):
+                ms = part["ms"]
+                times.append(
+                    f"{ms['zeroed']:.0f} to {ms['slim']:.0f} ms, **{part['times_faster']:.2f} times**"
+                )
             rows.append(
                 f"| {row['model']}, fraction {row['fraction']:g} | {row['batch_size']}, {row['size']} "
                 f"| {values['slim']:,} of {values['learned']:,} learned, {values['whole']:,} in all "

@@ -17,6 +17,7 @@ from sparsetune.preprocessing import Preprocessing
 from sparsetune.saving import inspect, load, save, verify
 from sparsetune.slim import slim
 from sparsetune.slimfile import load_slim
+from sparsetune.slimming import slimming
 from sparsetune.tasks import Tasks
 from sparsetune.training import Epoch, fit
 from sparsetune.zoo import create, names
@@ -50,5 +51,6 @@ __all__ = [
     "save",
     "save_pretrained",
     "slim",
+    "slimming",
     "verify",
 ]

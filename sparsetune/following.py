@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsetune.channels import Channels, Norm, Read, Step, Values
-from sparsetune.errors import ConfigError
+from sparsetune.errors import ConfigError, SparsetuneError
 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
 ACTIVATIONS = {
@@ -51,7 +51,8 @@ def follow(net: nn.Module, inputs: Tensor, filters: Mapping[str, int]) -> Channe
         filters: Weight's name -> how many filters, the first ones, are not zero; all, where it is missing.
 
     Raises:
-        ConfigError: When it does what cannot be followed; the sentence names the module.
+        ConfigError: When it cannot take the batch, or does what cannot be followed; the sentence names the
+            module.
     """
     run = _Following(net, filters)
     handles = []
@@ -63,6 +64,13 @@ def follow(net: nn.Module, inputs: Tensor, filters: Mapping[str, int]) -> Channe
         run.track(inputs, run.found.fresh(count, live=count), lambda *_: inputs.new_zeros(1, count))
         with torch.no_grad(), run:
             outputs = net(inputs)
+    except SparsetuneError:
+        raise
+    except Exception as error:
+        shape, reason = "x".join(map(str, inputs.shape)), " ".join(str(error).split())[:200].rstrip(".")
+        raise ConfigError(
+            f"this {type(net).__name__} cannot take a batch of {shape} ({reason}); pass one that it takes."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -91,11 +91,11 @@ def _check_same(plain: nn.Module, small: nn.Module, inputs: Tensor) -> None:
     """Compare the two in float64, where rounding hides nothing, and without dropout."""
     outputs = []
     for net in (plain, small):
-        twin = copy.deepcopy(net).double()
+        twin = copy.deepcopy(net).cpu().double()
         for module in twin.modules():
             if isinstance(module, _DropoutNd):
                 module.eval()
-        outputs.append(twin(inputs.double()))
+        outputs.append(twin(inputs.cpu().double()))
     wanted, found = outputs
     difference, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
     if not difference <= TOLERANCE * largest:

@@ -70,7 +70,18 @@ class Slimming(nn.Module):
 
 
 def slimming(net: nn.Module, size: tuple[int, ...]) -> nn.Module:
-    """Return :class:`Slimming` of ``net``, or ``net`` itself where that is not to be had."""
+    """Return a model that trains ``net`` on its slim shape: call it where you would call ``net``.
+
+    Outputs, gradients and running statistics are those of ``net``, up to rounding, at less time a step where
+    ``net`` learned ``Learn(frozen="zero")``. :func:`fit` does this by itself.
+
+    Args:
+        net: An adapted model, on the device where it will be trained; all its layers train, batch norms too.
+        size: Channels, height and width of a picture.
+
+    Returns:
+        A model with the parameters of ``net``, or ``net`` itself where it has no slim shape.
+    """
     if adapted(net).plan.learn.frozen != "zero":
         return net
     try:

@@ -139,6 +139,11 @@ def test_refuses_a_layer_used_twice():
         following(Net(nn.Sequential(conv, conv)))
 
 
+def test_refuses_a_batch_that_does_not_fit():
+    with pytest.raises(ConfigError, match=r"this Sequential cannot take a batch of 2x3x6x6 \(.*\); pass one"):
+        following(nn.Sequential(nn.Conv2d(4, 8, 1)))
+
+
 def test_refuses_several_outputs():
     class Both(nn.Module):
         def forward(self, x):

@@ -11,6 +11,7 @@ from sparsetune.adapt import adapted
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError
 from sparsetune.saving import inspect, load
+from sparsetune.slim import pictures
 from sparsetune.slim import slim as narrowed
 from sparsetune.slimfile import write_slim
 
@@ -35,7 +36,8 @@ def slim(
     header = inspect(delta)
     net = load(delta, backbone=backbone, allow_network=allow_network)
     made = adapted(net).plan
-    small = narrowed(net)
+    form = header.preprocessing
+    small = narrowed(net, pictures(net, form.size) if form else None)
     write_slim(out, small, header)
     counts = {
         "parameters": sum(parameter.numel() for parameter in small.parameters()),
