@@ -24,7 +24,7 @@ NETWORKS = {
     "regnetx_002": {},
     "regnety_002": {},
     "densenet121": {},
-    "efficientnet_b0": {},
+    "mobilenetv3_small_050": {},
     "torchvision/resnet18": {},
 }
 
@@ -46,7 +46,7 @@ def test_same_outputs(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wrn28_10", "densenet100_12", "resnet50", "regnety_032", "densenet201"])
+@pytest.mark.parametrize("name", ["wrn28_10", "densenet100_12", "resnet50", "regnety_032", "efficientnet_b0"])
 def test_same_outputs_of_the_large(name):
     net = zeroed(name, 0.1)
     small, x = st.slim(net, batch()), batch(64)

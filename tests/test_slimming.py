@@ -16,12 +16,11 @@ from sparsetune.slimming import Slimming, slimming
 NETWORKS = {
     "wrn28_4": {"depth": 16},
     "densenet100_12": {"depth": 22},
-    "vgg19_cifar": {},
+    "alexnet_cifar": {},
     "vgg19_bn_cifar": {},
     "resnet18": {},
     "seresnext26d_32x4d": {},
     "regnety_002": {},
-    "densenet121": {},
 }
 
 
@@ -53,6 +52,12 @@ def check_step(net, side=32, count=4):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step(name):
     check_step(zeroed(name, **NETWORKS[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wrn28_4", "densenet100_12", "vgg19_cifar", "resnet50", "densenet121"])
+def test_a_step_of_the_large(name):
+    check_step(zeroed(name, 0.1))
 
 
 @settings(max_examples=40, deadline=None)
