@@ -15,6 +15,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
         ("precision", _precision_table),
+        ("slim", _slim_table),
     ):
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", table())
@@ -153,3 +154,27 @@ def _precision_table() -> str:
             for row in found["rows"]
         ]
     return "\n".join(rows)
+
+
+def _slim_table() -> str:
+    rows = [
+        "| model | batch, side | values | inference | training step | outputs differ by |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    notes = []
+    for path in sorted(RESULTS.glob("slim-*.json")):
+        found = json.loads(path.read_text())
+        for row in found["rows"]:
+            values, times = row["values"], []
+            for part in (row["inference"], row["training_step"]):
+                ms = part["ms"]
+                times.append(
+                    f"{ms['zeroed']:.0f} to {ms['slim']:.0f} ms, **{part['times_faster']:.2f} times**"
+                )
+            rows.append(
+                f"| {row['model']}, fraction {row['fraction']:g} | {row['batch_size']}, {row['size']} "
+                f"| {values['slim']:,} of {values['learned']:,} learned, {values['whole']:,} in all "
+                f"| {' | '.join(times)} | {row['largest_difference_of_largest_output']:.0e} of the largest |"
+            )
+        notes.append(_note(found))
+    return "\n".join([*rows, "", *notes])

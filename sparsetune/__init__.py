@@ -15,6 +15,9 @@ from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.saving import inspect, load, save, verify
+from sparsetune.slim import slim
+from sparsetune.slimfile import load_slim
+from sparsetune.slimming import slimming
 from sparsetune.tasks import Tasks
 from sparsetune.training import Epoch, fit
 from sparsetune.zoo import create, names
@@ -39,6 +42,7 @@ __all__ = [
     "from_pretrained",
     "inspect",
     "load",
+    "load_slim",
     "merge_",
     "names",
     "open_data",
@@ -46,5 +50,7 @@ __all__ = [
     "push",
     "save",
     "save_pretrained",
+    "slim",
+    "slimming",
     "verify",
 ]

@@ -17,6 +17,7 @@ from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.processes import Processes
+from sparsetune.slimming import slimming
 
 
 class Stepper:
@@ -27,12 +28,15 @@ class Stepper:
         config: How to train.
         steps: Steps of an epoch.
         group: The processes that train.
+        size: Channels, height and width of a picture.
 
     Raises:
         ConfigError: When the optimiser cannot be used here.
     """
 
-    def __init__(self, net: nn.Module, config: FitConfig, steps: int, group: Processes) -> None:
+    def __init__(
+        self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
+    ) -> None:
         self.net, self.group = net.to(group.device), group
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
             optimizer = create_optimizer_v2(
@@ -45,7 +49,7 @@ class Stepper:
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
-        wrapped = _Wrapped(net, config.compile)
+        wrapped = _Wrapped(slimming(net, size), config.compile)
         self.model, self.optimizer = group.accelerator.prepare(wrapped, optimizer)
 
     @property

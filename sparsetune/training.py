@@ -143,7 +143,7 @@ class _Training:
         self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
         self.train, self.group = data.train, group
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
-        self.stepper = Stepper(net, config, self.steps, group)
+        self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
         self.position = Position()
 
     @property

@@ -10,7 +10,20 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, export, fit, hub, models, plan, predict, values
+from sparsetune.cli import (
+    bench,
+    console,
+    deltas,
+    evaluate,
+    export,
+    fit,
+    hub,
+    models,
+    plan,
+    predict,
+    slim,
+    values,
+)
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -54,6 +67,7 @@ _command("info", deltas.info)
 _command("verify", deltas.verify)
 _command("merge", deltas.merge)
 _command("export", export.export)
+_command("slim", slim.slim)
 _command("compress", values.compress)
 _command("diff", values.diff)
 _command("soup", values.soup)

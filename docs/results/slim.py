@@ -1,0 +1,128 @@
+"""Times a zeroed network and its slim form in turn in one process, inference and training steps; writes JSON.
+
+Example: python docs/results/slim.py --out docs/results/slim-cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsetune as st
+from sparsetune.machine import describe_machine
+from sparsetune.slimming import Slimming
+
+
+def inference_of(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return a forward pass in evaluation mode."""
+    net.eval()
+
+    @torch.inference_mode()
+    def step() -> None:
+        net(x)
+
+    return step
+
+
+def training_of(net: nn.Module, model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return a whole training step: forward, loss, backward, SGD with momentum and decay."""
+    net.train()
+    y = torch.randint(10, (len(x),), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def in_turn(zeroed: Callable[[], None], slim: Callable[[], None], rounds: int) -> dict[str, Any]:
+    """Time two kinds of step in turn, after two steps of each that do not count."""
+    times: dict[str, list[float]] = {"zeroed": [], "slim": []}
+    for number in range(rounds + 2):
+        for kind, step in (("zeroed", zeroed), ("slim", slim)):
+            took = seconds(step)
+            if number >= 2:
+                times[kind].append(took)
+    return {
+        "ms": {kind: round(median(values) * 1e3, 2) for kind, values in times.items()},
+        "spread_ms": {
+            kind: [round(min(values) * 1e3, 2), round(max(values) * 1e3, 2)] for kind, values in times.items()
+        },
+        "times_faster": round(median(a / b for a, b in zip(*times.values(), strict=True)), 2),
+    }
+
+
+def measure(name: str, fraction: float, batch_size: int, size: int, rounds: int) -> dict[str, Any]:
+    """Compare one network's two forms: outputs, values, time."""
+    net = st.adapt_(st.create(name, num_classes=10), st.Learn(fraction=fraction, frozen="zero"))
+    x = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
+    training = in_turn(
+        training_of(net, net, x),
+        training_of(twin := copy.deepcopy(net), Slimming(twin.train(), (3, size, size)), x),
+        rounds,
+    )
+    small = st.slim(net.eval())
+    with torch.inference_mode():
+        wanted, found = net(x), small(x)
+    return {
+        "model": name,
+        "fraction": fraction,
+        "batch_size": batch_size,
+        "size": size,
+        "rounds": rounds,
+        "values": {
+            "whole": st.adapted(net).plan.total_parameters,
+            "learned": st.adapted(net).plan.learned_parameters,
+            "slim": sum(parameter.numel() for parameter in small.parameters()),
+        },
+        "largest_difference_of_largest_output": float((found - wanted).abs().max() / wanted.abs().max()),
+        "inference": in_turn(inference_of(net, x), inference_of(small, x), rounds),
+        "training_step": training,
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="wrn28_4")
+    parser.add_argument("--fraction", type=float, action="append", help="May be repeated; 0.4 if left out.")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [
+        measure(options.model, fraction, options.batch_size, options.size, options.rounds)
+        for fraction in options.fraction or [0.4]
+    ]
+    text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
