@@ -19,7 +19,7 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """Stride, padding, dilation (one value for each spatial dimension) and groups of a convolution."""
 
 INPUT_MIN_POSITIONS = 64
-"""From this many positions on, a product beats the library's 1x1 input gradient; below, it packs too often."""
+"""From this many positions on, a product beats the library's 1x1 input gradient."""
 FLAT_RATIO = 3
 """Values that one product over the whole batch may copy for each that a product a picture adds up."""
 SHIFT_MAX_FILTERS = 256
@@ -162,7 +162,7 @@ def _pointwise_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     weight = weight.flatten(1)
     if x.stride(1) == 1:
         return (grad.permute(0, 2, 3, 1) @ weight).permute(0, 3, 1, 2)
-    return (weight.t() @ grad.flatten(2)).unflatten(2, grad.shape[2:])
+    return (weight.t() @ grad.flatten(2)).reshape(x.shape)
 
 
 def _spread(reached: Tensor, x: Tensor, stride: Sequence[int]) -> Tensor:
@@ -187,7 +187,8 @@ def _shifted(grad: Tensor, x: Tensor, part: Tensor, padding: Sequence[int]) -> T
     shifts = F.pad(grad, around).unfold(2, height, 1).unfold(3, width, 1)
     pictures = max(1, SHIFT_VALUES // max(1, shifts[:1].numel()))
     products = map(_summed, shifts.split(pictures), x.split(pictures))
-    return reduce(torch.add, products).flip(1, 2).permute(0, 3, 1, 2)
+    total: Tensor = reduce(torch.add, products)
+    return total.flip(1, 2).permute(0, 3, 1, 2)
 
 
 def _summed(rows: Tensor, x: Tensor) -> Tensor:
