@@ -22,10 +22,8 @@ INPUT_MIN_POSITIONS = 64
 """From this many positions on, a product beats the library's 1x1 input gradient."""
 FLAT_RATIO = 3
 """Values that one product over the whole batch may copy for each that a product a picture adds up."""
-SHIFT_MAX_FILTERS = 256
-"""Up to this many filters, shifted gradients and a product beat the library."""
-SHIFT_MIN_INPUTS = 32
-"""Unless filters are few, each shifted value must serve this many inputs to pay for its copy."""
+SHIFT_MIN_INPUTS = 2
+"""With this many inputs for each filter, shifted gradients and a product beat the library."""
 SHIFT_VALUES = 2**20
 """Shifted gradients in memory at one time: so many stay in a cache, all of a batch would not."""
 
@@ -125,9 +123,8 @@ def _ungrouped(grad: Tensor, x: Tensor, part: Tensor, geometry: Geometry) -> Ten
     stride, padding, _, _ = geometry
     if _is_product(grad, part, geometry):
         return _summed(grad, _reached(x, stride)).view(part.shape)
-    filters, inputs = part.shape[:2]
-    pays = filters <= SHIFT_MAX_FILTERS and (inputs >= SHIFT_MIN_INPUTS or 2 * filters <= inputs)
-    if grad.is_cpu and grad.dim() == 4 and pays and _keeps_size(part, geometry):
+    few = part.shape[1] >= SHIFT_MIN_INPUTS * part.shape[0]
+    if grad.is_cpu and grad.dim() == 4 and few and _keeps_size(part, geometry):
         return _shifted(grad, x, part, padding)
     return _library(grad, x, part, geometry)
 

@@ -93,12 +93,8 @@ CASES = {
     "1x1, padded": ("library", (20, 6, 1, 1), (2, 6, 12, 12), 1, 1, 1, 3),
     "3x3, half as many filters as inputs": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 3),
     "3x3, more filters": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 4),
-    "3x3, more filters, many inputs": ("shifted", (40, 32, 3, 3), (2, 32, 7, 9), 1, 1, 1, 17),
-    "3x3, more filters, not so many inputs": ("library", (40, 31, 3, 3), (2, 31, 7, 9), 1, 1, 1, 17),
-    "3x3, most filters": ("shifted", (257, 32, 3, 3), (2, 32, 3, 3), 1, 1, 1, 256),
-    "3x3, too many filters": ("library", (257, 32, 3, 3), (2, 32, 3, 3), 1, 1, 1, 257),
-    "3x3, one product for each picture": ("shifted by bmm", (9, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 8),
-    "3x3, one product for all pictures": ("shifted by mm", (9, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 9),
+    "3x3, one product for each picture": ("shifted by bmm", (20, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 8),
+    "3x3, one product for all pictures": ("shifted by mm", (20, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 9),
     "3x3, few filters, valid": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 0, 1, 1),
     "5x5, few filters, wide padding": ("shifted", (20, 6, 5, 5), (2, 6, 7, 9), 1, 4, 1, 3),
     "3x3, padding beyond the kernel": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 3, 1, 3),
@@ -130,7 +126,7 @@ def test_a_batch_is_shifted_a_few_pictures_at_a_time():
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     k, positions, batch = 20, 30 * 30, 15
     assert 6 * k * 9 * positions < SHIFT_VALUES < 7 * k * 9 * positions  # so 6, 6 and 3 of the 15
-    x, weight, grad, whole = operands((21, 32, 3, 3), (batch, 32, 30, 30), geometry)
+    x, weight, grad, whole = operands((21, 40, 3, 3), (batch, 40, 30, 30), geometry)
     with Kernels() as kernels:
         found = conv_weight_gradient(grad, x, weight, 0, k, geometry)
     assert kernels.count["bmm"] == 3
