@@ -32,7 +32,7 @@ def conv_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geome
     """Return the gradient of a convolution's input, shaped as ``x``; arguments as for its weight's."""
     stride, padding, dilation, groups = geometry
     if _is_product(grad, weight, geometry):
-        if any(step > 1 for step in stride):
+        if max(stride) > 1:
             unstrided = ([1, 1], padding, dilation, groups)
             return _spread(conv_input_gradient(grad, _reached(x, stride), weight, unstrided), x, stride)
         if grad.shape[2:].numel() >= INPUT_MIN_POSITIONS:
@@ -214,6 +214,8 @@ def _is_product(grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 def _reached(x: Tensor, stride: Sequence[int]) -> Tensor:
     """The positions that a 1x1 kernel reaches."""
+    if max(stride) == 1:
+        return x
     index: Any = (..., *(slice(None, None, step) for step in stride))
     return x[index]
 
