@@ -35,6 +35,7 @@ class FitConfig:
         seed: Order of pictures, augmentation and dropout.
         amp: Mixed precision of training steps, or ``None``; tests are always in full precision.
         compile: Use ``torch.compile``.
+        grad_checkpointing: Compute activations anew in the backward pass, for less memory at more time.
         workers: Processes that decode pictures; results do not depend on it.
         device: ``cpu``, ``cuda``, …; ``None`` takes what there is.
 
@@ -53,6 +54,7 @@ class FitConfig:
     seed: int = 0
     amp: Amp | None = None
     compile: bool = False
+    grad_checkpointing: bool = False
     workers: int = 0
     device: str | None = None
 

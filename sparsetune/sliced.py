@@ -142,7 +142,9 @@ def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
     return learned, whole
 
 
-def _conv_forward(module: Any, x: Tensor) -> Tensor:
+def _conv_forward(module: Any, x: Tensor) -> Any:
+    if not torch.is_grad_enabled():
+        return module._conv_forward(x, module.weight, module.bias)
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     padding: Any = module.padding
@@ -157,6 +159,8 @@ def _conv_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _linear_forward(module: Any, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return F.linear(x, module.weight, module.bias)
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     dim = module.__dict__[DIMS].get("weight", 0)

@@ -18,8 +18,10 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data, count_steps, loader
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.inference import predict_logits
+from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import scores
 from sparsetune.processes import Processes, processes
+from sparsetune.recomputing import recomputing
 from sparsetune.stepping import Stepper
 
 CHECKPOINT_SECONDS = 60.0
@@ -88,7 +90,8 @@ def fit(
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
     The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with
-    more workers, changes no bit of it on a CPU. The caller's random state is not touched.
+    more workers, changes no bit of it on a CPU. The caller's random state is not touched. Where the C library
+    is glibc, the process keeps memory that it frees from then on: a step frees what the next one needs.
 
     Several processes that ``torchrun`` or ``accelerate launch`` started train together: each takes its rows
     of every batch, and only the learned slices' gradients and running statistics travel. Each returns the
@@ -114,7 +117,12 @@ def fit(
     """
     _check(net, data)
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
-    with torch.random.fork_rng(), processes(config.device, config.amp) as group:
+    keep_freed_memory()
+    with (
+        torch.random.fork_rng(),
+        recomputing(net, config.grad_checkpointing),
+        processes(config.device, config.amp) as group,
+    ):
         training = _Training(net, data, config, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.restore(checkpoint)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+import sparsetune as st
 from sparsetune.memory import held_bytes, peak_bytes
 
 KIB = 1024
@@ -30,3 +32,23 @@ def test_what_is_held_counts_shared_memory_once():
     net(torch.randn(4, 10)).sum().backward()
     optimizer.step()
     assert held_bytes(net, optimizer) == 4 * (2 * values + 20) + 8
+
+
+@pytest.mark.parametrize("name", ["wrn28_4", "densenet100_12", "test_resnet", "regnetx_002"])
+@pytest.mark.parametrize("fraction", [0.1, 0.4])
+def test_optimiser_and_gradients_take_the_learned_share(name, fraction):
+    net = st.create(name, num_classes=10)
+    share = (made := st.plan(net, st.Learn(fraction=fraction))).learned_parameters / made.total_parameters
+    full = bytes_of_learning(net)
+    assert bytes_of_learning(st.adapt_(net, made.learn)) <= 1.05 * share * full
+
+
+def bytes_of_learning(net: nn.Module) -> int:
+    """Memory of gradients and of Adam's state after a step; a view counts as all that it keeps."""
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randn(2, 3, 32, 32)).logsumexp(1).sum().backward()
+    optimizer.step()
+    held = [value for state in optimizer.state.values() for value in state.values()]
+    held += [parameter.grad for parameter in net.parameters()]
+    net.zero_grad()
+    return sum({v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in held}.values())

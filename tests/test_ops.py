@@ -116,7 +116,7 @@ def test_nothing_is_differentiated_where_nothing_before_or_inside_is_learned():
 
 def test_a_learned_layer_at_the_start_has_no_input_gradient():
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
-    learned = learned_part(weight, 0, 2)
+    learned = learned_part(weight, 0, 1)
     y = sliced_conv(x, learned, weight, None, None, 0, GEOMETRY)
     with Kernels() as kernels:
         y.sum().backward()

@@ -138,7 +138,7 @@ def test_a_gradient_of_the_input_may_be_taken(tasks, folder):
     x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
     tasks("maps", x).sum().backward()
     st.merge_(st.load(folder / "maps"))(y).sum().backward()
-    assert torch.allclose(x.grad, y.grad, atol=1e-6)
+    assert (x.grad - y.grad).abs().max() <= 1e-5 * y.grad.abs().max()
     assert not any(parameter.requires_grad for parameter in tasks.parameters())
 
 

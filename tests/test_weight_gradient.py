@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,27 +12,32 @@ from torch.autograd import grad as gradient
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsetune.weight_gradient import conv_weight_gradient, linear_weight_gradient
+from sparsetune.weight_gradient import (
+    SHIFT_VALUES,
+    conv_input_gradient,
+    conv_weight_gradient,
+    linear_weight_gradient,
+)
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class Kernels(TorchDispatchMode):
-    """Remember the names of the operations that run."""
+    """Count the operations that run, by their names."""
 
     def __init__(self):
         super().__init__()
-        self.names = set()
+        self.count = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
+        self.count[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
     @property
     def way(self) -> str:
-        if "convolution_backward" in self.names:
+        if "convolution_backward" in self.count:
             return "library"
-        return "shifted" if "unfold" in self.names else "pointwise"
+        return "shifted" if "unfold" in self.count else "pointwise"
 
 
 def operands(shape, x_shape, geometry, *, dtype=torch.float64, channels_last=False, seed=0):
@@ -79,16 +86,18 @@ def test_convolution(case, channels_last, seed):
 
 CASES = {
     # way it is computed: weight, input, stride, padding, groups, k
-    "1x1 over many positions": ("pointwise", (20, 6, 1, 1), (2, 6, 10, 10), 1, 0, 1, 14),
+    "1x1": ("pointwise", (20, 6, 1, 1), (2, 6, 10, 10), 1, 0, 1, 14),
     "1x1, strided": ("pointwise", (20, 6, 1, 1), (2, 6, 21, 19), 2, 0, 1, 3),
-    "1x1 over few positions": ("library", (20, 6, 1, 1), (2, 6, 9, 9), 1, 0, 1, 14),
-    "1x1 over few positions, few filters": ("pointwise", (20, 6, 1, 1), (2, 6, 9, 9), 1, 0, 1, 12),
+    "1x1, one product for each picture": ("pointwise by bmm", (20, 60, 1, 1), (2, 60, 2, 2), 1, 0, 1, 14),
+    "1x1, one product for all pictures": ("pointwise by mm", (20, 60, 1, 1), (2, 60, 2, 2), 1, 0, 1, 15),
     "1x1, padded": ("library", (20, 6, 1, 1), (2, 6, 12, 12), 1, 1, 1, 3),
-    "3x3, few filters": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 12),
+    "3x3, half as many filters as inputs": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 3),
+    "3x3, more filters": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 4),
+    "3x3, one product for each picture": ("shifted by bmm", (20, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 8),
+    "3x3, one product for all pictures": ("shifted by mm", (20, 32, 3, 3), (2, 32, 5, 5), 1, 1, 1, 9),
     "3x3, few filters, valid": ("shifted", (20, 6, 3, 3), (2, 6, 7, 9), 1, 0, 1, 1),
-    "5x5, few filters, wide padding": ("shifted", (20, 6, 5, 5), (2, 6, 7, 9), 1, 4, 1, 5),
-    "3x3, padding beyond the kernel": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 3, 1, 5),
-    "3x3, many filters": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 1, 1, 13),
+    "5x5, few filters, wide padding": ("shifted", (20, 6, 5, 5), (2, 6, 7, 9), 1, 4, 1, 3),
+    "3x3, padding beyond the kernel": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 1, 3, 1, 3),
     "3x3, strided": ("library", (20, 6, 3, 3), (2, 6, 7, 9), 2, 1, 1, 3),
     "grouped": ("library", (20, 3, 3, 3), (2, 6, 7, 9), 1, 1, 2, 3),
     "depthwise": ("library", (6, 1, 3, 3), (2, 6, 7, 9), 1, 1, 6, 3),
@@ -105,9 +114,54 @@ def test_every_way_gives_the_same_gradient(name, dtype, channels_last):
     x, weight, grad, _ = operands(shape, x_shape, geometry, dtype=dtype, channels_last=channels_last)
     with Kernels() as kernels:
         found = conv_weight_gradient(grad, x, weight, 0, k, geometry)
+    way, _, product = way.partition(" by ")
     assert kernels.way == way
+    assert not product or channels_last or product in kernels.count
     assert found.dtype == dtype
     exact = conv_weight_gradient(grad.double(), x.double(), weight.double(), 0, shape[0], geometry)[:k]
+    assert (found.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
+
+
+def test_a_batch_is_shifted_a_few_pictures_at_a_time():
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    k, positions, batch = 20, 30 * 30, 15
+    assert 6 * k * 9 * positions < SHIFT_VALUES < 7 * k * 9 * positions  # so 6, 6 and 3 of the 15
+    x, weight, grad, whole = operands((21, 40, 3, 3), (batch, 40, 30, 30), geometry)
+    with Kernels() as kernels:
+        found = conv_weight_gradient(grad, x, weight, 0, k, geometry)
+    assert kernels.count["bmm"] == 3
+    torch.testing.assert_close(found, whole[:k], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("way", "size", "stride", "groups", "kernel"),
+    [
+        ("pointwise", (8, 8), 1, 1, 1),
+        ("library", (7, 9), 1, 1, 1),
+        ("pointwise", (15, 16), 2, 1, 1),
+        ("library", (15, 14), 2, 1, 1),
+        ("pointwise", (22, 24), 3, 1, 1),
+        ("library", (8, 8), 1, 2, 1),
+        ("library", (8, 8), 1, 1, 3),
+    ],
+)
+def test_every_way_gives_the_same_gradient_of_the_input(
+    way, size, stride, groups, kernel, dtype, channels_last
+):
+    geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1], groups)
+    shape, x_shape = (20, 6 // groups, kernel, kernel), (2, 6, *size)
+    x, weight, grad, _ = operands(shape, x_shape, geometry, dtype=dtype, channels_last=channels_last)
+    with Kernels() as kernels:
+        found = conv_input_gradient(grad, x, weight, geometry)
+    assert kernels.way == way
+    assert (found.dtype, found.shape) == (dtype, x.shape)
+    if dtype.itemsize > 2 or way == "pointwise":
+        assert found.stride() == x.stride()
+    wide = x.double().requires_grad_()
+    y = F.conv2d(wide, weight.double(), None, stride, kernel // 2, 1, groups)
+    exact = gradient(y, wide, grad.double())[0]
     assert (found.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
 
 
@@ -127,7 +181,7 @@ def test_the_library_never_strides_over_1x1_kernels(dim, groups):
 
     with Watch():
         found = conv_weight_gradient(grad, x, weight, dim, 4, geometry)
-    assert strides == ([] if (dim, groups) == (0, 1) else [[1, 1]])
+    assert strides == ([] if groups == 1 else [[1, 1]])
     torch.testing.assert_close(found, whole.narrow(dim, 0, 4), rtol=1e-4, atol=1e-4)
 
 

@@ -103,6 +103,14 @@ def fit(
     compile_: Annotated[
         bool, typer.Option("--compile", rich_help_panel=TRAINING, help="Use torch.compile.")
     ] = False,
+    grad_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--grad-checkpointing",
+            rich_help_panel=TRAINING,
+            help="Compute activations anew in the backward pass: less memory, more time.",
+        ),
+    ] = False,
     device: options.Device = None,
     members: Annotated[
         int,
@@ -153,6 +161,7 @@ def fit(
             seed=seed,
             amp=_any(amp),
             compile=compile_,
+            grad_checkpointing=grad_checkpointing,
             workers=workers,
             device=device,
         ),

@@ -106,6 +106,7 @@ def test_next_command_names_the_backbone_file(sparsetune):
 def test_options_reach_the_training(sparsetune):
     options = "--opt adamw --lr 0.01 --weight-decay 0.02 --sched tanh --seed 3 --backbone-seed 4 --amp bf16"
     options += " --filters 1 --no-norm --dim in --layers layer1 --layers layer2 --frozen zero --no-head -b 50"
+    options += " --grad-checkpointing"
     limits = "--model test_resnet --train-limit 200 --test-limit 50 --epochs 1 --size 16 --out r -j 1"
     sparsetune(f"fit {options} {limits}")
     header = st.inspect("r/delta.safetensors")
@@ -113,6 +114,7 @@ def test_options_reach_the_training(sparsetune):
         filters=1, dim="in", layers=("layer1", "layer2"), norm=False, head=False, frozen="zero"
     )
     config = {"opt": "adamw", "lr": 0.01, "weight_decay": 0.02, "sched": "tanh", "seed": 3, "amp": "bf16"}
+    config["grad_checkpointing"] = True
     assert header.training["config"].items() >= {**config, "batch_size": 50, "epochs": 1}.items()
     assert header.backbone.root.seed == 4
     assert header.preprocessing.size == (3, 16, 16)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import sparsetune as st
+from sparsetune.errors import ConfigError
+from sparsetune.memory import peak_bytes
+from sparsetune.recomputing import recomputing
+
+CONFIG = st.FitConfig(epochs=2, batch_size=64, lr=0.05)
+
+
+def test_fit_ends_with_the_same_bits(tiny, digits):
+    plain, recomputed = tiny(drop_rate=0.2), tiny(drop_rate=0.2)
+    history = st.fit(plain, digits, CONFIG)
+    again = st.fit(recomputed, digits, replace(CONFIG, grad_checkpointing=True))
+    assert [record.train_loss for record in again] == [record.train_loss for record in history]
+    after = recomputed.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in plain.state_dict().items())
+    assert not recomputed.grad_checkpointing
+
+
+def test_a_steps_peak_is_lower(tiny):
+    net, x = tiny(depth=28), torch.randn(8, 3, 32, 32)
+
+    def step() -> None:
+        net(x).logsumexp(1).sum().backward()
+
+    step()
+    straight = peak_bytes(step, "cpu")
+    with recomputing(net, wanted=True):
+        assert peak_bytes(step, "cpu") < 0.5 * straight
+    assert peak_bytes(step, "cpu") == straight
+
+
+@pytest.mark.parametrize("was", [False, True])
+def test_the_models_own_setting_is_put_back(was):
+    net = st.create("test_vit", num_classes=10)
+    net.set_grad_checkpointing(was)
+    for wanted in (False, True):
+        with recomputing(net, wanted):
+            assert net.grad_checkpointing == (was or wanted)
+        assert net.grad_checkpointing == was
+
+
+def test_the_models_own_setting_is_put_back_after_an_error_too(tiny, digits):
+    def fail(event):
+        raise KeyboardInterrupt
+
+    net = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        st.fit(net, digits, replace(CONFIG, grad_checkpointing=True), watch=fail)
+    assert not net.grad_checkpointing
+
+
+@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "dla46x_c", "vgg19_cifar"])
+def test_a_model_without_it_is_one_sentence(name, digits):
+    learn = st.Learn(filters=0)
+    net = st.adapt_(st.create(name, num_classes=10), learn)
+    with pytest.raises(ConfigError, match=r"^[A-Za-z0-9]+ has no gradient checkpointing; leave it off") as e:
+        st.fit(net, digits, replace(CONFIG, grad_checkpointing=True))
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_a_users_own_module_has_none():
+    with (
+        pytest.raises(ConfigError, match=r"^Sequential has no"),
+        recomputing(nn.Sequential(nn.Linear(2, 2)), wanted=True),
+    ):
+        pass
