@@ -116,7 +116,7 @@ def draw(seed: int, name: str, shape: Sequence[int], law: Law) -> Tensor:
     Raises:
         ConfigError: When ``seed`` is no whole number >= 0, or the law's bounds hold no mass.
     """
-    values = torch.empty(tuple(shape))
+    values = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
     draw_(values, seed, name, law)
     return values
 
