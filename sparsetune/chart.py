@@ -44,7 +44,7 @@ def draw_bench(measurements: Sequence[Mapping[str, Any]], path: str | Path) -> N
 
     shown = [measure for measure in MEASURES if any(_values(found, measure) for found in measurements)]
     lines = -(-len(shown) // _COLUMNS)
-    height = 0.8 + lines * (0.6 + 1.1 * len(measurements))
+    height = 0.8 + lines * (0.6 + (0.8 * len(measurements) if len(measurements) > 1 else 1.1))
     figure = Figure(figsize=(3.6 * _COLUMNS, height), layout="constrained")
     figure.suptitle(_title(measurements), fontsize=11)
     panels = list(figure.subplots(lines, _COLUMNS, sharey=True, squeeze=False).flat)
