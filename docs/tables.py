@@ -125,7 +125,8 @@ def _ratio(by_name: dict[str, Any], name: str, measure: str) -> str:
 
 def _amount(by_name: dict[str, Any], name: str, measure: str) -> str:
     unit = MEASURES[measure][1]
-    return amount(by_name[name][f"{measure}_{unit}"], unit) if name in by_name else ""
+    value = by_name.get(name, {}).get(f"{measure}_{unit}")
+    return "" if value is None else amount(value, unit)
 
 
 def _many_tables() -> str:

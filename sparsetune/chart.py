@@ -74,11 +74,15 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _title(measurements: Sequence[Mapping[str, Any]]) -> str:
+    machines = "; ".join(dict.fromkeys(map(_machine, measurements)))
     first = measurements[0]
-    threads = f"{first['processor']}, {first['threads']} threads"
-    where = threads if first["device"] == "cpu" else first["accelerator"]
     shape = f"{first['batch_size']}x3x{first['size']}x{first['size']}"
-    return f"{describe(first)}; batches of {shape}; {where}" if len(measurements) == 1 else str(where)
+    return f"{describe(first)}; batches of {shape}; {machines}" if len(measurements) == 1 else machines
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    processor = f"{found['processor']}, {found['threads']} threads"
+    return processor if found["device"] == "cpu" else str(found["accelerator"])
 
 
 def _draw_panel(panel: Any, measure: str, measurements: Sequence[Mapping[str, Any]]) -> None:
