@@ -91,5 +91,7 @@ def test_bench(sparsetune):
     assert told.err == ""
     assert [row["name"] for row in value["rows"]] == ["full", "ours", "masked", "lora"]
     assert Path("b.png").read_bytes().startswith(b"\x89PNG")
+    few = sparsetune("bench --model test_resnet --filters 0 --rounds 1 --batch-size 2 --threads 1")
+    assert few.err == "lora is left out: no layer learns enough for one rank; give a larger fraction.\n"
     assert json.dumps(value["learn"])
     assert value["processor"]
