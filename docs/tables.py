@@ -2,15 +2,32 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from sparsetune.bench import MEASURES
+from sparsetune.chart import amount, describe, draw_bench
+
 RESULTS = Path(__file__).parent / "results"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the chart of all measurements of the bench."""
+    with TemporaryDirectory() as folder:
+        draw_bench(_measured(), Path(folder) / "bench.png")
+        drawn = (Path(folder) / "bench.png").read_bytes()
+    files.append(File.generated(config, "results/bench.png", content=drawn))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Replace each mark by a table of all measurements of its kind."""
     for mark, table in (
         ("bench", _bench_table),
+        ("keeping", _keeping_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
@@ -56,32 +73,61 @@ def _zoo_table() -> str:
     )
 
 
+def _measured() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))]
+
+
 def _bench_table() -> str:
     rows = [
-        "| model | learned | batch, side | full step | ours / full | masked / full | inference / full "
-        "| memory / full |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | learned | batch, side | full step | ours / full | masked / full | LoRA / full "
+        "| inference: ours / full | LoRA / full | memory: ours / full | LoRA / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     notes = set()
-    for path in sorted(RESULTS.glob("bench-*.json")):
-        found = json.loads(path.read_text())
+    for found in _measured():
         by_name = {row["name"]: row for row in found["rows"]}
-        full, ours, masked = by_name["full"], by_name["ours"], by_name["masked"]
-        learn = found["learn"]
-        what = (
-            f"fraction {learn['fraction']:g}"
-            if learn["fraction"] is not None
-            else f"filters {learn['filters']}"
-        )
-        what += "" if learn["head"] else ", no head"
-        rows.append(
-            f"| {found['model']} | {what}: {ours['learned_parameters']:,} of {full['learned_parameters']:,} "
-            f"| {found['batch_size']}, {found['size']} | {full['step_ms']:.0f} ms "
-            f"| **{ours['step_ratio']:.2f}** | {masked['step_ratio']:.2f} | {ours['infer_ratio']:.2f} "
-            f"| {ours['peak_ratio']:.2f} |"
-        )
+        full, ours = by_name["full"], by_name["ours"]
+        cells = [
+            describe(found),
+            f"{ours['learned_parameters']:,} of {full['learned_parameters']:,}",
+            f"{found['batch_size']}, {found['size']}",
+            f"{full['step_ms']:.0f} ms",
+            f"**{ours['step_ratio']:.2f}**",
+            *(_ratio(by_name, name, "step") for name in ("masked", "lora")),
+            *(_ratio(by_name, name, "infer") for name in ("ours", "lora")),
+            *(_ratio(by_name, name, "peak") for name in ("ours", "lora")),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
         notes.add(_note(found))
     return "\n".join([*rows, "", *sorted(notes)])
+
+
+def _keeping_table() -> str:
+    rows = [
+        "| model | whole checkpoint | delta | LoRA adapter | `torch.load` | our `load` "
+        "| task switch: ours | LoRA's `set_adapter` |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for found in _measured():
+        by_name = {row["name"]: row for row in found["rows"]}
+        cells = [
+            describe(found),
+            *(_amount(by_name, name, "file") for name in ("full", "ours", "lora")),
+            *(_amount(by_name, name, "load") for name in ("full", "ours")),
+            *(_amount(by_name, name, "switch") for name in ("ours", "lora")),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _ratio(by_name: dict[str, Any], name: str, measure: str) -> str:
+    return f"{by_name[name][f'{measure}_ratio']:.2f}" if name in by_name else ""
+
+
+def _amount(by_name: dict[str, Any], name: str, measure: str) -> str:
+    unit = MEASURES[measure][1]
+    value = by_name.get(name, {}).get(f"{measure}_{unit}")
+    return "" if value is None else amount(value, unit)
 
 
 def _many_tables() -> str:

@@ -1,4 +1,4 @@
-"""Step time, inference time and memory of one model on the user's machine: ours beside the alternatives.
+"""Ours beside the alternatives on the user's machine: time, memory and storage of one model.
 
 Every contestant is built from the same backbone and takes the same whole training steps (forward, loss,
 backward, SGD with momentum and decay) on the same random batch, in turn, in one process; what counts is
@@ -7,53 +7,60 @@ the median ratio.
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from statistics import median
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.adapt import adapt_
+from sparsetune.contestants import contestants, learned_parameters
 from sparsetune.errors import ConfigError
+from sparsetune.keeping import keep
 from sparsetune.learn import Learn
-from sparsetune.memory import held_bytes, peak_bytes
-from sparsetune.plan import Plan, plan
+from sparsetune.memory import held_bytes, learning_bytes, peak_bytes
+from sparsetune.plan import plan
+from sparsetune.timing import Figure, figure, take_turns
+
+MEASURES = {
+    "step": ("training step", "ms"),
+    "infer": ("inference", "ms"),
+    "peak": ("memory of a step", "bytes"),
+    "state": ("gradients and optimiser", "bytes"),
+    "file": ("file", "bytes"),
+    "load": ("load", "ms"),
+    "switch": ("task switch", "ms"),
+}
+"""What is measured: its name in words, and its unit."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class Row:
     """One contestant's figures.
 
     Attributes:
-        name: ``full``, ``ours`` or ``masked``.
+        name: ``full``, ``ours``, ``masked`` or ``lora``.
         learned_parameters: Values that it learns.
-        step_ms: Median time of a training step, in milliseconds.
-        step_spread_ms: Fastest and slowest step.
-        infer_ms: Median time of a forward pass in evaluation mode.
-        step_ratio: Median over rounds of its step time over full training's in the same round.
-        infer_ratio: Likewise of its forward pass.
-        peak_bytes: Most memory at one time in a training step: model, optimiser, gradients and activations.
-        peak_ratio: That over full training's.
+        figures: A figure for each of ``MEASURES`` that it has. ``step`` is a training step, ``infer`` a
+            forward pass in evaluation mode, ``peak`` the most memory at one time in a step: model, optimiser,
+            gradients and activations, ``state`` what gradients and optimiser hold of it; for the rest see
+            :func:`sparsetune.keeping.keep`.
     """
 
     name: str
     learned_parameters: int
-    step_ms: float
-    step_spread_ms: tuple[float, float]
-    infer_ms: float
-    step_ratio: float
-    infer_ratio: float
-    peak_bytes: int
-    peak_ratio: float
+    figures: Mapping[str, Figure]
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
-        return asdict(self)
+        value: dict[str, Any] = {"name": self.name, "learned_parameters": self.learned_parameters}
+        for measure, each in self.figures.items():
+            unit = MEASURES[measure][1]
+            value[f"{measure}_{unit}"] = each.median
+            value[f"{measure}_spread_{unit}"] = [each.low, each.high]
+            value[f"{measure}_ratio"] = each.ratio
+        return value
 
 
 def bench(
@@ -67,8 +74,8 @@ def bench(
     warmup: int = 2,
     amp: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Timing]:
-    """Measure full training, ours and masked gradients side by side.
+) -> tuple[list[Row], dict[str, str]]:
+    """Measure full training, ours, masked gradients and PEFT's LoRA side by side.
 
     Args:
         net: A plain model; it is copied, not changed.
@@ -82,60 +89,46 @@ def bench(
         progress: Called with the rounds done and the rounds in all.
 
     Returns:
-        A row for each contestant, full training first.
+        A row for each contestant, full training first; and contestant -> why it is missing.
 
     Raises:
         ConfigError: When the model cannot take pictures of that size.
     """
     made = plan(net, learn)
-    contestants = {
-        "full": copy.deepcopy(net),
-        "ours": adapt_(copy.deepcopy(net), learn),
-        "masked": _masked(copy.deepcopy(net), made),
-    }
-    learned = {
-        "full": made.total_parameters,
-        "ours": made.learned_parameters,
-        "masked": made.learned_parameters,
-    }
+    models, missing = contestants(net, learn)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *size, generator=generator).to(device)
-    try:
-        with torch.no_grad():
-            classes = contestants["full"].to(device).eval()(x[:1]).shape[-1]
-    except Exception as error:
-        shape = "x".join(map(str, x.shape[1:]))
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise ConfigError(
-            f"the model cannot take pictures of {shape} ({reason}); try another size."
-        ) from error
+    classes = _outputs(models["full"].to(device), x, "the model")
     y = torch.randint(classes, (batch_size,), generator=generator).to(device)
-    runs = {name: _Run(model.to(device), x, y, amp) for name, model in contestants.items()}
-    steps: dict[str, list[float]] = {name: [] for name in runs}
-    passes: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(warmup + rounds):
-        for name, run in runs.items():
-            step, infer = _seconds(run.step, device), _seconds(run.infer, device)
-            if i >= warmup:
-                steps[name].append(step)
-                passes[name].append(infer)
-        if progress:
-            progress(i + 1, warmup + rounds)
-    peaks = {name: run.peak_bytes(device) for name, run in runs.items()}
+    if "lora" in models:
+        try:
+            _outputs(models["lora"].to(device), x, "PEFT's model")
+        except ConfigError as error:
+            missing["lora"] = str(error)
+            del models["lora"]
+    learned = {name: learned_parameters(name, model, made) for name, model in models.items()}
+    runs = {name: _Run(model.to(device), x, y, amp) for name, model in models.items()}
+    actions = {
+        (name, measure): action
+        for name, run in runs.items()
+        for measure, action in (("step", run.step), ("infer", run.infer))
+    }
+    found = take_turns(actions, device, rounds=rounds, warmup=warmup, progress=progress)
+    found |= {(name, "peak"): [run.peak_bytes(device)] for name, run in runs.items()}
+    found |= {(name, "state"): [run.state_bytes()] for name, run in runs.items()}
+    found |= keep(models, device, rounds)
     return [
-        Timing(
+        Row(
             name,
             learned[name],
-            median(steps[name]) * 1e3,
-            (min(steps[name]) * 1e3, max(steps[name]) * 1e3),
-            median(passes[name]) * 1e3,
-            _ratio(steps[name], steps["full"]),
-            _ratio(passes[name], passes["full"]),
-            peaks[name],
-            peaks[name] / peaks["full"],
+            {
+                measure: figure(found[name, measure], found.get(("full", measure)))
+                for measure in MEASURES
+                if (name, measure) in found
+            },
         )
-        for name in runs
-    ]
+        for name in models
+    ], missing
 
 
 class _Run:
@@ -144,7 +137,12 @@ class _Run:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, amp: torch.dtype | None) -> None:
         self.model, self.x, self.y = model, x, y
         self.autocast = torch.autocast(x.device.type, amp or torch.bfloat16, enabled=amp is not None)
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            [each for each in model.parameters() if each.requires_grad],
+            lr=1e-3,
+            momentum=0.9,
+            weight_decay=5e-4,
+        )
 
     def step(self) -> None:
         self.model.train()
@@ -158,37 +156,21 @@ class _Run:
         self.optimizer.zero_grad()
         return held_bytes(self.model, self.optimizer) + peak_bytes(self.step, device)
 
+    def state_bytes(self) -> int:
+        return learning_bytes(self.model, self.optimizer)
+
     def infer(self) -> None:
         self.model.eval()
         with torch.inference_mode(), self.autocast:
             self.model(self.x)
 
 
-def _masked(net: nn.Module, made: Plan) -> nn.Module:
-    """What users write today: every gradient is computed whole, then the frozen part is zeroed."""
-    parameters = dict(net.named_parameters())
-    for part in made:
-        if part.k == 0:
-            parameters[part.name].requires_grad_(False)
-        elif part.partial:
-            mask = torch.zeros(part.shape)
-            mask.narrow(part.dim, 0, part.k).fill_(1)
-            name = "mask " + part.name.replace(".", " ")
-            net.register_buffer(name, mask, persistent=False)
-            parameters[part.name].register_hook(lambda grad, name=name: grad * net.get_buffer(name))
-    return net
-
-
-def _seconds(action: Callable[[], None], device: str) -> float:
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _ratio(ours: list[float], full: list[float]) -> float:
-    return median(a / b for a, b in zip(ours, full, strict=True))
+def _outputs(model: nn.Module, x: Tensor, what: str) -> int:
+    """Count a model's outputs by running it on one picture."""
+    try:
+        with torch.no_grad():
+            return int(model.eval()(x[:1]).shape[-1])
+    except Exception as error:
+        shape = "x".join(map(str, x.shape[1:]))
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise ConfigError(f"{what} cannot take pictures of {shape} ({reason}); try another size.") from error

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparsetune.errors import BackboneError
 from sparsetune.layers import STORED
 from sparsetune.observe import Observation, Stretch
-from sparsetune.seeding import draw
+from sparsetune.seeding import draw, draw_
 
 
 def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
@@ -31,15 +31,16 @@ def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
                 "use pretrained weights or a checkpoint, or adapt_ a model that you built yourself."
             )
     setattr(net, STORED, tuple(unknown))
-    with torch.no_grad():
-        for name, stretches in seen.laws(net).items():
-            for stretch in stretches:
-                _draw_stretch(tensors[name], seed, name, stretch)
+    for name, stretches in seen.laws(net).items():
+        for stretch in stretches:
+            _draw_stretch(tensors[name].detach(), seed, name, stretch)
 
 
 def _draw_stretch(tensor: Tensor, seed: int, name: str, stretch: Stretch) -> None:
     start, stop = stretch.start, stretch.stop
-    if stop - start == tensor.numel():
-        tensor.copy_(draw(seed, name, tensor.shape, stretch.law))
-    else:
+    if stop - start < tensor.numel():
         tensor.view(-1)[start:stop] = draw(seed, name, (stop,), stretch.law)[start:]
+    elif tensor.is_contiguous() and (tensor.dtype, tensor.device.type) == (torch.float32, "cpu"):
+        draw_(tensor, seed, name, stretch.law)
+    else:
+        tensor.copy_(draw(seed, name, tensor.shape, stretch.law))

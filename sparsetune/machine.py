@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import date
@@ -32,6 +33,16 @@ def pick_device(name: str | None = None) -> torch.device:
             f"device '{chosen}' cannot be used here ({reason}); say cpu, or leave it out."
         ) from error
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device; 0 where nothing tells it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 0
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def describe_machine() -> dict[str, object]:

@@ -40,8 +40,13 @@ def peak_bytes(action: Callable[[], None], device: str) -> int:
 
 def held_bytes(net: nn.Module, optimizer: Optimizer) -> int:
     """Return the bytes of a model's parameters and buffers and of its optimiser's state; shared ones once."""
-    state = (value for values in optimizer.state.values() for value in values.values())
-    return _bytes([*net.parameters(), *net.buffers(), *(v for v in state if isinstance(v, Tensor))])
+    return _bytes([*net.parameters(), *net.buffers(), *_state(optimizer)])
+
+
+def learning_bytes(net: nn.Module, optimizer: Optimizer) -> int:
+    """Return the bytes of a model's gradients, as they stand, and of its optimiser's state."""
+    gradients = (each.grad for each in net.parameters() if each.grad is not None)
+    return _bytes([*gradients, *_state(optimizer)])
 
 
 @contextmanager
@@ -55,6 +60,11 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _state(optimizer: Optimizer) -> Iterator[Tensor]:
+    state = (value for values in optimizer.state.values() for value in values.values())
+    return (value for value in state if isinstance(value, Tensor))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

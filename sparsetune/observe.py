@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sparsetune.laws import after
 from sparsetune.seeding import Law, draw
@@ -117,6 +116,8 @@ class Observation:
     def put(self, tensor: Tensor, law: Law | None, why: str = "", source: _Note | None = None) -> None:
         """Note what ``tensor`` now holds: a new draw, what has become of ``source``, or nothing random."""
         address, start, stop, dense = _place(tensor)
+        if address not in self._notes and not (law or why):
+            return
         notes = self._notes.setdefault(address, [])
         for old in self.notes(tensor):
             if dense:
@@ -198,7 +199,7 @@ class _Watch(TorchDispatchMode):
         return None if changed is None else (*changed, found[2])
 
     def _run(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = [*_tensors((args, kwargs))]
         if name in _OVERWRITES and _place(args[0])[3]:
             inputs = inputs[1:]
         drawn = torch.Tag.nondeterministic_seeded in func.tags
@@ -207,9 +208,8 @@ class _Watch(TorchDispatchMode):
         for tensor in inputs:
             self._seen.make(tensor)
         out = func(*args, **kwargs)
-        for leaf in inputs if out is None else tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._seen.put(leaf, None, why)
+        for tensor in inputs if out is None else _tensors(out):
+            self._seen.put(tensor, None, why)
         return out
 
 
@@ -240,10 +240,24 @@ def _place(tensor: Tensor) -> tuple[int, int, int, bool]:
     """Address of ``tensor``'s storage, first byte and end in it, and whether values fill all between."""
     if tensor.layout is not torch.strided or tensor.numel() == 0:
         return 0, 0, 0, True
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = count = tensor.numel()
+    if not tensor.is_contiguous():
+        spans = zip(tensor.shape, tensor.stride(), strict=True)
+        reach = 1 + sum((size - 1) * stride for size, stride in spans)
     start = int(tensor.storage_offset()) * tensor.itemsize
     stop = start + int(reach) * tensor.itemsize
-    return int(tensor.untyped_storage()._cdata), start, stop, reach == tensor.numel()
+    return int(tensor.untyped_storage()._cdata), start, stop, reach == count
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's operands or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors([*value.values()])
 
 
 def _gives_views(func: Any) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import lru_cache
 from hashlib import sha256
-from math import inf, isfinite, isnan, prod
+from math import inf, isfinite, isnan
 from typing import Literal
 
 import numpy as np
@@ -116,17 +116,28 @@ def draw(seed: int, name: str, shape: Sequence[int], law: Law) -> Tensor:
     Raises:
         ConfigError: When ``seed`` is no whole number >= 0, or the law's bounds hold no mass.
     """
-    count = prod(shape)
-    stream = _stream(seed, name)
-    standard = _standard(law)
-    small = count < _LEVELS
+    values = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
+    draw_(values, seed, name, law)
+    return values
+
+
+def draw_(values: Tensor, seed: int, name: str, law: Law) -> None:
+    """Fill a contiguous float32 tensor on the CPU with what :func:`draw` gives for its shape.
+
+    Raises:
+        ConfigError: As :func:`draw` does.
+    """
+    flat = values.view(-1).numpy()
+    stream, standard = _stream(seed, name), _standard(law)
+    small = flat.size < _LEVELS
     table = standard if small else _scaled(law, standard)
-    values = np.empty(count, table.dtype)
-    for start in range(0, count, 4 * _CHUNK):
-        chunk = values[start : start + 4 * _CHUNK]
+    taken = np.empty(flat.size) if small else flat
+    for start in range(0, flat.size, 4 * _CHUNK):
+        chunk = taken[start : start + 4 * _CHUNK]
         words = stream.random_raw(-(-chunk.size // 4)).astype("<u8", copy=False)
         np.take(table, words.view("<u2")[: chunk.size], out=chunk, mode="wrap")
-    return torch.from_numpy(_scaled(law, values) if small else values).reshape(tuple(shape))
+    if small:
+        flat[:] = _scaled(law, taken)
 
 
 @lru_cache(maxsize=16)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsetune.adapt import adapted
 from sparsetune.checkpoint import Position, random_state, read_checkpoint, write_checkpoint
 from sparsetune.config import FitConfig
-from sparsetune.data import Data, count_steps, loader
+from sparsetune.data import Data, Feed, Split, count_steps
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.inference import predict_logits
 from sparsetune.malloc import keep_freed_memory
@@ -152,6 +152,7 @@ class _Training:
         self.train, self.group = data.train, group
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
+        self.feeds = self._feed(self.train), self._feed(data.test)
         self.position = Position()
 
     @property
@@ -175,7 +176,7 @@ class _Training:
             seed = self.config.seed * 1_000_003 + position.epoch
             torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
         self.net.train()
-        for x, y in self._batches():
+        for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step):
             done = position.step * self.config.batch_size
             last = position.step == self.steps - 1
             pictures = len(self.train) - done if last else self.config.batch_size
@@ -197,16 +198,13 @@ class _Training:
         self._finish_epoch(started, watch)
         return True
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from loader(
-            self.train,
+    def _feed(self, split: Split) -> Feed:
+        return Feed(
+            split,
             self.data.preprocessing,
+            self.group.device,
             batch_size=self.config.batch_size,
-            train=True,
             augment=self.data.augment,
-            seed=self.config.seed,
-            epoch=self.position.epoch,
-            skip=self.position.step,
             workers=self.config.workers,
             share=self.group.share,
         )
@@ -215,16 +213,7 @@ class _Training:
         position, count = self.position, len(self.train)
         self._check_finite(position.loss)
         self.stepper.share_statistics()
-        logits, labels = predict_logits(
-            self.net,
-            loader(
-                self.data.test,
-                self.data.preprocessing,
-                batch_size=self.config.batch_size,
-                workers=self.config.workers,
-                share=self.group.share,
-            ),
-        )
+        logits, labels = predict_logits(self.net, self.feeds[1].epoch())
         logits, labels = (torch.cat(self.group.all_of(each)) for each in (logits, labels))
         found = scores(logits.double().softmax(1), labels)
         self._check_finite(found.nll)

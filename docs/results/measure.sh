@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures every bench-*.json of this folder again, on this machine: quiet, two threads, about ten minutes.
+# Measures every bench-*.json of this folder again, on this machine: quiet, two threads, about a quarter of an hour.
 set -euo pipefail
 cd "$(dirname "$0")"
 bench() {

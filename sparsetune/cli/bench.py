@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from sparsetune.bench import Timing
+from sparsetune.bench import MEASURES, Row
 from sparsetune.bench import bench as measure
+from sparsetune.chart import amount, draw_bench
 from sparsetune.cli import console, options
 from sparsetune.machine import describe_machine, pick_device
 from sparsetune.zoo import create
@@ -30,11 +33,14 @@ def bench(
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Use bf16 autocast.")] = False,
     device: options.Device = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the ratios into this PNG file.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure time and memory of training steps here: full training, ours, and masked gradients, as ratios.
+    """Compare full training, ours, masked gradients and PEFT's LoRA here: time, memory, storage, as ratios.
 
-    Example: sparsetune bench --model wrn28_4 --fraction 0.1
+    LoRA learns about as many values as ours; its row needs sparsetune[peft].
+
+    Example: sparsetune bench --model wrn28_4 --fraction 0.1 --plot bench.png
     """
     if threads:
         torch.set_num_threads(threads)
@@ -42,7 +48,7 @@ def bench(
     place = str(pick_device(device))
     with console.progress() as bars:
         task = bars.add_task(f"{model}", total=None)
-        rows = measure(
+        rows, missing = measure(
             create(model, num_classes=10),
             learn,
             batch_size=batch_size,
@@ -52,6 +58,8 @@ def bench(
             amp=torch.bfloat16 if amp else None,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
+    for name, reason in missing.items():
+        console.err.print(f"{name} is left out: {reason}")
     settings = {
         "model": model,
         "learn": learn.to_json(),
@@ -60,21 +68,29 @@ def bench(
         "rounds": rounds,
     }
     settings |= {"device": place, "amp": amp}
+    found = {**settings, **describe_machine(), "rows": [row.to_json() for row in rows]}
     if as_json:
-        console.print_json({**settings, **describe_machine(), "rows": [row.to_json() for row in rows]})
-        return
-    where = f"{place}, threads {torch.get_num_threads()}" if place == "cpu" else place
-    console.out.print(
-        f"{model}, batches of {batch_size}x3x{size}x{size}, {where}; medians of {rounds} rounds"
-    )
-    console.print_table(
-        ["", "learned", "step", "of full", "inference", "of full", "memory", "of full"],
-        [_row(timing) for timing in rows],
-    )
+        console.print_json(found)
+    else:
+        where = f"{place}, threads {torch.get_num_threads()}" if place == "cpu" else place
+        console.out.print(
+            f"{model}, batches of {batch_size}x3x{size}x{size}, {where}; medians of {rounds} rounds"
+        )
+        console.print_table(["", "median", "least", "most", "of full"], list(_lines(rows)))
+    if plot:
+        draw_bench([found], plot)
 
 
-def _row(timing: Timing) -> list[str]:
-    step, infer = f"{timing.step_ms:.1f} ms", f"{timing.infer_ms:.1f} ms"
-    shares = f"{timing.step_ratio:.2f}", f"{timing.infer_ratio:.2f}"
-    memory = [console.size(timing.peak_bytes), f"{timing.peak_ratio:.2f}"]
-    return [timing.name, f"{timing.learned_parameters:,}", step, shares[0], infer, shares[1], *memory]
+def _lines(rows: list[Row]) -> Iterator[list[str]]:
+    """A block for each measure, and in it a line for each contestant that has it."""
+    yield ["learned values", "", "", "", ""]
+    for row in rows:
+        share = row.learned_parameters / rows[0].learned_parameters
+        yield [f"  {row.name}", f"{row.learned_parameters:,}", "", "", f"{share:.3f}"]
+    for key, (words, unit) in MEASURES.items():
+        yield [words, "", "", "", ""]
+        for row in rows:
+            if each := row.figures.get(key):
+                least, most = (amount(value, unit) if unit == "ms" else "" for value in (each.low, each.high))
+                ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+                yield [f"  {row.name}", amount(each.median, unit), least, most, ratio]

@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsetune.data import cifar, digits, hub, path
 from sparsetune.data.augment import Augment
+from sparsetune.data.feed import Feed
 from sparsetune.data.images import decode
 from sparsetune.data.loading import count_steps, loader
 from sparsetune.data.splits import Split, Splits, balanced
@@ -25,6 +26,7 @@ from sparsetune.preprocessing import Preprocessing
 __all__ = [
     "Augment",
     "Data",
+    "Feed",
     "NAMES",
     "Split",
     "cache_folder",

@@ -1,11 +1,14 @@
-"""Random crop and flip of one picture, driven by one given random integer."""
+"""Random crop and flip of whole batches, each picture driven by one given random integer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 from sparsetune.errors import ConfigError
 
@@ -29,24 +32,33 @@ class Augment:
         if self.pad < 0:
             raise ConfigError(f"pad {self.pad} is negative; give the pixels to pad with, or 0 for none.")
 
-    def apply(self, pixels: NDArray[np.uint8], draw: int) -> NDArray[np.uint8]:
-        """Crop and flip one picture.
+    def apply(self, pixels: Tensor, draws: NDArray[np.uint64]) -> Tensor:
+        """Crop and flip pictures, on the device where they are.
 
         The window's top is ``(draw mod 2^32) mod (2 pad + 1)``, its left edge the same of
         ``floor(draw / 2^32) mod 2^31``, and bit 63 of ``draw`` flips.
 
         Args:
-            pixels: uint8 of shape (height, width, channels).
-            draw: A uniform integer of 64 bits.
+            pixels: uint8 of shape (batch, height, width, channels).
+            draws: A uniform integer of 64 bits for each picture, of shape (batch,).
 
         Returns:
-            uint8 of the same shape; may be a view.
+            uint8 of the same shape.
         """
-        if self.pad:
-            height, width, channels = pixels.shape
-            shifts = 2 * self.pad + 1
-            top, left = (draw & 0xFFFFFFFF) % shifts, (draw >> 32 & 0x7FFFFFFF) % shifts
-            padded = np.zeros((height + shifts - 1, width + shifts - 1, channels), dtype=np.uint8)
-            padded[self.pad : self.pad + height, self.pad : self.pad + width] = pixels
-            pixels = padded[top : top + height, left : left + width]
-        return pixels[:, ::-1] if self.flip and draw >> 63 else pixels
+        if not (self.pad or self.flip):
+            return pixels
+        count, height, width, channels = pixels.shape
+        shifts = np.uint64(2 * self.pad + 1)
+        low, high = draws & np.uint64(0xFFFFFFFF), draws >> np.uint64(32) & np.uint64(0x7FFFFFFF)
+        flips = draws >> np.uint64(63) if self.flip else np.zeros_like(draws)
+        top, left, flipped = (
+            torch.from_numpy(each.astype(np.int64)).to(pixels.device).view(-1, 1)
+            for each in (low % shifts, high % shifts, flips)
+        )
+        number, down, across = (torch.arange(n, device=pixels.device) for n in (count, height, width))
+        padded = F.pad(pixels, (0, 0, *[self.pad] * 4))
+        _, full_height, full_width, _ = padded.shape
+        rows = number[:, None] * full_height + top + down
+        columns = left + torch.where(flipped > 0, width - 1 - across, across)
+        chosen = rows[:, :, None] * full_width + columns[:, None, :]
+        return padded.view(-1, channels).index_select(0, chosen.view(-1)).view(pixels.shape)

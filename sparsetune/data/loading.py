@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from sparsetune.data.splits import Split
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.preprocessing import Preprocessing
 
-Sample = tuple[NDArray[np.uint8], int]
+Sample = tuple[NDArray[np.uint8], int, int]
 Batch = tuple[Tensor, Tensor]
+Rows = NDArray[np.int64]
 
 
 def loader(
@@ -66,25 +67,10 @@ def loader(
     for name, value, low in (("batch_size", batch_size, 1), ("skip", skip, 0), ("workers", workers, 0)):
         if value < low:
             raise ConfigError(f"{name} {value} is too small; expected {low} or more.")
-    samples: _Samples
-    if train:
-        order = shuffled(len(split), "order", seed, epoch)
-        samples = _Samples(split, preprocessing, augment, draws(len(split), "augment", seed, epoch))
-    else:
-        order = np.arange(len(split))
-        samples = _Samples(split, preprocessing)
-    starts = [*range(0, len(order), batch_size)]
-    if train:
-        del starts[count_steps(len(order), batch_size, share[1]) :]
-    index, processes = share
-    batches = [own for part in np.split(order, starts[1:]) if (own := part[index::processes].tolist())]
-    return _Loader(
-        samples,
-        batch_sampler=batches[skip:],
-        collate_fn=_Collate(preprocessing),
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(0),
-    )
+    order = seed if train else None
+    rows = epoch_rows(len(split), batch_size, order, epoch, share)[skip:]
+    recipe = Recipe.of_epoch(split, preprocessing, augment, order, epoch)
+    return pixel_loader(split, preprocessing, rows, workers, recipe)
 
 
 def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
@@ -93,35 +79,114 @@ def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
     return -(-count // batch_size) - small_last
 
 
+def epoch_rows(
+    count: int, batch_size: int, seed: int | None, epoch: int, share: tuple[int, int] = (0, 1)
+) -> list[Rows]:
+    """Return which pictures make up each batch of an epoch, and of these a process' share.
+
+    Args:
+        count: Pictures in all.
+        batch_size: Pictures a batch.
+        seed: Fixes the order, together with ``epoch``; ``None`` for the stored order of a test.
+        epoch: The epoch's number.
+        share: As for :func:`loader`.
+    """
+    starts = [*range(0, count, batch_size)]
+    if seed is None:
+        order = np.arange(count)
+    else:
+        order = shuffled(count, "order", seed, epoch)
+        del starts[count_steps(count, batch_size, share[1]) :]
+    index, processes = share
+    return [own for part in np.split(order, starts[1:]) if len(own := part[index::processes])]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What makes a batch of pixels the model's input: augmentation, then normalisation.
+
+    Args:
+        preprocessing: Mean and standard deviation.
+        augment: What may happen to a picture.
+        draws: uint64 of shape (count,): the random integer of each picture.
+    """
+
+    preprocessing: Preprocessing
+    augment: Augment
+    draws: NDArray[np.uint64]
+
+    @classmethod
+    def of_epoch(
+        cls,
+        split: Split,
+        preprocessing: Preprocessing,
+        augment: Augment | None,
+        seed: int | None,
+        epoch: int,
+    ) -> Recipe:
+        """Make the recipe of one epoch; without ``seed`` or ``augment`` pictures stay as they are."""
+        if seed is None or augment is None:
+            return cls(preprocessing, Augment(), np.zeros(len(split), np.uint64))
+        return cls(preprocessing, augment, draws(len(split), "augment", seed, epoch))
+
+    def make(self, pixels: Tensor, rows: Rows) -> Tensor:
+        """Return float32 ``(batch, channels, height, width)``, on the device of ``pixels``.
+
+        Args:
+            pixels: uint8 of shape (batch, height, width, channels).
+            rows: The pictures' numbers.
+        """
+        return self.preprocessing.normalise(self.augment.apply(pixels, self.draws[rows]))
+
+
+def pixel_loader(
+    split: Split,
+    preprocessing: Preprocessing,
+    rows: Sequence[Rows],
+    workers: int,
+    recipe: Recipe | None = None,
+) -> DataLoader[Batch]:
+    """Make a loader that decodes given pictures, batch by batch.
+
+    Returns:
+        A loader of (x, y): x as ``recipe`` makes it; without one uint8 of shape (batch, height, width,
+        channels).
+    """
+    return _Loader(
+        _Samples(split, preprocessing),
+        batch_sampler=[each.tolist() for each in rows],
+        collate_fn=_Collate(recipe),
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Samples(Dataset[Any]):
-    """A split as augmented uint8 pixels."""
+    """A split as uint8 pixels, with label and number."""
 
     split: Split
     preprocessing: Preprocessing
-    augment: Augment | None = None
-    draws: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.split[index]
-        pixels = self.preprocessing.pixels(image)
-        if self.augment is not None and self.draws is not None:
-            pixels = self.augment.apply(pixels, int(self.draws[index]))
-        return pixels, label
+        return self.preprocessing.pixels(image), label, index
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Collate:
-    """Stack pixels, then normalise the whole batch at once."""
+    """Stack pixels, then make the whole batch at once."""
 
-    preprocessing: Preprocessing
+    recipe: Recipe | None
 
     def __call__(self, samples: list[Sample]) -> Batch:
-        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in samples]))
-        return self.preprocessing.normalise(pixels), torch.tensor([label for _, label in samples])
+        stacked, labels, rows = zip(*samples, strict=True)
+        pixels = torch.from_numpy(np.stack(stacked))
+        x = self.recipe.make(pixels, np.array(rows)) if self.recipe else pixels
+        return x, torch.tensor(labels)
 
 
 class _Workers(_MultiProcessingDataLoaderIter):

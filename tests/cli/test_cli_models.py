@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+
+import sparsetune as st
+from sparsetune.bench import MEASURES
 
 EVERYTHING, BN = ["--fraction", 1], ["--filters", 0, "--no-head"]
 
@@ -76,9 +80,18 @@ def test_bench(sparsetune):
     options = "bench --model test_resnet --fraction 0.1 --rounds 1 --batch-size 2 --threads 1"
     lines = sparsetune(options).out.splitlines()
     assert lines[0] == "test_resnet, batches of 2x3x32x32, cpu, threads 1; medians of 1 rounds"
-    assert [line.split()[0] for line in lines[2:]] == ["full", "ours", "masked"]
-    assert len({len(line) for line in lines[1:]}) == 1
-    value = sparsetune(options, "--json").json
-    assert [row["name"] for row in value["rows"]] == ["full", "ours", "masked"]
+    assert lines[1].split() == ["median", "least", "most", "of", "full"]
+    blocks = [line.strip() for line in lines[2:] if not line.startswith(" ")]
+    assert blocks == ["learned values", *(words for words, _ in MEASURES.values())]
+    assert [line.split()[0] for line in lines[3:7]] == ["full", "ours", "masked", "lora"]
+    values = sum(each.numel() for each in st.create("test_resnet", num_classes=10).parameters())
+    assert lines[3].split()[1:] == [f"{values:,}", "1.000"]
+    told = sparsetune(options, "--json", "--plot", "b.png")
+    value = told.json
+    assert told.err == ""
+    assert [row["name"] for row in value["rows"]] == ["full", "ours", "masked", "lora"]
+    assert Path("b.png").read_bytes().startswith(b"\x89PNG")
+    few = sparsetune("bench --model test_resnet --filters 0 --rounds 1 --batch-size 2 --threads 1")
+    assert few.err == "lora is left out: no layer learns enough for one rank; give a larger fraction.\n"
     assert json.dumps(value["learn"])
     assert value["processor"]

@@ -1,0 +1,87 @@
+"""PEFT's LoRA, with as many learned values as ours has in each layer: a contestant of the bench."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsetune.errors import ConfigError
+from sparsetune.plan import Plan
+
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def lora(net: nn.Module, made: Plan) -> nn.Module:
+    """Let PEFT adapt a model: LoRA on its layers; normalisation and classifier are learned where ours does.
+
+    Args:
+        net: A plain model; it is changed.
+        made: Our plan for it.
+
+    Returns:
+        PEFT's model around ``net``.
+
+    Raises:
+        ConfigError: When PEFT is not installed, or cannot adapt the model.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError("PEFT is not installed; run: pip install 'sparsetune[peft]'.")
+    from peft import LoraConfig, get_peft_model  # takes seconds
+
+    chosen = ranks(net, made)
+    if not chosen:
+        raise ConfigError("no layer learns enough for one rank; give a larger fraction.")
+    config = LoraConfig(
+        target_modules="|".join(map(re.escape, chosen)),
+        rank_pattern={f"^{re.escape(name)}": rank for name, rank in chosen.items()},
+        modules_to_save=list(dict.fromkeys(p.homes[0][0] for p in made if p.k and not p.layer)) or None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found: nn.Module = get_peft_model(net, config)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise ConfigError(f"PEFT cannot adapt this model ({reason}).") from error
+    return found
+
+
+def ranks(net: nn.Module, made: Plan) -> dict[str, int]:
+    """Return the rank of each layer that has the values of our slice, or as near as whole ranks come.
+
+    What is left over, or was too much, counts for the next layer, so that the sums agree.
+    """
+    found: dict[str, int] = {}
+    left = 0.0
+    for part in made:
+        name, leaf = part.homes[0]
+        module = net.get_submodule(name)
+        left += part.learned_numel * part.layer
+        if part.layer and part.k and leaf == "weight" and isinstance(module, _KINDS):
+            groups = getattr(module, "groups", 1)  # PEFT takes multiples of it for a rank
+            inputs = groups * part.numel // part.shape[0]
+            cost = groups * inputs + part.shape[0]
+            if (times := round(left / cost)) > 0:
+                found[name] = times * groups
+                left -= times * cost
+    return found
+
+
+def adapter_bytes(model: Any, folder: Path) -> int:
+    """Save the adapter of :func:`lora`'s model into ``folder``; return the bytes of its values' file."""
+    model.save_pretrained(folder, selected_adapters=["default"])
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def switching(model: Any) -> Callable[[], None]:
+    """Add a second adapter like the first to :func:`lora`'s model; return what switches to the other one."""
+    model.add_adapter("other", model.peft_config["default"])
+    names = cycle(("other", "default"))
+    return lambda: model.set_adapter(next(names))
