@@ -10,7 +10,20 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import bench, console, deltas, evaluate, export, fit, hub, models, plan, predict, values
+from sparsetune.cli import (
+    bench,
+    console,
+    deltas,
+    evaluate,
+    export,
+    fit,
+    hub,
+    models,
+    plan,
+    predict,
+    reproduce,
+    values,
+)
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -27,7 +40,15 @@ app = typer.Typer(
 )
 
 
-def _command(name: str, function: Callable[..., None]) -> None:
+papers = typer.Typer(
+    name="reproduce",
+    help="Run the experiments of the paper again, and show ours beside theirs.",
+    no_args_is_help=True,
+)
+app.add_typer(papers)
+
+
+def _command(name: str, function: Callable[..., None], group: typer.Typer = app) -> None:
     """Add a command; a user's mistake ends in one sentence, and so does Ctrl-C."""
 
     @functools.wraps(function)
@@ -43,7 +64,7 @@ def _command(name: str, function: Callable[..., None]) -> None:
             typer.echo("interrupted; all that was finished is kept.", err=True)
             raise typer.Exit(INTERRUPTED) from interrupt
 
-    app.command(name)(guarded)
+    group.command(name)(guarded)
 
 
 _command("fit", fit.fit)
@@ -62,6 +83,8 @@ _command("push", hub.push)
 _command("pull", hub.pull)
 _command("bench", bench.bench)
 _command("models", models.models)
+_command("paper", reproduce.paper, papers)
+_command("report", reproduce.report, papers)
 
 
 def main() -> None:
