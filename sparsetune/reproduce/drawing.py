@@ -79,7 +79,7 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
             return
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if percent:
+        if percent and axes.get_yscale() == "linear":
             axes.set_ylim(bottom=0)
         handles, labels = axes.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))

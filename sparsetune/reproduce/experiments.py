@@ -108,8 +108,9 @@ _FIG2 = _cross([{**DENSENET, **_epochs(1)}], [{"dim": "out"}, {"dim": "in"}], SI
     [{**DENSENET, **_epochs(1)}], [{"dim": "height"}, {"dim": "width"}], [{"fraction": 0.1}, {"fraction": 0.7}]
 )
 _TABLE2 = _cross(
-    [FULL_WIDE, FULL_DENSENET], [{"fraction": 0.1}, {"fraction": 0.4}], REST
-) + _cross([FULL_WIDE, FULL_DENSENET], [{"fraction": 1.0}])
+    [FULL_WIDE, FULL_DENSENET],
+    [*_cross([{"fraction": 0.1}, {"fraction": 0.4}], REST), {"fraction": 1.0}],
+)
 _TABLE3 = _cross([TINY], [{"fraction": p} for p in (0.1, 0.4, 0.7, 1.0)])
 _TABLE4 = _cross(
     [{**DENSENET, **_epochs(1), "kind": "ensemble", "members": 5}], [*ENSEMBLES.values()], OPTIMISERS
