@@ -99,10 +99,10 @@ def paper(
         return
     absent = missing((job.settings["data"] for job in wanted), sources)
     chosen = [job for job in wanted if job.settings["data"] not in absent]
-    for reason in absent.values():
-        console.complain(DataError(reason))
+    for name, reason in absent.items():
+        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
     if not chosen:
-        raise DataError("no experiment has its data; see above, or say where it is with --data NAME=FOLDER.")
+        raise DataError("no experiment has its data here; say where it is with --data NAME=FOLDER.")
     with open_store(out, write=True) as store:
         store.note(SELECTION, {**selection.to_json(), "absent": absent})
         crew = _crew(ray, jobs, Place(out.absolute(), sources))
@@ -111,7 +111,7 @@ def paper(
             progress = go(chosen, store, crew, time_budget=left, watch=shown)
         console.err.print("writing the report ...")
         page = write_report(store.rows(), store.noted(SELECTION), out / REPORT)
-    _tell(progress, wanted, page, as_json)
+    _tell(progress, chosen, page, as_json)
 
 
 def report(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-BLUE, GREEN, RED, ORANGE, GREY = "#1f5fa8", "#2e8b57", "#c0392b", "#d98200", "#8a8a8a"
+BLUE, GREEN, RED, ORANGE, PURPLE, GREY = "#1f5fa8", "#2e8b57", "#c0392b", "#d98200", "#7d3c98", "#8a8a8a"
 SHADE = "#eeeeee"
 """Behind integer numbers of filters, as in the paper."""
 
@@ -68,7 +68,7 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.7), layout="constrained")
         axes = figure.subplots()
         made = Panel(axes)
         axes.set_title(title, fontsize=11)
@@ -80,10 +80,11 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if percent and axes.get_yscale() == "linear":
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * max(axes.dataLim.ymax, *[line.get_ydata()[0] for line in axes.lines]))
         handles, labels = axes.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))
-        axes.legend(named.values(), named.keys(), fontsize=8, framealpha=0.8)
+        columns = {"ncols": min(3, len(named)), "fontsize": 8, "frameon": False}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", **columns)
         held = io.StringIO()
         figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
         made.svg = held.getvalue()

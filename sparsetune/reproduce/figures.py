@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from sparsetune.reproduce.counts import learned_parameters, total_parameters
-from sparsetune.reproduce.drawing import BLUE, GREEN, GREY, ORANGE, RED, Panel, panel
+from sparsetune.reproduce.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Panel, panel
 from sparsetune.reproduce.experiments import COUNTS, DENSENET, FRACTIONS, NAMES, SIZES, WIDE, WRN
 from sparsetune.reproduce.jobs import Settings
 from sparsetune.reproduce.published import published
 from sparsetune.reproduce.results import Results
 
 TICKS = [f"{p:g}".lstrip("0") for p in FRACTIONS] + [str(k) for k in COUNTS]
-PALETTE = dict(zip(NAMES, (BLUE, ORANGE, ORANGE, GREEN, "#7d3c98", GREY), strict=True))
+PALETTE = dict(zip(NAMES, (BLUE, ORANGE, ORANGE, GREEN, PURPLE, GREY), strict=True))
 FIVE = [name for name in NAMES if name != WIDE["model"]]
-DIMS = {"out": BLUE, "in": GREEN, "height": ORANGE, "width": "#7d3c98"}
+DIMS = {"out": BLUE, "in": GREEN, "height": ORANGE, "width": PURPLE}
 
 
 def draw(experiment: str, results: Results) -> list[str]:
@@ -89,7 +89,7 @@ def _fig2(results: Results) -> list[Panel]:
 
 
 def _fig3(results: Results) -> list[Panel]:
-    with panel("(a) against learned parameters", "learned parameters") as counts:
+    with panel("(a) hollow: rest zero", "learned parameters (log)") as counts:
         counts.axes.set_xscale("log")
         for model in FIVE:
             for frozen in (None, "zero"):
@@ -98,7 +98,7 @@ def _fig3(results: Results) -> list[Panel]:
                 )
                 found = [spread.mean if (spread := results.spread(point)) else None for point in points]
                 style = {"linestyle": "none", "markerfacecolor": "none" if frozen else PALETTE[model]}
-                label = NAMES[model] + (", rest zero" if frozen else "")
+                label = "_" if frozen else NAMES[model]
                 counts.line([learned_parameters(point) for point in points], found, PALETTE[model], label, **style)
     with panel("(b) lines fitted", "fraction of filters (log)") as lines:
         lines.axes.set_xscale("log")

@@ -20,12 +20,11 @@ nav { display: flex; flex-wrap: wrap; gap: .3em .8em; margin: .8em 0; }
 table { border-collapse: collapse; font-size: .92rem; margin: .8em 0; }
 th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
 th { background: #f5f5f5; font-weight: 600; }
-td:first-child, th:first-child, td.text { text-align: left; }
+.text { text-align: left; }
 td.near { background: #e3f4e6; } td.off { background: #fdf1d8; } td.far { background: #fbe0dc; }
 td.none { color: #888; }
 .panels { display: flex; flex-wrap: wrap; gap: 8px; }
-.panels img { width: 100%; max-width: 420px; height: auto; flex: 1 1 320px; }
-.claims td { text-align: left; }
+.panels img { width: 100%; max-width: 430px; height: auto; flex: 1 1 300px; }
 .mark { white-space: nowrap; font-weight: 600; }
 .yes { color: #1c7a34; } .no { color: #b3261e; } .open { color: #777; font-weight: 400; }
 @media (max-width: 640px) {
@@ -69,10 +68,12 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{_class(kind)}>{escape(text)}</p>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], kind: str = "") -> str:
-    """Return a table of plain texts; it scrolls by itself where it is too wide."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ["".join(_cell(cell) for cell in row) for row in rows]
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str | Cell]], texts: int = 1, kind: str = ""
+) -> str:
+    """Return a table of plain texts, of which the first columns are words; it scrolls where it is too wide."""
+    head = "".join(_cell(cell, "th", number < texts) for number, cell in enumerate(header))
+    lines = ["".join(_cell(cell, "td", number < texts) for number, cell in enumerate(row)) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table{_class(kind)}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
@@ -92,10 +93,10 @@ def links(targets: Sequence[tuple[str, str]]) -> str:
     return "<nav>" + " ".join(f'<a href="#{escape(a)}">{escape(text)}</a>' for a, text in targets) + "</nav>"
 
 
-def _cell(cell: str | Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
-    return f"<td{_class(cell.kind)}>{escape(cell.text)}</td>"
+def _cell(cell: str | Cell, tag: str, is_text: bool) -> str:
+    text, kind = (cell, "") if isinstance(cell, str) else (cell.text, cell.kind)
+    words = " ".join(filter(None, [kind, "text" * is_text]))
+    return f"<{tag}{_class(words)}>{escape(text)}</{tag}>"
 
 
 def _class(kind: str) -> str:

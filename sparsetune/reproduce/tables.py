@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import fmean
 
 from sparsetune.reproduce.counts import learned_parameters
@@ -21,10 +22,8 @@ Rows = tuple[list[str], list[list[str | Cell]]]
 
 def rows_of(experiment: Experiment, results: Results) -> Rows:
     """Return header and rows of an experiment's table."""
-    if experiment.id == "table4":
-        return _ensembles(results)
-    if experiment.id == "fig6":
-        return _magnitudes(results)
+    if experiment.id in OWN:
+        return OWN[experiment.id](results)
     rows: list[list[str | Cell]] = []
     for point in experiment.points:
         number = published(experiment.id, point)
@@ -32,7 +31,7 @@ def rows_of(experiment: Experiment, results: Results) -> Rows:
             [
                 NAMES[point["model"]],
                 KNOWN[point["data"]].title,
-                Cell(what(point), "text"),
+                what(point),
                 f"{learned_parameters(point):,}",
                 (number and number.learned) or "",
                 *_compared(results, point, number and number.top1, bool(number and number.about)),
@@ -62,7 +61,26 @@ def _compared(results: Results, point: Settings, paper: float | None, about: boo
     if spread is None:
         return [Cell("not run", "none"), told, ""]
     ours = f"{spread} (did not converge)" if spread.diverged else str(spread)
-    return [ours, told, "" if paper is None else _difference(spread.mean - paper)]
+    comparable = paper is not None and results.selection.adjusted(point)["data"] == point["data"]
+    return [ours, told, _difference(spread.mean - paper) if paper is not None and comparable else ""]
+
+
+def _layers(results: Results) -> Rows:
+    """Table 1, with both data sets in one row as the paper has it."""
+    header = ["model", "learned", "parameters", "paper's", "C10", "paper", "difference", "C100", "paper", "difference"]
+    rows: list[list[str | Cell]] = []
+    points = results.points("table1")
+    for ten, hundred in zip(points[::2], points[1::2], strict=True):
+        counts = dict.fromkeys(f"{learned_parameters(point):,}" for point in (ten, hundred))
+        numbers = [published("table1", point) for point in (ten, hundred)]
+        told = dict.fromkeys(number.learned for number in numbers if number and number.learned)
+        cells = [
+            cell
+            for point, number in zip((ten, hundred), numbers, strict=True)
+            for cell in _compared(results, point, number and number.top1)
+        ]
+        rows.append([NAMES[ten["model"]], what(ten), " / ".join(counts), " / ".join(told), *cells])
+    return header, rows
 
 
 def _difference(points: float) -> Cell:
@@ -84,7 +102,8 @@ def _ensembles(results: Results) -> Rows:
             continue
         point, spread = best
         mean = results.spread(point, "mean_top1")
-        gap = _difference(spread.mean - number.top1)
+        same = results.selection.adjusted(point)["data"] == point["data"]
+        gap = _difference(spread.mean - number.top1) if same else ""
         opt = "SGD" if point["opt"] == "momentum" else "Adam"
         rows.append([*counts, opt, str(mean), told[0], str(spread), told[1], gap])
     return header, rows
@@ -104,3 +123,7 @@ def _magnitudes(results: Results) -> Rows:
         shown = f"{fmean(slices):.4f}" if slices else ""
         rows.append([name, str(len(layers)), f"{means[0]:.4f}", f"{means[1]:.5f}", shown])
     return header, rows
+
+
+OWN: dict[str, Callable[[Results], Rows]] = {"table1": _layers, "table4": _ensembles, "fig6": _magnitudes}
+"""Tables of another form."""
