@@ -28,7 +28,7 @@ class FitConfig:
     Args:
         epochs: Passes over the training pictures.
         batch_size: Pictures a step.
-        opt: Name of one of timm's optimisers, or ``yellowfin``; ``momentum`` is the paper's SGD with momentum.
+        opt: Name of one of timm's optimisers, or ``yellowfin``; ``momentum`` is the paper's, SGD with it.
         lr: Learning rate at the start. The default suits ``momentum``; Adam and its kin want about 0.001.
         sched: How it falls, step by step, to zero at the end; ``multistep`` lowers it at milestones, ``none``
             keeps it.

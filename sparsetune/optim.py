@@ -22,12 +22,14 @@ class YellowFin(torch.optim.Optimizer):
 
     From running averages of the gradient ``g`` it takes the extremes of the curvature ``h = |g|²`` over a
     window of steps, the variance ``C`` of ``g``, and the distance ``D = mean(|g| / mean(h))`` to the optimum,
-    and then the momentum ``μ`` and rate ``α`` that make one step on a noisy quadratic come closest::
+    and then the momentum ``m`` and rate ``r`` that make one step on a noisy quadratic come closest::
 
-        minimise μ D² + α² C   where   √μ ≥ (√(hmax / hmin) - 1) / (√(hmax / hmin) + 1),  α = (1 - √μ)² / hmin
+        minimise m D² + r² C   where   √m ≥ (√(hmax / hmin) - 1) / (√(hmax / hmin) + 1)
+                               and     r = (1 - √m)² / hmin
 
-    All averages are corrected for their start at zero. Rate and momentum follow the tuned values by an average
-    that starts at ``lr`` and ``momentum``; in the first ``10 * window`` steps the tuned rate is held back.
+    All averages are corrected for their start at zero. Rate and momentum follow the tuned values by an
+    average that starts at ``lr`` and ``momentum``; in the first ``10 * window`` steps the tuned rate is held
+    back.
 
     Args:
         params: Parameters or parameter groups.
@@ -155,7 +157,7 @@ def single_step(variance: float, distance: float, high: float, low: float) -> tu
 
 
 def _root(p: float) -> float:
-    """Solve ``p x = (1 - x)³`` for ``x`` between 0 and 1: where ``μ D² + α² C`` is least, at ``x = √μ``.
+    """Solve ``p x = (1 - x)³`` for ``x`` between 0 and 1: where ``m D² + r² C`` is least, at ``x = √m``.
 
     With ``y = x - 1`` it is ``y³ + p y + p = 0``, which has one real solution (Cardano).
     """

@@ -34,15 +34,13 @@ def paper(
         str,
         typer.Option(
             "--preset",
-            help="smoke: all ten on digits, minutes; short: the paper's 1- and 10-epoch experiments; full: all.",
+            help="smoke: all ten on digits; short: the paper's 1- and 10-epoch experiments; full: all.",
         ),
     ] = "short",
     only: Annotated[
         str | None, typer.Option("--only", help="Experiments, such as table1,fig2; all of the preset's.")
     ] = None,
-    seeds: Annotated[
-        str, typer.Option("--seeds", help="Do everything once with each, such as 0,1,2.")
-    ] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", help="Do everything once with each, such as 0,1,2.")] = "0",
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +64,9 @@ def paper(
     ] = None,
     time_budget: Annotated[
         str | None,
-        typer.Option("--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."),
+        typer.Option(
+            "--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the report.")
@@ -137,7 +137,9 @@ def _seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"seeds '{text}' are not whole numbers with commas between, such as 0,1,2.") from error
+        raise ConfigError(
+            f"seeds '{text}' are not whole numbers with commas between, such as 0,1,2."
+        ) from error
 
 
 def _crew(address: str | None, jobs: int, place: Place) -> Crew:
@@ -179,7 +181,9 @@ def _tell_open(
         value = {"experiments": table, "jobs": len(wanted), "open": len(waiting), "seconds": seconds}
         console.print_json(value)
         return
-    cells = [[str(row["experiment"]), str(row["jobs"]), str(row["open"]), _time(row["seconds"])] for row in table]
+    cells = [
+        [str(row["experiment"]), str(row["jobs"]), str(row["open"]), _time(row["seconds"])] for row in table
+    ]
     cells.append(["all, shared ones once", str(len(wanted)), str(len(waiting)), _time(seconds)])
     console.print_table(["experiment", "jobs", "open", "time"], cells)
     if seconds is None:
@@ -240,7 +244,13 @@ class _Shown:
         name = self.jobs[event.job].name
         if event.kind == "finished":
             result = event.value["result"]
-            said = "diverged" if "diverged" in result else f"{result['top1']:.2%}" if "top1" in result else "done"
+            said = (
+                "diverged"
+                if "diverged" in result
+                else f"{result['top1']:.2%}"
+                if "top1" in result
+                else "done"
+            )
             console.err.print(f"{len(progress.finished):>4}  {event.job}  {name}  {said}")
         elif event.kind == "lost":
             console.err.print(f"a worker died at {event.job}  {name}; it goes on from its last checkpoint.")

@@ -61,4 +61,4 @@ def _work(model: str, kwargs: str, classes: int, side: int) -> int:
     net = _skeleton(model, kwargs, classes).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, 3, side, side, device="meta"))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -122,8 +122,7 @@ class _Worker:
                 text=True,
                 env={THREADS: str(threads), **os.environ},
             )
-        assert self.process.stdin and self.process.stdout
-        self.stdin = self.process.stdin
+        self.stdin: Any = self.process.stdin
         threading.Thread(target=self._read, args=(crew, self.process.stdout), daemon=True).start()
 
     def _read(self, crew: Processes, lines: Any) -> None:

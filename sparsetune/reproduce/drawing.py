@@ -18,23 +18,25 @@ class Panel:
     Attributes:
         axes: Matplotlib's.
         empty: Whether nothing was drawn yet.
+        top: The largest height drawn.
         svg: The picture, once it is finished.
     """
 
     def __init__(self, axes: Any) -> None:
-        self.axes, self.empty, self.svg = axes, True, ""
+        self.axes, self.empty, self.top, self.svg = axes, True, 0.0, ""
 
     def line(self, x: list[Any], y: list[float | None], colour: str, label: str, **style: Any) -> None:
         """Draw the points that there are, joined; ``None`` is left out."""
         known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
         if known:
-            self.empty = False
+            self._drawn(*(height for _, height in known))
             style = {"marker": "o", "markersize": 4, "linewidth": 1.4, **style}
             self.axes.plot(*zip(*known, strict=True), color=colour, label=label, **style)
 
     def paper(self, x: list[Any], y: list[float], label: str = "paper") -> None:
         """Draw the paper's points on top."""
         if x:
+            self.top = max(self.top, *y)
             self.axes.plot(
                 x, y, "D", markersize=7, markerfacecolor="none", markeredgecolor=RED, label=label, zorder=5
             )
@@ -42,8 +44,11 @@ class Panel:
     def level(self, y: float | None, colour: str, label: str) -> None:
         """Draw a dashed line at a height."""
         if y is not None:
-            self.empty = False
+            self._drawn(y)
             self.axes.axhline(y, color=colour, linestyle="--", linewidth=1.2, label=label)
+
+    def _drawn(self, *heights: float) -> None:
+        self.empty, self.top = False, max(self.top, *heights)
 
     def categories(self, labels: list[str], shaded_from: int | None = None) -> None:
         """Name the places 0, 1, 2 … of the horizontal axis; shade those from a number on."""
@@ -66,7 +71,12 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "font.family": "sans-serif"}
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 10,
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.6, 3.7), layout="constrained")
         axes = figure.subplots()
@@ -80,7 +90,7 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if percent and axes.get_yscale() == "linear":
-            axes.set_ylim(0, 1.08 * max(axes.dataLim.ymax, *[line.get_ydata()[0] for line in axes.lines]))
+            axes.set_ylim(0, 1.08 * made.top)
         handles, labels = axes.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))
         columns = {"ncols": min(3, len(named)), "fontsize": 8, "frameon": False}

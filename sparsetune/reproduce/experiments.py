@@ -16,7 +16,7 @@ WIDE: Settings = {"model": "wrn28_10", "model_kwargs": {"drop_rate": 0.3}}
 ALEXNET: Settings = {"model": "alexnet_cifar"}
 VGG_BN: Settings = {"model": "vgg19_bn_cifar"}
 VGG: Settings = {"model": "vgg19_cifar"}
-"""The reference implementation's settings where they differ: SGD with momentum .9, lr .1, batch 128, decay 5e-4."""
+"""Where the reference implementation differs from SGD with momentum .9, lr .1, batch 128, decay 5e-4."""
 
 NAMES = {
     "densenet100_12": "densenet",
@@ -105,7 +105,9 @@ def _epochs(count: int) -> Settings:
 
 _FIG1 = _cross([_epochs(10)], [DENSENET, WRN, ALEXNET, VGG_BN, VGG], SIZES, REST)
 _FIG2 = _cross([{**DENSENET, **_epochs(1)}], [{"dim": "out"}, {"dim": "in"}], SIZES) + _cross(
-    [{**DENSENET, **_epochs(1)}], [{"dim": "height"}, {"dim": "width"}], [{"fraction": 0.1}, {"fraction": 0.7}]
+    [{**DENSENET, **_epochs(1)}],
+    [{"dim": "height"}, {"dim": "width"}],
+    [{"fraction": 0.1}, {"fraction": 0.7}],
 )
 _TABLE2 = _cross(
     [FULL_WIDE, FULL_DENSENET],
@@ -173,7 +175,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "table3",
             "Tiny-ImageNet",
-            "WRN-28-4, YellowFin, 45 epochs, learning rate lowered to a tenth after epochs 15 and 30.",
+            "WRN-28-4, YellowFin, 45 epochs, learning rate lowered to a tenth after epochs 15 and 30. The "
+            "paper's numbers of parameters do not follow from its description, as all others do.",
             _TABLE3,
         ),
         Experiment(
@@ -186,9 +189,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "fig6",
             "Weight magnitudes",
-            "Mean |w| and variance of each convolution after table 3's trainings, and as drawn.",
-            tuple({**row, "kind": "weights"} for row in _TABLE3)
-            + ({**WRN, "data": "tiny-imagenet", "kind": "weights"},),
+            "Mean |w| and variance of each convolution, learned and frozen values together, after table 3's "
+            "trainings, and as drawn; and of the learned slice alone.",
+            (
+                *tuple({**row, "kind": "weights"} for row in _TABLE3),
+                {**WRN, "data": "tiny-imagenet", "kind": "weights"},
+            ),
         ),
     )
 }

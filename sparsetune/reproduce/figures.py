@@ -67,7 +67,9 @@ def _place(settings: Settings) -> int:
     return [{"fraction": None, "filters": None, **each} for each in SIZES].index(size)
 
 
-def _paper(made: Panel, experiment: str, points: Sequence[Settings], place: Callable[[Settings], float]) -> None:
+def _paper(
+    made: Panel, experiment: str, points: Sequence[Settings], place: Callable[[Settings], float]
+) -> None:
     told = [(place(point), number.top1) for point in points if (number := published(experiment, point))]
     made.paper([x for x, _ in told], [y for _, y in told])
 
@@ -93,13 +95,13 @@ def _fig3(results: Results) -> list[Panel]:
         counts.axes.set_xscale("log")
         for model in FIVE:
             for frozen in (None, "zero"):
-                points = sorted(
-                    results.points("fig3", model=model, frozen=frozen), key=learned_parameters
-                )
+                points = sorted(results.points("fig3", model=model, frozen=frozen), key=learned_parameters)
                 found = [spread.mean if (spread := results.spread(point)) else None for point in points]
                 style = {"linestyle": "none", "markerfacecolor": "none" if frozen else PALETTE[model]}
                 label = "_" if frozen else NAMES[model]
-                counts.line([learned_parameters(point) for point in points], found, PALETTE[model], label, **style)
+                counts.line(
+                    [learned_parameters(point) for point in points], found, PALETTE[model], label, **style
+                )
     with panel("(b) lines fitted", "fraction of filters (log)") as lines:
         lines.axes.set_xscale("log")
         for model in FIVE:
@@ -110,7 +112,8 @@ def _fig3(results: Results) -> list[Panel]:
                 ends = [fractions[0], fractions[-1]]
                 fitted = [slope * math.log(p) + level for p in ends]
                 lines.axes.plot(ends, fitted, color=PALETTE[model], linewidth=1)
-        lines.axes.set_xticks(FRACTIONS[::3] + (0.7,), [f"{p:g}" for p in FRACTIONS[::3] + (0.7,)])
+        shown = (FRACTIONS[0], *FRACTIONS[3:])
+        lines.axes.set_xticks(shown, [f"{p:g}" for p in shown])
         lines.axes.minorticks_off()
     return [counts, lines]
 
@@ -143,7 +146,9 @@ def _fig5(results: Results) -> list[Panel]:
                 whole = results.top1("fig5", **where, fraction=1.0)
                 made.level(whole, colour, f"{NAMES[net['model']]}, everything")
             points = [point for point in results.points("fig5", data=data) if point["fraction"] != 1.0]
-            _paper(made, "fig5", points, lambda point: 0 if point["filters"] else 1 + (point["fraction"] > 0.1))
+            _paper(
+                made, "fig5", points, lambda point: 0 if point["filters"] else 1 + (point["fraction"] > 0.1)
+            )
         panels.append(made)
     return panels
 
@@ -169,7 +174,7 @@ def _fig6(results: Results) -> list[Panel]:
 
 
 def magnitudes(results: Results, fraction: float | None) -> list[dict[str, Any]]:
-    """Return each convolution's magnitudes after a training of table 3, of the first seed; ``None``: as drawn."""
+    """Return each convolution's magnitudes after table 3's training of the first seed; ``None``: as drawn."""
     rows = results.rows(results.points("fig6", fraction=fraction)[0])
     return rows[0].result.get("layers", []) if rows else []
 

@@ -24,12 +24,13 @@ th { background: #f5f5f5; font-weight: 600; }
 td.near { background: #e3f4e6; } td.off { background: #fdf1d8; } td.far { background: #fbe0dc; }
 td.none { color: #888; }
 .panels { display: flex; flex-wrap: wrap; gap: 8px; }
-.panels img { width: 100%; max-width: 430px; height: auto; flex: 1 1 300px; }
+.panels img { max-width: 430px; min-width: 0; height: auto; flex: 1 1 300px; }
 .mark { white-space: nowrap; font-weight: 600; }
 .yes { color: #1c7a34; } .no { color: #b3261e; } .open { color: #777; font-weight: 400; }
 @media (max-width: 640px) {
   body { font-size: 15px; padding: 0 10px 32px; } th, td { padding: .25em .45em; }
-  .claims thead { display: none; } .claims tr { display: block; border-bottom: 1px solid #ccc; padding: .4em 0; }
+  .claims thead { display: none; }
+  .claims tr { display: block; border-bottom: 1px solid #ccc; padding: .4em 0; }
   .claims td { display: block; border: 0; padding: .1em 0; }
 }
 @media print {
@@ -68,9 +69,7 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{_class(kind)}>{escape(text)}</p>"
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str | Cell]], texts: int = 1, kind: str = ""
-) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], texts: int = 1, kind: str = "") -> str:
     """Return a table of plain texts, of which the first columns are words; it scrolls where it is too wide."""
     head = "".join(_cell(cell, "th", number < texts) for number, cell in enumerate(header))
     lines = ["".join(_cell(cell, "td", number < texts) for number, cell in enumerate(row)) for row in rows]

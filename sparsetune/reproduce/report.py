@@ -12,8 +12,7 @@ from sparsetune.files import write_text
 from sparsetune.reproduce import html
 from sparsetune.reproduce.claims import CLAIMS
 from sparsetune.reproduce.experiments import EXPERIMENTS, NAMES, Experiment
-from sparsetune.reproduce.figures import draw, fit_line
-from sparsetune.reproduce.figures import FIVE, curve
+from sparsetune.reproduce.figures import FIVE, curve, draw, fit_line
 from sparsetune.reproduce.html import Cell
 from sparsetune.reproduce.published import SCHEDULES
 from sparsetune.reproduce.results import Results
@@ -67,10 +66,12 @@ def page(results: Results, absent: dict[str, str]) -> str:
     body = [
         f"<h1>{TITLE}</h1>",
         html.paragraph(
-            "Intriguing Properties of Randomly Weighted Networks: Generalizing While Learning Next to Nothing "
-            "(Rosenfeld and Tsotsos, 2018), run with sparsetune; ours beside theirs."
+            "Intriguing Properties of Randomly Weighted Networks: Generalizing While Learning Next to "
+            "Nothing (Rosenfeld and Tsotsos, 2018), run with sparsetune; ours beside theirs."
         ),
-        html.links([("claims", "Claims"), *((e.id, _number(e)) for e in EXPERIMENTS.values()), ("how", "How")]),
+        html.links(
+            [("claims", "Claims"), *((e.id, _number(e)) for e in EXPERIMENTS.values()), ("how", "How")]
+        ),
         *[html.paragraph(text, "warn") for text in _caveats(results, absent)],
         html.heading("The paper's claims", "claims"),
         html.paragraph(_tally([verdict and verdict[0] for verdict in verdicts])),
@@ -90,7 +91,10 @@ def _caveats(results: Results, absent: dict[str, str]) -> list[str]:
     """What a reader must know before he compares."""
     chosen, told = results.selection, []
     if chosen.preset == "smoke":
-        told.append("This is the smoke preset: everything ran on a few small digits, to show that all works.")
+        told.append(
+            "This is the smoke preset: all ran on a few small digits, to show that it works. Accuracies and "
+            "verdicts here say nothing about the paper."
+        )
     limits = [f"{chosen.train_limit:,} training pictures"] if chosen.train_limit else []
     limits += [f"{chosen.test_limit:,} test pictures"] if chosen.test_limit else []
     limits += [f"{chosen.epochs} epoch{'s' * (chosen.epochs > 1)}"] if chosen.epochs else []
@@ -105,7 +109,9 @@ def _caveats(results: Results, absent: dict[str, str]) -> list[str]:
         "published bitmaps."
         for name in sorted(lossy)
     ]
-    told += [f"{KNOWN[name].title} was not here, so nothing was run on it: {why}" for name, why in absent.items()]
+    told += [
+        f"{KNOWN[name].title} was not here, so nothing was run on it: {why}" for name, why in absent.items()
+    ]
     return told
 
 
@@ -119,10 +125,10 @@ def _tally(verdicts: Sequence[bool | None]) -> str:
 
 def _claims(verdicts: Sequence[tuple[bool, str] | None]) -> str:
     words = {True: ("holds", "mark yes"), False: ("does not", "mark no"), None: ("not run", "mark open")}
-    rows = []
+    rows: list[list[str | Cell]] = []
     for claim, verdict in zip(CLAIMS, verdicts, strict=True):
         mark = words[verdict[0] if verdict else None]
-        rows.append([Cell(*mark), claim.where, claim.text, f"Rule: {claim.rule}.", verdict[1] if verdict else ""])
+        rows.append([Cell(*mark), claim.where, claim.text, claim.rule, verdict[1] if verdict else ""])
     return html.table(["", "where", "claim", "taken to hold when", "ours"], rows, 5, "claims")
 
 
@@ -174,14 +180,16 @@ def _how(results: Results) -> list[str]:
     chosen = results.selection
     return [
         html.paragraph(
-            f"Preset {chosen.preset}; seeds {', '.join(map(str, results.seeds))}, each of which gives the random "
-            "weights and the order of pictures. ± is the standard deviation over seeds. "
+            f"Preset {chosen.preset}; seeds {', '.join(map(str, results.seeds))}, each of which gives the "
+            "random weights and the order of pictures. ± is the standard deviation over seeds. "
             f"All trainings took {duration(seconds)} of wall time, one beside another counted twice."
         ),
         html.paragraph(SCHEDULES),
         html.paragraph(
-            "Learned parameters are counted by `sparsetune plan` for the paper's model and classes. A training "
-            "whose loss did not stay finite counts as chance."
+            "Learned parameters are counted by `sparsetune plan` for the paper's model and classes. A "
+            "training whose loss did not stay finite counts as chance."
         ),
-        html.table(["machine, versions, commit, date", "results"], [[t, str(n)] for t, n in machines.items()]),
+        html.table(
+            ["machine, versions, commit, date", "results"], [[t, str(n)] for t, n in machines.items()]
+        ),
     ]

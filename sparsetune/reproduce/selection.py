@@ -107,12 +107,7 @@ class Selection:
         chosen = self.experiments if experiment is None else [experiment]
         return [
             *in_order(
-                [
-                    self.job(point, seed)
-                    for each in chosen
-                    for seed in self.seeds
-                    for point in each.points
-                ]
+                [self.job(point, seed) for each in chosen for seed in self.seeds for point in each.points]
             )
         ]
 

@@ -95,7 +95,9 @@ def open_store(folder: Path, *, write: bool) -> Iterator[Store]:
     """
     path = folder / NAME
     if not write and not path.is_file():
-        raise StorageError(f"{folder} holds no {NAME}; run `sparsetune reproduce paper --out {folder}` first.")
+        raise StorageError(
+            f"{folder} holds no {NAME}; run `sparsetune reproduce paper --out {folder}` first."
+        )
     with _explaining(path):
         if write:
             folder.mkdir(parents=True, exist_ok=True)

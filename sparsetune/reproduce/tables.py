@@ -10,7 +10,7 @@ from sparsetune.reproduce.experiments import ENSEMBLES, LAYERS, NAMES, Experimen
 from sparsetune.reproduce.figures import magnitudes
 from sparsetune.reproduce.html import Cell
 from sparsetune.reproduce.jobs import Settings
-from sparsetune.reproduce.published import published
+from sparsetune.reproduce.published import Number, published
 from sparsetune.reproduce.results import Results
 from sparsetune.reproduce.sources import KNOWN
 
@@ -34,7 +34,7 @@ def rows_of(experiment: Experiment, results: Results) -> Rows:
                 what(point),
                 f"{learned_parameters(point):,}",
                 (number and number.learned) or "",
-                *_compared(results, point, number and number.top1, bool(number and number.about)),
+                *_compared(results, point, number),
             ]
         )
     return ["model", "data", "learned", "parameters", "paper's", "ours", "paper", "difference"], rows
@@ -54,20 +54,30 @@ def what(settings: Settings) -> str:
     return ", ".join(words)
 
 
-def _compared(results: Results, point: Settings, paper: float | None, about: bool = False) -> list[str | Cell]:
-    """Ours, the paper's, and the difference."""
+def _compared(results: Results, point: Settings, number: Number | None) -> list[str | Cell]:
+    """Ours, the paper's, and the difference, where both are of one data set."""
     spread = results.spread(point)
-    told = "" if paper is None else f"{'about ' if about else ''}{paper:g}"
+    told = "" if number is None else f"{'about ' * number.about}{number.top1:g}"
     if spread is None:
         return [Cell("not run", "none"), told, ""]
     ours = f"{spread} (did not converge)" if spread.diverged else str(spread)
-    comparable = paper is not None and results.selection.adjusted(point)["data"] == point["data"]
-    return [ours, told, _difference(spread.mean - paper) if paper is not None and comparable else ""]
+    return [ours, told, "" if number is None else _difference(results, point, spread.mean - number.top1)]
 
 
 def _layers(results: Results) -> Rows:
     """Table 1, with both data sets in one row as the paper has it."""
-    header = ["model", "learned", "parameters", "paper's", "C10", "paper", "difference", "C100", "paper", "difference"]
+    header = [
+        "model",
+        "learned",
+        "parameters",
+        "paper's",
+        "C10",
+        "paper",
+        "difference",
+        "C100",
+        "paper",
+        "difference",
+    ]
     rows: list[list[str | Cell]] = []
     points = results.points("table1")
     for ten, hundred in zip(points[::2], points[1::2], strict=True):
@@ -77,19 +87,31 @@ def _layers(results: Results) -> Rows:
         cells = [
             cell
             for point, number in zip((ten, hundred), numbers, strict=True)
-            for cell in _compared(results, point, number and number.top1)
+            for cell in _compared(results, point, number)
         ]
         rows.append([NAMES[ten["model"]], what(ten), " / ".join(counts), " / ".join(told), *cells])
     return header, rows
 
 
-def _difference(points: float) -> Cell:
+def _difference(results: Results, point: Settings, points: float) -> str | Cell:
+    if results.selection.adjusted(point)["data"] != point["data"]:
+        return ""
     kind = "near" if abs(points) <= NEAR else "off" if abs(points) <= OFF else "far"
     return Cell(f"{points:+.2f}", kind)
 
 
 def _ensembles(results: Results) -> Rows:
-    header = ["model type", "parameters", "paper's", "optimiser", "mean", "paper", "ensemble", "paper", "difference"]
+    header = [
+        "model type",
+        "parameters",
+        "paper's",
+        "optimiser",
+        "mean",
+        "paper",
+        "ensemble",
+        "paper",
+        "difference",
+    ]
     rows: list[list[str | Cell]] = []
     for name, size in ENSEMBLES.items():
         points = results.points("table4", **{"fraction": None, "filters": None, **size})
@@ -102,8 +124,7 @@ def _ensembles(results: Results) -> Rows:
             continue
         point, spread = best
         mean = results.spread(point, "mean_top1")
-        same = results.selection.adjusted(point)["data"] == point["data"]
-        gap = _difference(spread.mean - number.top1) if same else ""
+        gap = _difference(results, point, spread.mean - number.top1)
         opt = "SGD" if point["opt"] == "momentum" else "Adam"
         rows.append([*counts, opt, str(mean), told[0], str(spread), told[1], gap])
     return header, rows

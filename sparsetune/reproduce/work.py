@@ -84,13 +84,13 @@ def _machine() -> dict[str, Any]:
 
 def _settings(settings: Settings, place: Place) -> Run:
     """The run that ``sparsetune fit`` would do for a training's settings."""
-    start = settings["init_from"]
+    start, data = settings["init_from"], str(settings["data"])
     return Run(
         model=settings["model"],
         model_kwargs=settings["model_kwargs"],
         learn=Learn(**{name: settings[name] for name in LEARN}),
         config=FitConfig(**{name: settings[name] for name in TRAINING}),
-        data=place.sources.get(settings["data"], settings["data"]),
+        data=place.sources.get(data, data),
         train_limit=settings["train_limit"],
         test_limit=settings["test_limit"],
         backbone_seed=settings["seed"],
@@ -102,9 +102,7 @@ def _fit(
     identity: str, settings: Settings, place: Place, budget: float | None, watch: Watch | None
 ) -> dict[str, Any] | None:
     folder = place.run(identity)
-    outcome = run(
-        _settings(settings, place), folder, resume=folder.exists(), time_budget=budget, watch=watch
-    )
+    outcome = run(_settings(settings, place), folder, resume=folder.exists(), time_budget=budget, watch=watch)
     if not outcome.finished:
         return None
     last, plan, delta = outcome.history[-1], outcome.plan, folder / DELTA
@@ -175,4 +173,3 @@ def _magnitudes(net: nn.Module) -> list[dict[str, Any]]:
 def _moments(value: Tensor) -> dict[str, float]:
     exact = value.double()
     return {"mean": float(exact.abs().mean()), "variance": float(exact.var(unbiased=False))}
-
