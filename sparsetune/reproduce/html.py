@@ -70,11 +70,11 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], texts: int = 1, kind: str = "") -> str:
-    """Return a table of plain texts, of which the first columns are words; it scrolls where it is too wide."""
-    head = "".join(_cell(cell, "th", number < texts) for number, cell in enumerate(header))
-    lines = ["".join(_cell(cell, "td", number < texts) for number, cell in enumerate(row)) for row in rows]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table{_class(kind)}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    """Return a table, of which the first columns are words; it scrolls by itself where it is too wide."""
+    head = _row(header, "th", texts)
+    body = "\n".join(_row(row, "td", texts) for row in rows)
+    made = f"<table{_class(kind)}><thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+    return f'<div class="wide">{made}</div>'
 
 
 def pictures(svgs: Sequence[str], title: str) -> str:
@@ -90,6 +90,10 @@ def pictures(svgs: Sequence[str], title: str) -> str:
 def links(targets: Sequence[tuple[str, str]]) -> str:
     """Return links to sections: (anchor, text)."""
     return "<nav>" + " ".join(f'<a href="#{escape(a)}">{escape(text)}</a>' for a, text in targets) + "</nav>"
+
+
+def _row(cells: Sequence[str | Cell], tag: str, texts: int) -> str:
+    return f"<tr>{''.join(_cell(cell, tag, number < texts) for number, cell in enumerate(cells))}</tr>"
 
 
 def _cell(cell: str | Cell, tag: str, is_text: bool) -> str:
