@@ -124,5 +124,7 @@ def test_fit_knows_it_by_name_and_frozen_values_stay(digits, tiny):
     parts = {part.name: part for part in plan}
     for name, part in parts.items():
         frozen = slice(part.k, None)
-        assert torch.equal(before[name].movedim(part.dim, 0)[frozen], after[name].movedim(part.dim, 0)[frozen])
+        assert torch.equal(
+            before[name].movedim(part.dim, 0)[frozen], after[name].movedim(part.dim, 0)[frozen]
+        )
     assert not torch.equal(before["conv1.weight"], after["conv1.weight"])

@@ -143,7 +143,11 @@ def test_an_ensemble_is_one_epoch_of_all_and_five_members_of_one_more():
         jobs = Selection(preset="full").job(point, 0)
         members = jobs.needs
         (start,) = {member.needs[0].id: member.needs[0] for member in members}.values()
-        assert (start.settings["fraction"], start.settings["epochs"], start.settings["opt"]) == (1, 1, "momentum")
+        assert (start.settings["fraction"], start.settings["epochs"], start.settings["opt"]) == (
+            1,
+            1,
+            "momentum",
+        )
         assert len({member.settings["seed"] for member in members}) == 5
         for member in members:
             assert member.settings["epochs"] == 1

@@ -101,7 +101,7 @@ from sparsetune.reproduce.store import open_store
 from sparsetune.reproduce.work import Place
 folder = Path(sys.argv[1])
 jobs = [Job(settings) for settings in json.loads(sys.argv[2])]
-crew = Processes(2, Place(folder, {}))
+crew = Processes(int(sys.argv[3]), Place(folder, {}))
 def watch(progress, event):
     print("workers", *(worker.process.pid for worker in crew.workers), flush=True)
 with open_store(folder, write=True) as store:
@@ -110,11 +110,14 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(small, inline, tmp_path, kills):
-    jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(4)]
+@pytest.mark.parametrize(("kills", "workers_at_once"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(
+    small, inline, tmp_path, kills, workers_at_once
+):
+    jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(2)]
     folder, straight = tmp_path / "killed", tmp_path / "straight"
-    command = [sys.executable, "-c", KILLED, str(folder), json.dumps([job.settings for job in jobs])]
+    settings = json.dumps([job.settings for job in jobs])
+    command = [sys.executable, "-c", KILLED, str(folder), settings, str(workers_at_once)]
     for number in range(100):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             workers: set[int] = set()

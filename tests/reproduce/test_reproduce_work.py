@@ -38,7 +38,7 @@ def test_a_training_is_what_fit_does(small, place):
     assert result["learned_parameters"] == st.adapted(net).plan.learned_parameters
     assert result["train_pictures"] == 100
     loaded = st.load(place.run(job.id) / "delta.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values()))
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 def test_an_ensemble_starts_from_one_model_and_averages_its_members(small, place):
