@@ -17,7 +17,7 @@ from sparsetune.errors import ConfigError, DataError
 from sparsetune.reproduce.crew import Crew, Event, Processes
 from sparsetune.reproduce.estimate import estimate
 from sparsetune.reproduce.jobs import Job
-from sparsetune.reproduce.report import write_report
+from sparsetune.reproduce.report import read_results, write_report
 from sparsetune.reproduce.runner import Progress, go
 from sparsetune.reproduce.selection import Selection
 from sparsetune.reproduce.sources import missing, sources_from
@@ -117,7 +117,7 @@ def paper(
 def report(
     source: Annotated[Path, typer.Argument(help="A folder of `reproduce paper`, or a results.jsonl.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write to; by default report in SOURCE.")
+        Path | None, typer.Option("--out", help="Folder to write to; by default SOURCE's own report.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -125,8 +125,12 @@ def report(
 
     Example: sparsetune reproduce report runs/paper
     """
-    with open_store(source, write=False) as store:
-        page = write_report(store.rows(), store.noted(SELECTION), out or source / REPORT)
+    if source.is_dir():
+        with open_store(source, write=False) as store:
+            rows, selection = store.rows(), store.noted(SELECTION)
+        page = write_report(rows, selection, out or source / REPORT)
+    else:
+        page = write_report(*read_results(source), out or source.parent)
     if as_json:
         console.print_json({"report": str(page)})
     else:

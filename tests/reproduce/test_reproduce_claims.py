@@ -1,4 +1,4 @@
-"""Claims on results made by hand: each holds where the numbers are the paper's, and breaks where they are not."""
+"""Claims on results made by hand: each holds on the paper's numbers, and breaks on others."""
 
 from __future__ import annotations
 
