@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from typing import Any
 
 from sparsetune.errors import ConfigError
@@ -34,8 +35,9 @@ class Cluster:
             raise ConfigError("Ray is not installed; pip install 'sparsetune[ray]'.") from error
         self.ray, self.place = ray, place
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise ConfigError(
                 f"no Ray cluster answers at '{address}' ({reason}); start one with `ray start --head`."
@@ -76,3 +78,10 @@ class Cluster:
         except self.ray.exceptions.RayError:
             return Event(job, "lost")
         return Event(job, value["kind"], value)
+
+
+def _knock(address: str) -> None:
+    """Raise at once where nobody listens; Ray itself waits for minutes."""
+    host, sign, port = address.rpartition(":")
+    if sign and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=5.0).close()

@@ -81,7 +81,6 @@ def test_a_worker_of_a_cluster_killed_costs_its_last_checkpoint_no_more(
         assert rows == {row.id: {**row.result, "seconds": 0} for row in store.rows()}
 
 
-@pytest.mark.slow
 def test_no_cluster_is_one_sentence(place):
     pytest.importorskip("ray")
     from sparsetune.reproduce.ray import Cluster
