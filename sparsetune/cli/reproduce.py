@@ -104,7 +104,7 @@ def paper(
     if not chosen:
         raise DataError("no experiment has its data here; say where it is with --data NAME=FOLDER.")
     with open_store(out, write=True) as store:
-        store.note(SELECTION, {**selection.to_json(), "absent": absent})
+        store.note(SELECTION, {**selection.to_json(), "absent": sorted(absent)})
         crew = _crew(ray, jobs, Place(out.absolute(), sources))
         left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
         with _Shown(selection, chosen, store.rows()) as shown:
@@ -273,6 +273,6 @@ class _Shown:
         waiting = [job for job in self.jobs.values() if job.id not in progress.finished]
         seconds = estimate(waiting, [*self.rows, *progress.added], max(1, len(progress.running)))
         spent = duration(time.monotonic() - self.started)
-        left = "" if seconds is None else f"about {duration(seconds)} left"
-        table.add_row("all", str(len(self.jobs) - len(waiting)), str(len(self.jobs)), f"{spent}; {left}")
+        left = "" if seconds is None else f"; about {duration(seconds)} left"
+        table.add_row("all", str(len(self.jobs) - len(waiting)), str(len(self.jobs)), f"{spent}{left}")
         return table
