@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsetune.reproduce import rules
+from sparsetune.reproduce import rules, rules_full
+from sparsetune.reproduce.finding import Decided, Missing
 from sparsetune.reproduce.results import Results
 
 
@@ -21,18 +22,18 @@ class Claim:
 
     where: str
     text: str
-    decide: Callable[[Results], rules.Decided]
+    decide: Callable[[Results], Decided]
 
     @property
     def rule(self) -> str:
         """When it is taken to hold; differences are in percent points."""
         return self.decide.__doc__ or ""
 
-    def decided(self, results: Results) -> rules.Decided | None:
+    def decided(self, results: Results) -> Decided | None:
         """Return whether it holds and the numbers that say so; ``None`` where they were not all run."""
         try:
             return self.decide(results)
-        except rules.Missing:
+        except Missing:
             return None
 
 
@@ -116,43 +117,43 @@ CLAIMS = (
     Claim(
         "Table 2",
         "WRN-28-10 with 60 % of its filters zeroed achieves almost the baseline.",
-        rules.almost,
+        rules_full.almost,
     ),
     Claim(
         "Fig. 5",
         "With a single filter a layer densenets outperform WRN by a large gap.",
-        rules.single_filter,
+        rules_full.single_filter,
     ),
     Claim(
         "Fig. 5",
         "On CIFAR-100 the gap between few parameters and all is larger than on CIFAR-10.",
-        rules.hundred_harder,
+        rules_full.hundred_harder,
     ),
     Claim(
         "Table 3",
         "With 70 % trained 2.3 points are lost, and another 3.1 with 40 %.",
-        rules.tiny,
+        rules_full.tiny,
     ),
-    Claim("Table 4", "An ensemble outperforms its members' mean.", rules.together),
+    Claim("Table 4", "An ensemble outperforms its members' mean.", rules_full.together),
     Claim(
         "Table 4",
         "Sharing 90 % of the parameters already outperforms training only the classifiers again.",
-        rules.ninety_shared,
+        rules_full.ninety_shared,
     ),
     Claim(
         "Table 4",
         "The full ensemble is best, and sharing .3 is not far below it.",
-        rules.full_near,
+        rules_full.full_near,
     ),
     Claim(
         "Fig. 6",
         "Magnitudes after training only 10 % stand out as high.",
-        rules.ten_high,
+        rules_full.ten_high,
     ),
     Claim(
         "Fig. 6",
         "70 % and 100 % are nearly indistinguishable.",
-        rules.seventy_alike,
+        rules_full.seventy_alike,
     ),
 )
 """In the paper's order."""

@@ -25,6 +25,7 @@ from sparsetune.words import duration
 PAGE, DATA = "index.html", "results.jsonl"
 TEXTS = {"table1": 2, "table4": 1, "fig6": 1}
 """How many columns of a table are words, where it is not three."""
+SHORTENED = "These trainings are not the paper's own, so a verdict is about them, not about the paper's."
 TITLE = "Randomly weighted networks: the paper's experiments, again"
 
 
@@ -75,6 +76,7 @@ def page(results: Results, absent: Sequence[str]) -> str:
         *[html.paragraph(text, "warn") for text in _caveats(results, absent)],
         html.heading("The paper's claims", "claims"),
         html.paragraph(_tally([verdict and verdict[0] for verdict in verdicts])),
+        *([] if results.as_in_paper else [html.paragraph(SHORTENED, "note")]),
         _claims(verdicts),
     ]
     for experiment in EXPERIMENTS.values():

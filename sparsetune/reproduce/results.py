@@ -94,6 +94,8 @@ class Results:
         points = EXPERIMENTS[experiment].points
         return sum(bool(self.rows(point)) for point in points), len(points)
 
-    def as_in_paper(self, settings: Settings) -> bool:
-        """Whether a row is run with the paper's own data and length."""
-        return self.selection.adjusted(settings) == settings
+    @property
+    def as_in_paper(self) -> bool:
+        """Whether data and lengths of all trainings are the paper's own."""
+        points = (point for each in EXPERIMENTS.values() for point in each.points)
+        return all(self.selection.adjusted(point) == point for point in points)

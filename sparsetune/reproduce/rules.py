@@ -1,60 +1,36 @@
-"""The rules that decide the paper's claims, from results: whether one holds, and the numbers that say so."""
+"""The rules that decide the claims about trainings of 1 and 10 epochs."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
-from sparsetune.reproduce.experiments import COUNTS, DENSENET, ENSEMBLES, FRACTIONS, NAMES, WIDE, WRN
-from sparsetune.reproduce.figures import FIVE, curve, fit_line, magnitudes
+from sparsetune.reproduce.experiments import COUNTS, FRACTIONS, NAMES
+from sparsetune.reproduce.figures import FIVE, curve, fit_line
+from sparsetune.reproduce.finding import BOTH, DENSE, WIDE4, Decided, Found, Missing, told
 from sparsetune.reproduce.jobs import Settings
 from sparsetune.reproduce.results import Results
 
-Decided = tuple[bool, str]
-"""Whether a claim holds, and the numbers that say so."""
 SMALL = [p for p in FRACTIONS if p <= 0.1]
 LARGE = [p for p in FRACTIONS if p >= 0.4]
-BOTH = ("cifar10", "cifar100")
-DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
-
-
-class Missing(Exception):  # noqa: N818
-    """A number that the rule needs was not run."""
-
-
-class _Found:
-    """Results of one experiment; asking for what is not there ends the rule."""
-
-    def __init__(self, results: Results, experiment: str) -> None:
-        self.results, self.experiment = results, experiment
-
-    def __call__(self, key: str = "top1", **where: object) -> float:
-        size = {} if {"fraction", "filters"} & set(where) == set() else {"fraction": None, "filters": None}
-        found = self.results.top1(self.experiment, key, **{**size, **where})
-        if found is None:
-            raise Missing
-        return found
-
-    def chance(self) -> float:
-        return self.results.chance(self.results.points(self.experiment)[0])
 
 
 def one_filter(results: Results) -> Decided:
     """Both densenet and WRN-28-4 reach three times chance."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     found = {model: at(model=model, filters=1, frozen="zero") for model in (DENSE, WIDE4)}
-    return min(found.values()) >= 3 * at.chance(), _told(found)
+    return min(found.values()) >= 3 * at.chance(), told(found)
 
 
 def seventy_zeroed(results: Results) -> Decided:
     """The two are at most 2 points apart."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     fixed, zeroed = (at(model=DENSE, fraction=0.7, frozen=frozen) for frozen in (None, "zero"))
     return abs(fixed - zeroed) <= 2, f"random {fixed:.1f}, zeroed {zeroed:.1f}"
 
 
 def gap(results: Results) -> Decided:
     """Random is ahead on average over fractions up to .1, for densenet and WRN-28-4."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     gaps = {
         model: fmean(
             at(model=model, fraction=p, frozen=None) - at(model=model, fraction=p, frozen="zero")
@@ -62,12 +38,12 @@ def gap(results: Results) -> Decided:
         )
         for model in (DENSE, WIDE4)
     }
-    return min(gaps.values()) > 0, "random minus zeroed: " + _told(gaps)
+    return min(gaps.values()) > 0, "random minus zeroed: " + told(gaps)
 
 
 def alexnet(results: Results) -> Decided:
     """No training up to .1 and up to 10 filters reaches more than twice chance."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     sizes: list[Settings] = [{"fraction": p} for p in SMALL] + [{"filters": k} for k in COUNTS]
     best = max(at(model="alexnet_cifar", frozen=None, **size) for size in sizes)
     return best <= 2 * at.chance(), f"best of them {best:.1f}, chance {at.chance():g}"
@@ -75,7 +51,7 @@ def alexnet(results: Results) -> Decided:
 
 def vgg(results: Results) -> Decided:
     """No training reaches more than 1.5 times chance."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     sizes: list[Settings] = [{"fraction": p} for p in FRACTIONS] + [{"filters": k} for k in COUNTS]
     best = max(at(model="vgg19_cifar", frozen=rest, **size) for size in sizes for rest in (None, "zero"))
     return best <= 1.5 * at.chance(), f"best of them {best:.1f}, chance {at.chance():g}"
@@ -83,14 +59,14 @@ def vgg(results: Results) -> Decided:
 
 def best_model(results: Results) -> Decided:
     """It has the highest mean over the fractions."""
-    at = _Found(results, "fig1")
+    at = Found(results, "fig1")
     means = {model: fmean(at(model=model, fraction=p, frozen=None) for p in FRACTIONS) for model in FIVE}
-    return max(means, key=lambda model: means[model]) == DENSE, "mean over fractions: " + _told(means)
+    return max(means, key=lambda model: means[model]) == DENSE, "mean over fractions: " + told(means)
 
 
 def outputs(results: Results) -> Decided:
     """Filters are ahead of inputs at more than half of the fractions."""
-    at = _Found(results, "fig2")
+    at = Found(results, "fig2")
     gains = [at(dim="out", fraction=p) - at(dim="in", fraction=p) for p in FRACTIONS]
     wins = sum(gain > 0 for gain in gains)
     return wins > len(
@@ -111,26 +87,26 @@ def _lines(results: Results) -> dict[str, tuple[float, float, float]]:
 def logarithmic(results: Results) -> Decided:
     """R² of the fitted line is .8 or more, for densenet and WRN-28-4."""
     fits = {model: r2 for model, (_, _, r2) in _lines(results).items()}
-    return min(fits[DENSE], fits[WIDE4]) >= 0.8, "R²: " + _told(fits, 2)
+    return min(fits[DENSE], fits[WIDE4]) >= 0.8, "R²: " + told(fits, 2)
 
 
 def slopes(results: Results) -> Decided:
     """Both densenet's and WRN-28-4's are above AlexNet's and VGG-19's without batch norm."""
     slopes = {model: slope for model, (slope, _, _) in _lines(results).items()}
     old = max(slopes["alexnet_cifar"], slopes["vgg19_cifar"])
-    return min(slopes[DENSE], slopes[WIDE4]) > old, "points per e-fold: " + _told(slopes)
+    return min(slopes[DENSE], slopes[WIDE4]) > old, "points per e-fold: " + told(slopes)
 
 
 def decent(results: Results) -> Decided:
     """With .1 it keeps half of the accuracy with all parameters."""
-    few, whole = _Found(results, "fig1")(model=DENSE, fraction=0.1, frozen="zero"), _Found(results, "fig4")
+    few, whole = Found(results, "fig1")(model=DENSE, fraction=0.1, frozen="zero"), Found(results, "fig4")
     full = whole(model=DENSE, fraction=1.0)
     return few >= full / 2, f"{few:.1f} with 90,196 parameters, {full:.1f} with all"
 
 
 def _table1(results: Results) -> dict[tuple[str, str], dict[str, float]]:
     """Rows of each net on the data sets that were run."""
-    at, rows = _Found(results, "table1"), {}
+    at, rows = Found(results, "table1"), {}
     for data in BOTH:
         if not any(results.rows(point) for point in results.points("table1", data=data)):
             continue
@@ -158,14 +134,14 @@ def fc_inferior(results: Results) -> Decided:
 
 def norm_alone(results: Results) -> Decided:
     """It reaches three times chance."""
-    at = _Found(results, "table1")
+    at = Found(results, "table1")
     top1 = at(model=DENSE, data="cifar10", filters=0, head=False)
     return top1 >= 3 * at.chance(), f"{top1:.1f}, chance {at.chance():g}"
 
 
 def norm_hundred(results: Results) -> Decided:
     """A larger share is lost without the classifier than on CIFAR-10, for densenet."""
-    at = _Found(results, "table1")
+    at = Found(results, "table1")
     norm, both = ([at(model=DENSE, data=d, filters=0, head=head) for d in BOTH] for head in (False, True))
     ten, hundred = (1 - alone / whole for alone, whole in zip(norm, both, strict=True))
     return hundred > ten, f"share lost without fc: {ten:.0%} and {hundred:.0%}"
@@ -173,7 +149,7 @@ def norm_hundred(results: Results) -> Decided:
 
 def norm_fades(results: Results) -> Decided:
     """Mean gain up to .1 and 10 filters is above 0 and above that from .4, for both nets."""
-    at, shown, holds = _Found(results, "fig4"), [], True
+    at, shown, holds = Found(results, "fig4"), [], True
     few: list[Settings] = [{"fraction": p} for p in SMALL] + [{"filters": k} for k in COUNTS]
     for model in (DENSE, WIDE4):
         small, large = (
@@ -187,110 +163,13 @@ def norm_fades(results: Results) -> Decided:
 
 def seventy_enough(results: Results) -> Decided:
     """At most 2 points are lost, for both nets."""
-    at = _Found(results, "fig4")
+    at = Found(results, "fig4")
     lost = {m: at(model=m, fraction=1.0) - at(model=m, fraction=0.7, norm=True) for m in (DENSE, WIDE4)}
-    return max(lost.values()) <= 2, "lost: " + _told(lost)
+    return max(lost.values()) <= 2, "lost: " + told(lost)
 
 
 def ten_filters(results: Results) -> Decided:
     """It is at most 2 points below."""
-    at = _Found(results, "fig4")
+    at = Found(results, "fig4")
     ten, full = at(model=DENSE, filters=10, norm=True), at(model=DENSE, fraction=1.0)
     return ten >= full - 2, f"{ten:.1f}, all {full:.1f}"
-
-
-def almost(results: Results) -> Decided:
-    """It is at most 1.5 points below."""
-    at = _Found(results, "table2")
-    zeroed, full = at(model=WIDE10, fraction=0.4, frozen="zero"), at(model=WIDE10, fraction=1.0)
-    return full - zeroed <= 1.5, f"{zeroed:.2f}, all {full:.2f}"
-
-
-def single_filter(results: Results) -> Decided:
-    """They are 10 points or more ahead, on both data sets."""
-    at = _Found(results, "fig5")
-    gains = {d: at(model=DENSE, data=d, filters=1) - at(model=WIDE10, data=d, filters=1) for d in BOTH}
-    return min(gains.values()) >= 10, "densenet ahead by " + ", ".join(f"{gains[d]:.1f} ({d})" for d in BOTH)
-
-
-def hundred_harder(results: Results) -> Decided:
-    """All minus 10 % is larger there, for both nets."""
-    at = _Found(results, "fig5")
-    gaps = {
-        (m, d): at(model=m, data=d, fraction=1.0) - at(model=m, data=d, fraction=0.1)
-        for m in (DENSE, WIDE10)
-        for d in BOTH
-    }
-    shown = "; ".join(f"{NAMES[m]} {d}: {gap:.1f}" for (m, d), gap in gaps.items())
-    return all(gaps[m, "cifar100"] > gaps[m, "cifar10"] for m in (DENSE, WIDE10)), "all minus 10 %: " + shown
-
-
-def tiny(results: Results) -> Decided:
-    """At most 4 points are lost, then at most 5 more, and 10 % is lowest."""
-    at = _Found(results, "table3")
-    some, more, most, full = (at(fraction=p) for p in (0.1, 0.4, 0.7, 1.0))
-    holds = full - most <= 4 and most - more <= 5 and more > some
-    return holds, f"10 % {some:.1f}, 40 % {more:.1f}, 70 % {most:.1f}, all {full:.1f}"
-
-
-def _ensembles(results: Results) -> dict[str, tuple[float, float]]:
-    """Mean of the members and accuracy together, of the better optimiser."""
-    found = {}
-    for name, size in ENSEMBLES.items():
-        where = {"fraction": None, "filters": None, **size}
-        best = results.best(results.points("table4", **where))
-        if best is None:
-            raise Missing
-        mean = results.spread(best[0], "mean_top1")
-        found[name] = (mean.mean if mean else 0.0, best[1].mean)
-    return found
-
-
-def together(results: Results) -> Decided:
-    """It is ahead for each of the five kinds."""
-    found = _ensembles(results)
-    return all(both > mean for mean, both in found.values()), "; ".join(
-        f"{name}: {mean:.1f} to {both:.1f}" for name, (mean, both) in found.items()
-    )
-
-
-def ninety_shared(results: Results) -> Decided:
-    """The ensemble that shares .9 is ahead."""
-    found = _ensembles(results)
-    fc, shared = found["FC"][1], found["Share-Conv-0.9"][1]
-    return shared > fc, f"sharing .9 {shared:.2f}, FC {fc:.2f}"
-
-
-def full_near(results: Results) -> Decided:
-    """It is ahead, by at most 1.5 points."""
-    found = _ensembles(results)
-    full, shared = found["Full"][1], found["Share-Conv-0.3"][1]
-    return full >= shared >= full - 1.5, f"Full {full:.2f}, sharing .3 {shared:.2f}"
-
-
-def _means(results: Results) -> dict[float, list[float]]:
-    found = {p: magnitudes(results, p) for p in (0.1, 0.4, 0.7, 1.0)}
-    if not all(found.values()):
-        raise Missing
-    return {p: [float(layer["mean"]) for layer in layers] for p, layers in found.items()}
-
-
-def ten_high(results: Results) -> Decided:
-    """Mean |w| over the convolutions is highest."""
-    means = {p: fmean(layers) for p, layers in _means(results).items()}
-    shown = ", ".join(f"{p:.0%} {mean:.4f}" for p, mean in means.items())
-    return means[0.1] == max(means.values()), "mean |w| over layers: " + shown
-
-
-def seventy_alike(results: Results) -> Decided:
-    """Mean |w| of a convolution differs by at most 10 % on average."""
-    means = _means(results)
-    apart = {
-        p: fmean(abs(a - b) / b for a, b in zip(means[p], means[1.0], strict=True)) for p in (0.1, 0.4, 0.7)
-    }
-    shown = ", ".join(f"{p:.0%} {value:.0%}" for p, value in apart.items())
-    return apart[0.7] <= 0.1, "apart from 100 % by: " + shown
-
-
-def _told(found: dict[str, float], digits: int = 1) -> str:
-    return ", ".join(f"{NAMES[model]} {value:.{digits}f}" for model, value in found.items())
