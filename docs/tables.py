@@ -33,6 +33,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("zoo", _zoo_table),
         ("precision", _precision_table),
         ("slim", _slim_table),
+        ("paper", _paper_tables),
     ):
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", table())
@@ -224,3 +225,48 @@ def _slim_table() -> str:
             )
         notes.append(_note(found))
     return "\n".join([*rows, "", *notes])
+
+
+def _paper_tables() -> str:
+    """The experiments that were run, from the rows that ``sparsetune reproduce paper`` left."""
+    from sparsetune.reproduce.experiments import EXPERIMENTS
+    from sparsetune.reproduce.report import read_results
+    from sparsetune.reproduce.results import Results
+    from sparsetune.reproduce.selection import Selection
+    from sparsetune.reproduce.tables import rows_of
+
+    pieces = []
+    for path in sorted((RESULTS / "paper").glob("*.jsonl")):
+        rows, chosen = read_results(path)
+        limits = {name: chosen[name] for name in ("train_limit", "test_limit", "epochs") if chosen[name]}
+        shown = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in limits.items())
+        lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
+        pieces.append(
+            f"`--preset {chosen['preset']}` with {shown or 'nothing changed'}; {len(rows)} jobs."
+            + "".join(f" {name} was a lossy JPEG copy." for name in lossy)
+        )
+        results = Results(rows, Selection.from_json({k: v for k, v in chosen.items() if k != "absent"}))
+        for experiment in EXPERIMENTS.values():
+            if results.finished(experiment.id)[0] and experiment.id != "fig3":
+                header, lines = rows_of(experiment, results)
+                pieces += [f"**{experiment.id}: {experiment.title}**", _markdown(header, lines)]
+        pieces += ["Claims that these results can decide:", _claims(results)]
+        machines = {_note(row.about) for row in rows}
+        pieces.append("\n".join(sorted(machines)))
+    return "\n\n".join(pieces)
+
+
+def _claims(results: Any) -> str:
+    from sparsetune.reproduce.claims import CLAIMS
+
+    lines = []
+    for claim in CLAIMS:
+        if verdict := claim.decided(results):
+            holds = "holds" if verdict[0] else "does not hold"
+            lines.append(f"- {claim.where}, {holds}: {claim.text} ({claim.rule} Ours: {verdict[1]}.)")
+    return "\n".join(lines) or "- None."
+
+
+def _markdown(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *([getattr(cell, "text", cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

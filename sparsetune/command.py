@@ -11,7 +11,19 @@ from sparsetune.header import Header
 from sparsetune.learn import Learn
 from sparsetune.weights import TORCHVISION
 
-CONFIG = ("epochs", "batch_size", "opt", "lr", "sched", "weight_decay", "seed", "amp", "compile")
+CONFIG = (
+    "epochs",
+    "batch_size",
+    "opt",
+    "lr",
+    "sched",
+    "decay_milestones",
+    "decay_rate",
+    "weight_decay",
+    "seed",
+    "amp",
+    "compile",
+)
 """Settings of a training that ``fit`` has an option for."""
 
 OPTIONS = ("size", "train_limit", "test_limit", "init_from")
@@ -78,6 +90,6 @@ def _words(given: dict[str, Any]) -> list[str]:
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
-            items = value if isinstance(value, list) else [value]
+            items = value if isinstance(value, (list, tuple)) else [value]
             words += [word for item in items for word in (option, str(item))]
     return words

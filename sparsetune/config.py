@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import timm.optim
 
+import sparsetune.optim  # noqa: F401  (registers YellowFin with timm)
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
 
-Sched = Literal["cosine", "tanh", "poly", "none"]
-SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "none")
+Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
+SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "multistep", "none")
 Amp = Literal["bf16", "fp16"]
 AMPS: tuple[Amp, ...] = ("bf16", "fp16")
 
@@ -27,9 +28,12 @@ class FitConfig:
     Args:
         epochs: Passes over the training pictures.
         batch_size: Pictures a step.
-        opt: Name of one of timm's optimisers; ``momentum`` is the paper's SGD with momentum.
+        opt: Name of one of timm's optimisers, or ``yellowfin``; ``momentum`` is the paper's, SGD with it.
         lr: Learning rate at the start. The default suits ``momentum``; Adam and its kin want about 0.001.
-        sched: How it falls, step by step, to zero at the end; ``none`` keeps it.
+        sched: How it falls, step by step, to zero at the end; ``multistep`` lowers it at milestones, ``none``
+            keeps it.
+        decay_milestones: Epochs after which ``multistep`` lowers it.
+        decay_rate: The factor of each lowering.
         weight_decay: On learned weights; biases and normalisation are left out, as timm does.
         momentum: For the optimisers that have it.
         seed: Order of pictures, augmentation and dropout.
@@ -49,6 +53,8 @@ class FitConfig:
     opt: str = "momentum"
     lr: float = 0.1
     sched: Sched = "cosine"
+    decay_milestones: tuple[int, ...] = ()
+    decay_rate: float = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9
     seed: int = 0
@@ -59,6 +65,8 @@ class FitConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.decay_milestones, list):
+            object.__setattr__(self, "decay_milestones", tuple(self.decay_milestones))
         counts = {"epochs": 1, "batch_size": 1, "seed": 0, "workers": 0}
         problems: list[SparsetuneError] = [
             ConfigError(f"{name} {getattr(self, name)!r} is not a whole number of {low} or more.")
@@ -67,11 +75,19 @@ class FitConfig:
         ]
         problems += [
             ConfigError(f"{name} {getattr(self, name)!r} is not a number of 0 or more.")
-            for name in ("lr", "weight_decay", "momentum")
+            for name in ("lr", "decay_rate", "weight_decay", "momentum")
             if not _is_amount(getattr(self, name))
         ]
         if self.sched not in SCHEDS:
             problems.append(ConfigError(f"sched '{self.sched}' is not one of {', '.join(SCHEDS)}."))
+        if not _is_milestones(self.decay_milestones):
+            problems.append(
+                ConfigError(
+                    f"decay_milestones {self.decay_milestones!r} is not a list of epochs in rising order."
+                )
+            )
+        if self.sched == "multistep" and self.decay_milestones == ():
+            problems.append(ConfigError("sched 'multistep' lowers lr at decay_milestones; give some."))
         if self.amp is not None and self.amp not in AMPS:
             problems.append(ConfigError(f"amp '{self.amp}' is not one of {', '.join(AMPS)}."))
         known = timm.optim.list_optimizers()
@@ -84,7 +100,7 @@ class FitConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "decay_milestones": list(self.decay_milestones)}
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -95,3 +111,8 @@ class FitConfig:
 def _is_amount(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+
+
+def _is_milestones(value: object) -> bool:
+    counts = isinstance(value, tuple) and all(type(epoch) is int and epoch > 0 for epoch in value)
+    return counts and sorted(set(value)) == list(value)  # type: ignore[call-overload]

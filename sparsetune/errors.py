@@ -32,6 +32,10 @@ class ConfigError(SparsetuneError, ValueError):
             raise cls("\n".join(found))
 
 
+class DivergedError(ConfigError):
+    """A training whose loss is no longer finite."""
+
+
 class UnknownNameError(SparsetuneError, ValueError):
     """A name (of a model, a layer, a data set …) that does not exist."""
 

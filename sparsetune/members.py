@@ -90,7 +90,7 @@ def run_members(
         members.append(outcome)
         if not outcome.finished:
             return Together(folder, members, False)
-    return Together(folder, members, True, *_measure([m.folder / DELTA for m in members], settings))
+    return Together(folder, members, True, *measure([m.folder / DELTA for m in members], settings))
 
 
 def bundle_members(together: Together, settings: Run) -> Path:
@@ -105,7 +105,13 @@ def _checkpoint(settings: Run) -> str | None:
     return start if start and not is_delta(start) else None
 
 
-def _measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
+def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
+    """Return the scores of the members' averaged predictions on the test pictures, and how much they differ.
+
+    Args:
+        deltas: The members' files.
+        settings: Of one of them: what they stand on, and the data.
+    """
     data = open_data(settings.data, size=settings.size, test_limit=settings.test_limit)
     ensemble = Ensemble.load(deltas, backbone=_checkpoint(settings), allow_network=settings.pretrained)
     ensemble.to(pick_device(settings.config.device))

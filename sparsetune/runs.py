@@ -38,6 +38,7 @@ class Run:
 
     Attributes:
         model: Name of the model.
+        model_kwargs: Arguments of its constructor, plain JSON values.
         learn: Which slices are learned.
         config: How to train.
         data: Name or path of the data.
@@ -59,6 +60,7 @@ class Run:
     backbone_seed: int = 0
     pretrained: bool = False
     init_from: str | None = None
+    model_kwargs: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -213,6 +215,7 @@ def _build(settings: Run, data: Data) -> tuple[nn.Module, Data]:
         seed=settings.backbone_seed,
         pretrained=settings.pretrained,
         checkpoint=None if delta else settings.init_from,
+        **settings.model_kwargs or {},
     )
     data = _prepared(data, _preprocessing(net, data.preprocessing, settings))
     adapt_(net, settings.learn)

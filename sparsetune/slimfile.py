@@ -23,7 +23,8 @@ from sparsetune.header import Header, header_text, parse_header, text_digest
 from sparsetune.narrow import narrow_
 from sparsetune.rebuild import other_versions
 from sparsetune.slim import input_size
-from sparsetune.zoo import HUB, skeleton
+from sparsetune.weights import HUB
+from sparsetune.zoo import skeleton
 
 KEY = "sparsetune.slim"
 

@@ -45,6 +45,8 @@ class Stepper:
         self.schedule = create_scheduler_v2(
             optimizer,
             sched=config.sched,
+            decay_milestones=list(config.decay_milestones),
+            decay_rate=config.decay_rate,
             num_epochs=config.epochs,
             step_on_epochs=False,
             updates_per_epoch=steps,

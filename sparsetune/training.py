@@ -16,7 +16,7 @@ from sparsetune.adapt import adapted
 from sparsetune.checkpoint import Position, random_state, read_checkpoint, write_checkpoint
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
-from sparsetune.errors import ConfigError, DataError
+from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.inference import predict_logits
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import scores
@@ -111,7 +111,8 @@ def fit(
 
     Raises:
         ConfigError: When the model is not adapted or learns nothing, its class count is not the data's,
-            model, optimiser or device cannot do what ``config`` asks, or the loss is no longer finite.
+            model, optimiser or device cannot do what ``config`` asks.
+        DivergedError: When the loss is no longer finite.
         DataError: When there are no training pictures, or one cannot be read.
         StorageError: When the checkpoint cannot be written, or is from other settings.
     """
@@ -242,7 +243,7 @@ class _Training:
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise ConfigError(
+            raise DivergedError(
                 f"the loss became {loss} in epoch {self.position.epoch + 1}; "
                 f"lower lr {self.config.lr:g}, or choose another optimiser than {self.config.opt}."
             )

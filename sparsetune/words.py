@@ -15,3 +15,10 @@ def size(count: float) -> str:
 def share(part: int, whole: int) -> str:
     """Return how many values of how many, and their share, as text."""
     return f"{part:,} of {whole:,} values ({part / max(whole, 1):.1%})"
+
+
+def duration(seconds: float) -> str:
+    """Say how long, such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -59,6 +59,7 @@ COLUMN = [
     "uncertainty",
     "inference",
     "export",
+    "optim",
     "config",
     "processes",
     "checkpoint",
@@ -69,6 +70,7 @@ COLUMN = [
     "folders",
     "runs",
     "members",
+    "reproduce",
     "command",
     "card",
     "hub",
@@ -89,8 +91,10 @@ ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
     "accelerate": {"processes"},
-    "matplotlib": {"curves", "chart"},
+    "matplotlib": {"curves", "chart", "reproduce"},
     "peft": {"lowrank"},
+    "ray": {"reproduce"},
+    "sqlite3": {"reproduce"},
     "sklearn": {"data", "uncertainty"},
     "onnxruntime": {"export"},
     "onnxscript": {"export"},
@@ -130,7 +134,7 @@ def test_every_module_has_its_place():
     assert {top(path) for path in FILES} == set(COLUMN)
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "cli"])
+@pytest.mark.parametrize("folder", ["models", "data", "reproduce", "cli"])
 def test_no_cycle_inside_a_subpackage(folder):
     edges = {
         f"sparsetune.{folder}.{path.stem}".removesuffix(".__init__"): imported(path)

@@ -21,6 +21,7 @@ from sparsetune.cli import (
     models,
     plan,
     predict,
+    reproduce,
     slim,
     values,
 )
@@ -40,7 +41,15 @@ app = typer.Typer(
 )
 
 
-def _command(name: str, function: Callable[..., None]) -> None:
+papers = typer.Typer(
+    name="reproduce",
+    help="Run the experiments of the paper again, and show ours beside theirs.",
+    no_args_is_help=True,
+)
+app.add_typer(papers)
+
+
+def _command(name: str, function: Callable[..., None], group: typer.Typer = app) -> None:
     """Add a command; a user's mistake ends in one sentence, and so does Ctrl-C."""
 
     @functools.wraps(function)
@@ -56,7 +65,7 @@ def _command(name: str, function: Callable[..., None]) -> None:
             typer.echo("interrupted; all that was finished is kept.", err=True)
             raise typer.Exit(INTERRUPTED) from interrupt
 
-    app.command(name)(guarded)
+    group.command(name)(guarded)
 
 
 _command("fit", fit.fit)
@@ -77,6 +86,8 @@ _command("push", hub.push)
 _command("pull", hub.pull)
 _command("bench", bench.bench)
 _command("models", models.models)
+_command("paper", reproduce.paper, papers)
+_command("report", reproduce.report, papers)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def fit(
         typer.Option(
             "--opt",
             rich_help_panel=TRAINING,
-            help="One of timm's optimisers, such as momentum, or adamw with --lr 0.001.",
+            help="One of timm's optimisers, such as momentum, or adamw with --lr 0.001; or yellowfin.",
         ),
     ] = "momentum",
     lr: Annotated[
@@ -85,9 +85,23 @@ def fit(
     sched: Annotated[
         str,
         typer.Option(
-            "--sched", rich_help_panel=TRAINING, help="How it falls to zero: cosine, tanh or poly; or none."
+            "--sched",
+            rich_help_panel=TRAINING,
+            help="How it falls to zero: cosine, tanh or poly; or multistep, or none.",
         ),
     ] = "cosine",
+    decay_milestones: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--decay-milestones",
+            rich_help_panel=TRAINING,
+            help="An epoch after which multistep lowers it; may be repeated.",
+        ),
+    ] = None,
+    decay_rate: Annotated[
+        float,
+        typer.Option("--decay-rate", rich_help_panel=TRAINING, help="By which factor multistep does."),
+    ] = 0.1,
     weight_decay: Annotated[
         float, typer.Option("--weight-decay", rich_help_panel=TRAINING, help="On learned weights.")
     ] = 5e-4,
@@ -157,6 +171,8 @@ def fit(
             opt=opt,
             lr=lr,
             sched=_any(sched),
+            decay_milestones=tuple(decay_milestones or ()),
+            decay_rate=decay_rate,
             weight_decay=weight_decay,
             seed=seed,
             amp=_any(amp),

@@ -30,7 +30,7 @@ TENTH = f"{FIT} --fraction 0.1"
         ("--fraction .1 --data hf://x", "data source 'hf://x' is not valid"),
         ("--fraction .1 --opt adamww", "optimiser 'adamww' is unknown; did you mean adamw"),
         ("--fraction .1 --opt adahessian", "try another size, batch size or optimiser."),
-        ("--fraction .1 --sched cosin", "sched 'cosin' is not one of cosine, tanh, poly, none."),
+        ("--fraction .1 --sched cosin", "sched 'cosin' is not one of cosine, tanh, poly, multistep, none."),
         ("--fraction .1 --amp int8", "amp 'int8' is not one of bf16, fp16."),
         ("--fraction .1 --dim depth", "dim 'depth' is not one of out, in, height, width."),
         ("--fraction .1 --frozen ice", "frozen 'ice' is not one of random, zero, pretrained."),

@@ -1,0 +1,1 @@
+"""The paper's experiments: as data, run by a crew of workers, kept in one file, shown on one page."""

@@ -1,0 +1,136 @@
+"""A job: one thing to compute, named by its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Settings = dict[str, Any]
+
+DEFAULTS: Settings = {
+    "kind": "fit",
+    "model": None,
+    "model_kwargs": None,
+    "data": "cifar10",
+    "train_limit": None,
+    "test_limit": None,
+    "fraction": None,
+    "filters": None,
+    "dim": "out",
+    "layers": None,
+    "norm": True,
+    "head": True,
+    "frozen": None,
+    "epochs": 10,
+    "batch_size": 128,
+    "opt": "momentum",
+    "lr": 0.1,
+    "sched": "cosine",
+    "decay_milestones": [],
+    "decay_rate": 0.1,
+    "weight_decay": 5e-4,
+    "seed": 0,
+    "init_from": None,
+    "members": None,
+    "of": None,
+}
+"""Every setting of a job; experiments and presets say only what differs.
+
+``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together) or ``weights`` (the
+magnitudes that a training left). ``init_from`` and ``of`` name other jobs by their id.
+"""
+
+APART = 1000
+"""Between the seeds of an ensemble's members, so that ensembles of seeds 0, 1, 2 … share none."""
+
+LEARN = ("fraction", "filters", "dim", "layers", "norm", "head", "frozen")
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "opt",
+    "lr",
+    "sched",
+    "decay_milestones",
+    "decay_rate",
+    "weight_decay",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to compute.
+
+    Attributes:
+        settings: All of them, plain JSON values.
+        needs: Jobs whose results it takes.
+    """
+
+    settings: Settings
+    needs: tuple[Job, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits from whatever differs from the defaults."""
+        differing = {name: value for name, value in self.settings.items() if value != DEFAULTS[name]}
+        text = json.dumps(differing, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """A few words for people."""
+        held = self.settings
+        if held["kind"] == "weights" and held["of"] is None:
+            return f"{held['model']} weights as drawn"
+        size = f"f{held['fraction']:g}" if held["fraction"] is not None else f"n{held['filters']}"
+        words = [] if held["kind"] == "fit" else [held["kind"]]
+        words = [held["model"], *words, held["data"], size, *(held["layers"] or ())]
+        words += [f"along {held['dim']}"] * (held["dim"] != "out") + ["no norm"] * (not held["norm"])
+        words += ["no head"] * (not held["head"]) + [f"rest {held['frozen']}"] * bool(held["frozen"])
+        words += [held["opt"]] * (held["opt"] != DEFAULTS["opt"])
+        return " ".join([*words, f"s{held['seed']}"])
+
+
+def job(settings: Settings) -> Job:
+    """Make the job of ``settings``, and before it those that it needs.
+
+    Args:
+        settings: All settings; an ensemble's are those of its members.
+    """
+    if settings["kind"] == "ensemble":
+        return _ensemble(settings)
+    if settings["kind"] == "weights" and (settings["fraction"], settings["filters"]) != (None, None):
+        run = Job({**settings, "kind": "fit"})
+        return Job({**settings, "of": run.id}, (run,))
+    return Job(settings)
+
+
+def in_order(jobs: list[Job]) -> Iterator[Job]:
+    """Yield every job once, each after those that it needs."""
+    seen: set[str] = set()
+
+    def walk(each: Job) -> Iterator[Job]:
+        if each.id not in seen:
+            seen.add(each.id)
+            for needed in each.needs:
+                yield from walk(needed)
+            yield each
+
+    for each in jobs:
+        yield from walk(each)
+
+
+def _ensemble(settings: Settings) -> Job:
+    """Members that start from one model that learned everything (paper, Section 4.3)."""
+    slices = {name: DEFAULTS[name] for name in LEARN}
+    training = {name: DEFAULTS[name] for name in ("opt", "lr")}
+    fit = {**settings, "kind": "fit", "members": None}
+    start = Job({**fit, **slices, **training, "fraction": 1.0})
+    members = tuple(
+        Job({**fit, "init_from": start.id, "seed": settings["seed"] + APART * number}, (start,))
+        for number in range(1, settings["members"] + 1)
+    )
+    return Job({**settings, "init_from": start.id, "of": [member.id for member in members]}, members)

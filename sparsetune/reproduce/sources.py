@@ -1,0 +1,91 @@
+"""The data sets of the paper: what they are, and whether they are here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsetune.data import open_data
+from sparsetune.data.parquet import ParquetImages
+from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
+
+JPEG = b"\xff\xd8"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set's counts.
+
+    Attributes:
+        title: Its name for people.
+        classes: How many.
+        side: Height and width of a picture.
+        train: Training pictures.
+        test: Test pictures.
+        bitmaps: Whether it is published as bitmaps, so that JPEG-coded pictures are a lossy copy.
+    """
+
+    title: str
+    classes: int
+    side: int
+    train: int
+    test: int
+    bitmaps: bool = True
+
+
+KNOWN = {
+    "digits": Known("digits", 10, 8, 1438, 359),
+    "cifar10": Known("CIFAR-10", 10, 32, 50_000, 10_000),
+    "cifar100": Known("CIFAR-100", 100, 32, 50_000, 10_000),
+    "tiny-imagenet": Known("Tiny-ImageNet", 200, 64, 100_000, 10_000, bitmaps=False),
+}
+
+
+def sources_from(given: Iterable[str]) -> dict[str, str]:
+    """Read ``NAME=FOLDER`` words, such as ``cifar10=data/cifar10``.
+
+    Raises:
+        ConfigError: When a word has another form.
+        UnknownNameError: When the experiments use no data set of that name.
+    """
+    sources: dict[str, str] = {}
+    for word in given:
+        name, sign, folder = word.partition("=")
+        if not sign or not folder:
+            raise ConfigError(f"data '{word}' is not NAME=FOLDER, such as cifar10=data/cifar10.")
+        if name not in KNOWN:
+            raise UnknownNameError("data set", name, KNOWN)
+        sources[name] = folder if "://" in folder else str(Path(folder).expanduser().absolute())
+    return sources
+
+
+def missing(names: Iterable[str], sources: Mapping[str, str]) -> dict[str, str]:
+    """Return, for each data set that cannot be used here, why.
+
+    Raises:
+        ConfigError: When a source has other classes than the data set that it is given for.
+    """
+    reasons = {}
+    for name in sorted(set(names)):
+        try:
+            count = len(open_data(sources.get(name, name)).classes)
+        except SparsetuneError as error:
+            reasons[name] = str(error)
+            continue
+        if count != KNOWN[name].classes:
+            raise ConfigError(
+                f"{sources.get(name, name)} has {count} classes, but {name} has {KNOWN[name].classes}; "
+                "give the folder of that data set."
+            )
+    return reasons
+
+
+@functools.cache
+def describe_source(name: str, source: str) -> dict[str, Any]:
+    """Return what a result's data is called and whether it is a lossy copy, as plain JSON values."""
+    images = open_data(source).test.images
+    coded = isinstance(images, ParquetImages) and bytes(images.shards[0].data[:2]) == JPEG
+    return {"name": name, "lossy": coded and KNOWN[name].bitmaps}
