@@ -39,6 +39,12 @@ from sparsetune.plan import FROZEN
 from sparsetune.precision import CODES, Precision, decode, encode, scales
 
 KEY = "sparsetune"
+OTHERS = {
+    "sparsetune.slim": "a slim network, no delta; load it with sparsetune.load_slim",
+    "sparsetune.bundle": "a bundle of deltas; load it with Tasks.load or Ensemble.load",
+    "sparsetune.training": "the checkpoint of a run, no delta; go on with sparsetune fit --resume",
+}
+"""Metadata keys of our other files, and what to do with these."""
 INDEX = "index"
 SCALE = "scale"
 STORED = {
@@ -166,7 +172,10 @@ class _Opened:
 
     def header(self) -> Header:
         """Parse the metadata and the index."""
-        text = (self.file.metadata() or {}).get(KEY)
+        metadata = self.file.metadata() or {}
+        text = metadata.get(KEY)
+        for key in OTHERS.keys() & metadata.keys():
+            raise DeltaError(f"{self.path} is {OTHERS[key]}.")
         if text is None:
             raise DeltaError(
                 f"{self.path} is a safetensors file without '{KEY}' metadata, so no delta; "

@@ -192,6 +192,11 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
         return _restore, (base, leaves), {**self.__dict__, JOINS: {}}
 
+    def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
+        if name in leaves and isinstance(value, nn.Parameter):
+            _check_slice(self, name, value)
+        base.__setattr__(self, name, value)
+
     def extra_repr(self: Any) -> str:
         learned = [f"{leaf} {tuple(self._parameters[leaf].shape)}" for leaf in self.__dict__[DIMS]]
         return ", ".join([base.extra_repr(self), "learned: " + ", ".join(learned)])
@@ -203,6 +208,7 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
         "_apply": _apply,
         "__setstate__": __setstate__,
         "__reduce_ex__": __reduce_ex__,
+        "__setattr__": __setattr__,
         "extra_repr": extra_repr,
         **{leaf: _whole_property(leaf) for leaf in leaves},
     }
@@ -221,6 +227,16 @@ def _whole_property(leaf: str) -> property:
         )
 
     return property(lambda module: whole_of(module, leaf), refuse)
+
+
+def _check_slice(module: nn.Module, leaf: str, value: Tensor) -> None:
+    """Refuse a whole weight where the learned slice stands."""
+    learned = module._parameters.get(leaf)
+    if learned is not None and value.shape != learned.shape:
+        raise ConfigError(
+            f"'{leaf}' of this {type(module).__name__} has {tuple(learned.shape)} learned values and cannot "
+            f"be set to a parameter of shape {tuple(value.shape)}; copy it into the plain model, then adapt_."
+        )
 
 
 def _restore(base: Any, leaves: tuple[str, ...]) -> nn.Module:

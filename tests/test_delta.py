@@ -276,6 +276,17 @@ def test_another_safetensors_file_is_no_delta(tmp_path):
     assert is_delta(GOLDEN / "format1-plain.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("key", "use"),
+    [("slim", "load_slim"), ("bundle", "Tasks.load or Ensemble.load"), ("training", "fit --resume")],
+)
+def test_our_other_files_say_what_to_do_with_them(tmp_path, key, use):
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {f"sparsetune.{key}": "{}"})
+    with pytest.raises(DeltaError, match=f"{path} is .* with .*{use}.$"):
+        read_header(path)
+
+
 class Evil:
     ran = False
 

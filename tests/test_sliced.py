@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from sparsetune.errors import ConfigError
 from sparsetune.sliced import frozen_rest, slice_, unslice_
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -465,3 +466,13 @@ def test_export_gives_the_same_outputs(dim, strict):
     net = network(dim)
     program = torch.export.export(net, (X,), strict=strict)
     assert torch.equal(program.module()(X), net(X))
+
+
+def test_a_whole_weight_cannot_take_the_place_of_a_slice():
+    conv = nn.Conv2d(3, 8, 3)
+    whole = conv.weight.detach()
+    slice_(conv, "weight", 0, nn.Parameter(whole[:4].clone()), whole[4:].clone())
+    with pytest.raises(ConfigError, match=r"\(4, 3, 3, 3\) learned .* of shape \(8, 3, 3, 3\); copy it"):
+        conv.weight = nn.Parameter(whole)
+    conv.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
+    assert torch.equal(conv.weight, torch.cat([torch.zeros(4, 3, 3, 3), whole[4:]]))

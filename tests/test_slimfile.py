@@ -171,7 +171,7 @@ def test_refuses_other_files(made, tmp_path):
             load_slim(file)
     with pytest.raises(DeltaError, match="is no slim network"):
         load_slim(made[2].parent / "delta.safetensors")
-    with pytest.raises(DeltaError, match="so no delta"):
+    with pytest.raises(DeltaError, match="is a slim network, no delta; load it with"):
         st.load(made[2])
 
 
