@@ -28,6 +28,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     for mark, table in (
         ("bench", _bench_table),
         ("keeping", _keeping_table),
+        ("profile", _profile_table),
+        ("compile", _compile_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
@@ -119,6 +121,36 @@ def _keeping_table() -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _profile_table() -> str:
+    found = json.loads((RESULTS / "profile-cpu.json").read_text())
+    kinds = list(found["rows"][0]["ms"]["full"])
+    rows = [f"| ms a step | learned | {' | '.join(kinds)} |", "| --- " * (len(kinds) + 2) + "|"]
+    for row in found["rows"]:
+        for learned, times in row["ms"].items():
+            cells = [f"{times[kind]:.0f}" for kind in kinds]
+            name = f"fraction {row['fraction']:g}" if learned == "ours" else learned
+            rows.append(f"| {row['model']} | {name} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", _note(found)])
+
+
+def _compile_table() -> str:
+    rows = [
+        "| model | learned | eager step | compiled step | compiled / eager | ours / full: eager | compiled |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    found = json.loads((RESULTS / "compile-cpu.json").read_text())
+    for row in found["rows"]:
+        ms = row["step_ms"]
+        for learned, name in (("full", "everything"), ("ours", f"fraction {row['fraction']:g}")):
+            shares = [f"{row['ours_over_full'][how]:.2f}" for how in ("eager", "compiled")]
+            rows.append(
+                f"| {row['model']} | {name} | {ms[f'{learned} eager']:.0f} ms | "
+                f"{ms[f'{learned} compiled']:.0f} ms | {row['compiled_over_eager'][learned]:.2f} | "
+                f"{' | '.join(shares if learned == 'ours' else ['', ''])} |"
+            )
+    return "\n".join([*rows, "", _note(found)])
 
 
 def _ratio(by_name: dict[str, Any], name: str, measure: str) -> str:

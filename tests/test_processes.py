@@ -84,6 +84,7 @@ def test_the_command_line_on_two_processes_writes_and_speaks_once(tmp_path):
 
 
 def test_a_users_own_accelerator_keeps_its_settings(tiny, digits):
+    AcceleratorState._reset_state(reset_partial_state=True)  # what another test's trainer has left
     mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
     try:
         for amp in (None, "bf16"):
