@@ -100,13 +100,13 @@ from sparsetune.reproduce.jobs import Job
 from sparsetune.reproduce.runner import go
 from sparsetune.reproduce.store import open_store
 from sparsetune.reproduce.work import Place
-folder, count = Path(sys.argv[1]), int(sys.argv[3])
+folder = Path(sys.argv[1])
 jobs = [Job(settings) for settings in json.loads(sys.argv[2])]
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 for line in sys.stdin:
     if (child := os.fork()) == 0:
-        crew = Processes(count, Place(folder, {}))
+        crew = Processes(1, Place(folder, {}))
         with open_store(folder, write=True) as store:
             go(jobs, store, crew, watch=lambda *_: say("workers", *(w.process.pid for w in crew.workers)))
         os._exit(0)
@@ -115,14 +115,12 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize(("kills", "workers_at_once"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
-def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(
-    small, inline, tmp_path, kills, workers_at_once
-):
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(small, inline, tmp_path, kills):
     jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(2)]
     folder, straight = tmp_path / "killed", tmp_path / "straight"
     settings = json.dumps([job.settings for job in jobs])
-    command = [sys.executable, "-c", KILLED, str(folder), settings, str(workers_at_once)]
+    command = [sys.executable, "-c", KILLED, str(folder), settings]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as mother:
         for number in range(kills):
             assert launch(mother, lambda number=number: moment(folder, number)) == signal.SIGKILL
