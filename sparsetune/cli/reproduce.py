@@ -95,7 +95,7 @@ def paper(
     if dry_run:
         _tell_open(selection, wanted, _rows(out), jobs, as_json)
         return
-    absent = missing((job.settings["data"] for job in wanted), sources)
+    absent = missing(wanted, sources)
     chosen = [job for job in wanted if job.settings["data"] not in absent]
     for name, reason in absent.items():
         console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")

@@ -11,6 +11,7 @@ from typing import Any
 from sparsetune.data import open_data
 from sparsetune.data.parquet import ParquetImages
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
+from sparsetune.reproduce.jobs import Job, Settings
 
 JPEG = b"\xff\xd8"
 
@@ -62,16 +63,20 @@ def sources_from(given: Iterable[str]) -> dict[str, str]:
     return sources
 
 
-def missing(names: Iterable[str], sources: Mapping[str, str]) -> dict[str, str]:
-    """Return, for each data set that cannot be used here, why.
+def missing(jobs: Iterable[Job], sources: Mapping[str, str]) -> dict[str, str]:
+    """Return, for each data set of the jobs that cannot be used here, why.
 
     Raises:
-        ConfigError: When a source has other classes than the data set that it is given for.
+        ConfigError: When a source has other classes than the data set that it is given for, or fewer pictures
+            than a job's limit.
     """
     reasons = {}
-    for name in sorted(set(names)):
+    for name, train, test in sorted({_pictures(job.settings) for job in jobs}, key=str):
         try:
-            count = len(open_data(sources.get(name, name)).classes)
+            data = open_data(sources.get(name, name), train_limit=train, test_limit=test)
+            count = len(data.classes)
+        except ConfigError:
+            raise
         except SparsetuneError as error:
             reasons[name] = str(error)
             continue
@@ -81,6 +86,10 @@ def missing(names: Iterable[str], sources: Mapping[str, str]) -> dict[str, str]:
                 "give the folder of that data set."
             )
     return reasons
+
+
+def _pictures(settings: Settings) -> tuple[str, int | None, int | None]:
+    return settings["data"], settings["train_limit"], settings["test_limit"]
 
 
 @functools.cache

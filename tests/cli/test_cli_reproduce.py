@@ -73,6 +73,7 @@ def test_it_is_stopped_goes_on_and_ends_in_a_report(sparsetune):
         ("--time-budget soon", "duration 'soon' is not a number"),
         ("--data cifar10", "data 'cifar10' is not NAME=FOLDER, such as cifar10=data/cifar10."),
         ("--data mnist=x", "data set 'mnist' is unknown;"),
+        ("--preset smoke --train-limit 9999", "train_limit 9999 cannot be met; expected 1 to 1438"),
         ("--epochs 0", "epochs 0 is not a whole number of 1 or more."),
     ],
 )

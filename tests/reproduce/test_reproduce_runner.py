@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_worker_killed_in_mid_run_costs_its_last_checkpoint_no_more(small, pla
 
 
 KILLED = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from sparsetune.reproduce.crew import Processes
 from sparsetune.reproduce.jobs import Job
@@ -101,44 +102,57 @@ from sparsetune.reproduce.store import open_store
 from sparsetune.reproduce.work import Place
 folder = Path(sys.argv[1])
 jobs = [Job(settings) for settings in json.loads(sys.argv[2])]
-crew = Processes(int(sys.argv[3]), Place(folder, {}))
-def watch(progress, event):
-    print("workers", *(worker.process.pid for worker in crew.workers), flush=True)
-with open_store(folder, write=True) as store:
-    go(jobs, store, crew, watch=watch)
-print("done", flush=True)
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        crew = Processes(1, Place(folder, {}))
+        with open_store(folder, write=True) as store:
+            go(jobs, store, crew, watch=lambda *_: say("workers", *(w.process.pid for w in crew.workers)))
+        os._exit(0)
+    say("child", child)
+    say("dead", os.waitpid(child, 0)[1])
 """
 
 
-@pytest.mark.parametrize(("kills", "workers_at_once"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
-def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(
-    small, inline, tmp_path, kills, workers_at_once
-):
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(small, inline, tmp_path, kills):
     jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(2)]
     folder, straight = tmp_path / "killed", tmp_path / "straight"
     settings = json.dumps([job.settings for job in jobs])
-    command = [sys.executable, "-c", KILLED, str(folder), settings, str(workers_at_once)]
-    for number in range(100):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            workers: set[int] = set()
-            for line in process.stdout:
-                name, *pids = line.split()
-                workers |= set(map(int, pids))
-                if number < kills and name == "workers" and moment(folder, number):
-                    process.kill()
-                    break
-        if number < kills:
-            wait_for_the_end_of(workers)
+    command = [sys.executable, "-c", KILLED, str(folder), settings]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as mother:
+        for number in range(kills):
+            assert launch(mother, lambda number=number: moment(folder, number)) == signal.SIGKILL
             with sqlite3.connect(folder / "results.sqlite") as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        if process.returncode == 0:
-            break
-    assert number >= kills
+        assert launch(mother, lambda: False) == 0
+        mother.stdin.close()
     inline.place = type(inline.place)(straight, {})
     with open_store(straight, write=True) as one, open_store(folder, write=False) as other:
         go(jobs, one, inline)
         assert plain(other.rows()) == plain(one.rows())
         assert len(other.rows()) == len(jobs)
+
+
+def launch(mother: subprocess.Popen, now: Callable[[], bool]) -> int:
+    """Start all jobs in a child of ``mother``; kill it when it is time. Return what it ended with."""
+    print("go", file=mother.stdin, flush=True)
+    workers: set[int] = set()
+    child = None
+    for line in mother.stdout:
+        word, *numbers = line.split()
+        if word == "child":
+            child = int(numbers[0])
+        elif word == "workers":
+            workers |= set(map(int, numbers))
+            if child and now():
+                os.kill(child, signal.SIGKILL)
+                child = None
+        else:
+            wait_for_the_end_of(workers)
+            return int(numbers[0])
+    raise AssertionError("the mother died")
 
 
 def moment(folder: Path, number: int) -> bool:
