@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ GROUPS = {
 """Kind of work -> torch's operations, of which the outermost counts with all that it calls."""
 
 
-def steps_of(net: nn.Module, batch_size: int, size: int) -> Any:
+def step_of(net: nn.Module, batch_size: int, size: int) -> Callable[[], None]:
     """Return a whole training step: forward, loss, backward, SGD with momentum and decay."""
     net.train()
     generator = torch.Generator().manual_seed(0)
@@ -50,15 +51,12 @@ def steps_of(net: nn.Module, batch_size: int, size: int) -> Any:
     return step
 
 
-def milliseconds(step: Any, count: int) -> dict[str, float]:
-    """Profile ``count`` steps; return the time of each kind of work, and of the rest, in one step."""
-    for _ in range(2):
-        step()
+def milliseconds(step: Callable[[], None]) -> dict[str, float]:
+    """Profile one step; return the time of each kind of work, of the rest, and of the whole step."""
     with profile(activities=[ProfilerActivity.CPU]) as run:
         start = time.perf_counter()
-        for _ in range(count):
-            step()
-        whole = (time.perf_counter() - start) * 1e3 / count
+        step()
+        whole = (time.perf_counter() - start) * 1e3
     kinds = {f"aten::{name}": kind for kind, names in GROUPS.items() for name in names}
     found = dict.fromkeys(GROUPS, 0.0)
     for event in run.events():
@@ -66,19 +64,23 @@ def milliseconds(step: Any, count: int) -> dict[str, float]:
         while parent is not None:
             inside, parent = inside or parent.name in kinds, parent.cpu_parent
         if event.name in kinds and not inside:
-            found[kinds[event.name]] += event.cpu_time_total / 1e3 / count
-    found["all else"] = whole - sum(found.values())
-    return {kind: round(value, 1) for kind, value in found.items()} | {"whole step": round(whole, 1)}
+            found[kinds[event.name]] += event.cpu_time_total / 1e3
+    return {**found, "all else": whole - sum(found.values()), "whole step": whole}
 
 
-def measure(name: str, fraction: float, count: int) -> dict[str, Any]:
-    """Profile full training, ours, and normalisation alone, of one model."""
+def measure(name: str, fraction: float, rounds: int) -> dict[str, Any]:
+    """Profile full training, ours, and normalisation alone, in turn; of each its fastest step counts."""
     batch_size, size = CASES[name]
     full = st.create(name, num_classes=10)
     learns = {"ours": st.Learn(fraction=fraction), "norm only": st.Learn(filters=0, head=False)}
     nets = {"full": full, **{kind: st.adapt_(copy.deepcopy(full), learn) for kind, learn in learns.items()}}
-    found = {kind: milliseconds(steps_of(net, batch_size, size), count) for kind, net in nets.items()}
-    return {"model": name, "fraction": fraction, "batch_size": batch_size, "size": size, "ms": found}
+    steps = {kind: step_of(net, batch_size, size) for kind, net in nets.items()}
+    for step in steps.values():
+        step()
+    taken = [{kind: milliseconds(step) for kind, step in steps.items()} for _ in range(rounds)]
+    fastest = {kind: min((t[kind] for t in taken), key=lambda ms: ms["whole step"]) for kind in steps}
+    rounded = {kind: {part: round(ms, 1) for part, ms in found.items()} for kind, found in fastest.items()}
+    return {"model": name, "fraction": fraction, "batch_size": batch_size, "size": size, "ms": rounded}
 
 
 def main() -> None:
@@ -86,12 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CASES, action="append", help="May be repeated; all if left out.")
     parser.add_argument("--fraction", type=float, default=0.1)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [measure(name, options.fraction, options.steps) for name in options.model or CASES]
+    rows = [measure(name, options.fraction, options.rounds) for name in options.model or CASES]
     text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
     print(text)
     if options.out:
