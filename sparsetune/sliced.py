@@ -8,7 +8,7 @@ which never form a whole gradient.
 
 Or the parameter is a low-rank sum (:mod:`sparsetune.factored`): two thin parameters ``weight_A`` and
 ``weight_B`` are registered in its place, the buffer is the frozen weight that they add to, and the sum is
-kept while no gradient is computed.
+kept while no gradient is wanted.
 
 A slice of filters is joined to its rest (:mod:`sparsetune.joined`). Where something puts one of the two
 elsewhere (a parameter swapped by hand or by ``torch.func``), they are put together on each use.
@@ -154,9 +154,10 @@ def _terms(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sum(module: nn.Module, leaf: str) -> Tensor:
-    """A sum, kept for as long as no gradient is computed."""
+    """A sum, kept for as long as no gradient is wanted."""
     terms, joins = _terms(module, leaf), module.__dict__[JOINS]
-    if torch.is_grad_enabled() or not keepable(*terms):
+    wanted = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
+    if wanted or not keepable(*terms):
         joins.pop(leaf, None)
         return summed(*terms)
     kept = joins.get(leaf)
@@ -214,8 +215,8 @@ def _conv_forward(module: Any, x: Tensor) -> Any:
     geometry = (module.stride, padding, module.dilation, module.groups)
     dim = module.__dict__[DIMS].get("weight", 0)
     if dim is None:
-        a, b, frozen = _terms(module, "weight")
-        return factored_conv(x, a, b, summed(a.detach(), b.detach(), frozen), module.bias, geometry)
+        a, b, _ = _terms(module, "weight")
+        return factored_conv(x, a, b, module.weight, module.bias, geometry)
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     return sliced_conv(x, learned, weight, learned_bias, bias, dim, geometry)
@@ -226,8 +227,8 @@ def _linear_forward(module: Any, x: Tensor) -> Tensor:
         return F.linear(x, module.weight, module.bias)
     dim = module.__dict__[DIMS].get("weight", 0)
     if dim is None:
-        a, b, frozen = _terms(module, "weight")
-        return factored_linear(x, a, b, summed(a.detach(), b.detach(), frozen), module.bias)
+        a, b, _ = _terms(module, "weight")
+        return factored_linear(x, a, b, module.weight, module.bias)
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     return sliced_linear(x, learned, weight, learned_bias, bias, dim)

@@ -56,11 +56,11 @@ def test_slices_inside_a_filter_hold_at_least_one_index(dim):
     [
         (
             {},
-            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer) or filters.",
+            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters or rank.",
         ),
         (
             {"fraction": 0.1, "filters": 2},
-            "fraction 0.1 and filters 2 both give a slice's size; keep one.",
+            "fraction 0.1 and filters 2 each say how much to learn; keep one.",
         ),
         ({"fraction": 1.5}, "fraction 1.5 is not between 0 and 1; 0.1 learns 10 % of each layer."),
         ({"fraction": -0.1}, "fraction -0.1 is not between 0 and 1; 0.1 learns 10 % of each layer."),
