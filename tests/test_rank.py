@@ -331,3 +331,34 @@ def test_a_factor_that_is_gone_is_named(net):
     del module._parameters["weight_A"]
     with pytest.raises(ConfigError, match="'weight_A' of this Conv2d was taken away since adapt_"):
         net(torch.randn(1, 3, 32, 32))
+
+
+def test_gradients_a_picture_are_those_of_single_pictures():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 9, 3), nn.Linear(3, 2))
+    adapt_(net.double(), st.Learn(rank=1))
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(0.1)
+    values = {name: value.detach() for name, value in net.named_parameters()}
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+
+    def loss(values, picture):
+        return torch.func.functional_call(net, values, (picture[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(values, x)
+    for row, picture in enumerate(x):
+        net.zero_grad()
+        net(picture[None]).square().sum().backward()
+        for name, value in net.named_parameters():
+            torch.testing.assert_close(found[name][row], value.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_checkpointed_model_has_the_same_gradients(net):
+    adapt_(net, st.Learn(rank=2))
+    twin = copy.deepcopy(net)
+    twin.set_grad_checkpointing()
+    x = torch.randn(2, 3, 32, 32)
+    for model in (net, twin):
+        model(x).square().sum().backward()
+    for one, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
