@@ -52,8 +52,9 @@ class Sum:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, frozen: Tensor) -> Sum:
-        """Form the sum."""
-        return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, frozen._version)
+        """Form the sum, so that it may be part of a graph later, also where it is asked for in inference."""
+        with torch.inference_mode(False), torch.no_grad():
+            return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, frozen._version)
 
     def holds(self, a: Tensor, b: Tensor, frozen: Tensor) -> bool:
         """Whether it is the sum of these values, however they were written."""

@@ -156,8 +156,9 @@ def _terms(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor, Tensor]:
 def _sum(module: nn.Module, leaf: str) -> Tensor:
     """A sum, kept for as long as no gradient is wanted."""
     terms, joins = _terms(module, leaf), module.__dict__[JOINS]
-    wanted = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
-    if wanted or not keepable(*terms):
+    if not keepable(*terms):
+        return summed(*terms)
+    if torch.is_grad_enabled() and any(term.requires_grad for term in terms):
         joins.pop(leaf, None)
         return summed(*terms)
     kept = joins.get(leaf)

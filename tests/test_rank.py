@@ -313,7 +313,7 @@ def test_a_compiled_model_trains_and_follows(net):
     torch._dynamo.reset()
     adapt_(net, st.Learn(rank=2))
     x = torch.randn(2, 3, 32, 32)
-    compiled = torch.compile(net.eval(), backend="aot_eager")
+    compiled = torch.compile(net.eval(), backend="aot_eager", fullgraph=True)
     for _ in range(2):
         wanted = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
         found = torch.autograd.grad(compiled(x).square().sum(), list(net.parameters()))
@@ -362,3 +362,26 @@ def test_a_checkpointed_model_has_the_same_gradients(net):
         model(x).square().sum().backward()
     for one, other in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)
+
+
+def test_a_kept_sum_can_be_part_of_a_graph(net):
+    """Where nothing is learned any more, the gradient of the pictures may still be wanted."""
+    train(adapt_(net, st.Learn(rank=2))).requires_grad_(False)
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    with torch.inference_mode():
+        wanted = net(x)
+    found = net(x)
+    assert torch.equal(found, wanted)
+    saliency = torch.autograd.grad(found.square().sum(), x)[0]
+    merge_(net)
+    assert torch.equal(saliency, torch.autograd.grad(net(x).square().sum(), x)[0])
+
+
+def test_exported_and_traced_models_compute_the_same(net):
+    train(adapt_(net, st.Learn(rank=2)))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = net(x)
+        exported = torch.export.export(net, (x,)).module()
+        assert torch.allclose(exported(x), wanted, atol=1e-5)
+        assert torch.allclose(torch.jit.trace(net, x)(x), wanted, atol=1e-5)
