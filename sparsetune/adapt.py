@@ -13,8 +13,10 @@ from sparsetune.backbone import Backbone, fingerprint, origin_of
 from sparsetune.errors import ConfigError
 from sparsetune.layers import ADAPTED
 from sparsetune.learn import Learn
-from sparsetune.plan import Part, Plan, plan
-from sparsetune.sliced import frozen_rest, rest_name, slice_, unslice_
+from sparsetune.part import Part
+from sparsetune.plan import Plan, plan
+from sparsetune.seeding import Law, draw
+from sparsetune.sliced import factor_, frozen_rest, rest_name, slice_, unslice_
 
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
@@ -162,18 +164,18 @@ def put_stored(net: nn.Module, made: Plan, values: Mapping[str, Tensor]) -> None
 
 
 def learned_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and learned slice of every parameter of an adapted model that is not frozen whole."""
+    """Yield name and value of everything that an adapted model learns."""
     for part in made:
-        if part.k:
-            module, leaf = next(_homes(net, part))
-            parameter = module._parameters.get(leaf)
-            if parameter is None or parameter.shape != part.learned_shape:
+        for name, shape in part.learned.items():
+            module, _ = next(_homes(net, part))
+            parameter = module._parameters.get(name.rpartition(".")[2])
+            if parameter is None or parameter.shape != shape:
                 found = "gone" if parameter is None else f"of shape {tuple(parameter.shape)}"
                 raise ConfigError(
-                    f"'{part.name}' is {found}, but adapt_ planned {part.learned_shape}: its layer was "
+                    f"'{name}' is {found}, but adapt_ planned {shape}: its layer was "
                     "replaced since; do that before adapt_."
                 )
-            yield part.name, parameter
+            yield name, parameter
 
 
 def frozen_dtype(net: nn.Module, made: Plan) -> torch.dtype:
@@ -201,7 +203,7 @@ def _one_dtype(values: Iterable[Tensor]) -> torch.dtype:
 
 def _refuse_complex(net: nn.Module, made: Plan) -> None:
     for part in made:
-        if part.k and (dtype := net.get_parameter(part.name).dtype).is_complex:
+        if part.learned and (dtype := net.get_parameter(part.name).dtype).is_complex:
             raise ConfigError(
                 f"'{part.name}' would be learned but has dtype {dtype}, which a delta cannot hold; freeze it "
                 "with a fraction below 1, or keep it as real values (torch.view_as_real)."
@@ -232,7 +234,11 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     whole = module.get_parameter(leaf).detach()
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
-    if part.partial:
+    if part.rank:
+        factors = _factors(whole, part)
+        for module, leaf in homes:
+            factor_(module, leaf, *factors, whole)
+    elif part.partial:
         learned, rest = _parts(whole, part)
         for module, leaf in homes:
             slice_(module, leaf, part.dim, learned, rest)
@@ -247,6 +253,14 @@ def _parts(whole: Tensor, part: Part) -> tuple[nn.Parameter, Tensor]:
     parts = whole.data.narrow(part.dim, 0, part.k), whole.data.narrow(part.dim, part.k, part.size - part.k)
     learned, rest = parts if part.dim == 0 else (value.clone() for value in parts)
     return nn.Parameter(learned), rest
+
+
+def _factors(whole: Tensor, part: Part) -> tuple[nn.Parameter, nn.Parameter]:
+    """Initial ``A``, as PEFT's LoRA has it but from our own generator, and ``B``, which is zero."""
+    (name, inputs), (_, outputs) = part.learned.items()
+    bound = torch.Size(inputs[1:]).numel() ** -0.5
+    a = draw(0, name, inputs, Law("uniform", -bound, bound)).to(whole)
+    return nn.Parameter(a), nn.Parameter(whole.new_zeros(outputs))
 
 
 def _frozen_names(made: Plan) -> Iterator[str]:

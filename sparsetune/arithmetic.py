@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
-from sparsetune.plan import FROZEN
+from sparsetune.part import FROZEN
 from sparsetune.precision import Precision
 
 
@@ -84,11 +84,16 @@ def soup(paths: Sequence[str | Path], out: str | Path, weights: Sequence[float] 
 
     Raises:
         ConfigError: When there are fewer than two deltas, or ``weights`` are not one positive sum.
-        DeltaError: When a delta is damaged or not of the same kind as the first.
+        DeltaError: When a delta is damaged, not of the same kind as the first, or of low-rank sums.
         StorageError: When ``out`` cannot be written.
     """
     shares = _shares(len(paths), weights)
     headers = [read_header(path) for path in paths]
+    if headers[0].learn.rank is not None:
+        raise DeltaError(
+            f"{paths[0]} holds low-rank sums, and the average of factors is not the factors of the average; "
+            "average checkpoints, as sparsetune.merge_ gives them."
+        )
     for path, header in zip(paths, headers, strict=True):
         if _kind(header) != _kind(headers[0]):
             raise DeltaError(

@@ -19,6 +19,9 @@ STYLES = {
 }
 """What contestants are called in the picture, and their colours."""
 
+SIZES = ("fraction", "filters", "rank")
+"""Settings of a learn spec of which one says how much is learned."""
+
 _COLUMNS = 4
 _LINE = 0.21
 """Share of a measurement's height that one bar takes."""
@@ -69,7 +72,7 @@ def amount(value: float, unit: str) -> str:
 def describe(found: Mapping[str, Any]) -> str:
     """Return model and learn spec of a measurement in a few words."""
     learn = found["learn"]
-    what = f"filters {learn['filters']}" if learn["fraction"] is None else f"fraction {learn['fraction']:g}"
+    what = next(f"{name} {size:g}" for name in SIZES if (size := learn.get(name)) is not None)
     return f"{found['model']}, {what}" + ("" if learn["head"] else ", no head")
 
 

@@ -74,6 +74,7 @@ def _learned(learn: Learn) -> dict[str, Any]:
     return {
         "fraction": spec["fraction"],
         "filters": spec["filters"],
+        "rank": learn.rank,
         "dim": None if learn.dim == "out" else learn.dim,
         "layers": spec["layers"],
         "no_norm": not learn.norm,

@@ -25,15 +25,17 @@ def contestants(net: nn.Module, learn: Learn) -> tuple[dict[str, nn.Module], dic
         The models by name, and why others are missing.
     """
     made = plan(net, learn)
-    found = {
-        "full": copy.deepcopy(net),
-        "ours": adapt_(copy.deepcopy(net), learn),
-        "masked": _masked(copy.deepcopy(net), made),
-    }
+    found = {"full": copy.deepcopy(net), "ours": adapt_(copy.deepcopy(net), learn)}
+    missing = {}
+    if learn.rank is None:
+        found["masked"] = _masked(copy.deepcopy(net), made)
+    else:
+        missing["masked"] = "no mask makes a gradient one of low rank."
     try:
-        return {**found, "lora": lora(copy.deepcopy(net), made)}, {}
+        found["lora"] = lora(copy.deepcopy(net), made)
     except ConfigError as error:
-        return found, {"lora": str(error)}
+        missing["lora"] = str(error)
+    return found, missing
 
 
 def learned_parameters(name: str, model: nn.Module, made: Plan) -> int:

@@ -17,7 +17,8 @@ def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> flo
     """Predict the multiplications of an adapted training step over those of a full step.
 
     Counted are convolutions and linear maps: one unit forward, one for the gradient of the input where
-    something before it is learned, and the learned share of one for the gradient of the weight.
+    something before it is learned, and the learned share of one for the gradient of the weight. Of a low-rank
+    sum that is twice the share: each of its factors takes a product with the other.
 
     Args:
         net: The plain model; it is run without values (on the meta device) and not changed.
@@ -28,7 +29,7 @@ def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> flo
         A share from 1/3 to 1, or ``None`` where the model cannot be run that way.
     """
     learned = {
-        ".".join(home).lstrip("."): part.learned_numel / part.numel
+        ".".join(home).lstrip("."): min(1, part.learned_numel / part.numel * (2 if part.rank else 1))
         for part in made
         for home in part.homes
         if part.numel

@@ -35,7 +35,7 @@ from sparsetune.header import (
     parse_header,
     text_digest,
 )
-from sparsetune.plan import FROZEN
+from sparsetune.part import FROZEN
 from sparsetune.precision import CODES, Precision, decode, encode, scales
 
 KEY = "sparsetune"
@@ -102,7 +102,7 @@ def write_delta(
     index = json.dumps(entries, separators=(",", ":"))
     packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
     try:
-        number = 2 if packed.keys() & {*CODES} else 1
+        number = 3 if header.learn.rank is not None else 2 if packed.keys() & {*CODES} else 1
         text = header_text(replace(header, payload=_payload_digest(packed), format=number))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
@@ -192,7 +192,7 @@ class _Opened:
         if value["format"] not in FORMATS:
             raise DeltaError(
                 f"{self.path} has format {value['format']}; this sparsetune reads formats "
-                f"{' and '.join(map(str, FORMATS))}: "
+                f"{min(FORMATS)} to {max(FORMATS)}: "
                 "install the version that wrote it, or a newer one."
             )
         digest = value.get("digest")

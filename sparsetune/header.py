@@ -19,8 +19,8 @@ from sparsetune.learn import Learn
 from sparsetune.precision import CODES, scales
 from sparsetune.preprocessing import Preprocessing
 
-FORMATS = (1, 2)
-"""Versions of the file format; 2 is 1 with values in fewer bits."""
+FORMATS = (1, 2, 3)
+"""Versions of the file format; 2 is 1 with values in fewer bits, 3 is 2 with low-rank sums."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (

@@ -19,12 +19,15 @@ FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
 class Learn:
     """Which slice of each layer is learned (paper, Section 3); all else stays at the backbone's values.
 
-    A slice is the first ``k`` indices along one dimension of a weight. Exactly one of ``fraction`` and
-    ``filters`` gives its size.
+    A slice is the first ``k`` indices along one dimension of a weight. Instead of slices, low-rank sums can
+    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021). Exactly
+    one of ``fraction``, ``filters`` and ``rank`` says how much.
 
     Args:
         fraction: ``k = floor(fraction * size)`` of each layer, from 0 to 1; 1 learns layers whole.
         filters: ``k = min(filters, size)`` for every layer; 0 learns no slice at all.
+        rank: Rows of ``A`` and columns of ``B``, at least 1; in each layer at most the smaller side of its
+            weight as a matrix with a row for each filter. Biases of layers are frozen.
         dim: The sliced dimension: ``out`` (filters), ``in`` (inputs of each filter), ``height`` or ``width``
             (positions inside the kernel). Slices along the last three hold at least one index.
         layers: Module-name patterns (``block3``, ``layer*.0``); a pattern covers everything under the
@@ -44,6 +47,7 @@ class Learn:
 
     fraction: float | None = None
     filters: int | None = None
+    rank: int | None = None
     dim: Dim = "out"
     layers: tuple[str, ...] | None = None
     norm: bool = True
@@ -57,13 +61,13 @@ class Learn:
 
     def _problems(self) -> list[str]:
         problems = []
-        if self.fraction is not None and self.filters is not None:
+        sizes = {"fraction": self.fraction, "filters": self.filters, "rank": self.rank}
+        given = [f"{name} {size}" for name, size in sizes.items() if size is not None]
+        if len(given) > 1:
+            problems.append(f"{' and '.join(given)} each say how much to learn; keep one.")
+        if not given:
             problems.append(
-                f"fraction {self.fraction} and filters {self.filters} both give a slice's size; keep one."
-            )
-        if self.fraction is None and self.filters is None:
-            problems.append(
-                "nothing says how much to learn; give fraction (0.1 is 10 % of each layer) or filters."
+                "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters or rank."
             )
         if self.fraction is not None and not (_is_number(self.fraction) and 0 <= self.fraction <= 1):
             problems.append(
@@ -71,6 +75,14 @@ class Learn:
             )
         if self.filters is not None and not (_is_count(self.filters) and self.filters >= 0):
             problems.append(f"filters {self.filters} is not a whole number of 0 or more.")
+        if self.rank is not None and not (_is_count(self.rank) and self.rank >= 1):
+            problems.append(
+                f"rank {self.rank} is not a whole number of 1 or more; filters=0 learns no layer."
+            )
+        if self.rank is not None and self.dim != "out":
+            problems.append(f"dim '{self.dim}' is of slices, and a rank has none; leave dim out.")
+        if self.rank is not None and self.frozen == "zero":
+            problems.append("frozen 'zero' leaves nothing that a rank could add to; use fraction or filters.")
         if self.dim not in DIMS:
             problems.append(f"dim '{self.dim}' is not one of {', '.join(DIMS)}.")
         if self.frozen is not None and self.frozen not in FROZEN:
@@ -98,18 +110,26 @@ class Learn:
         """Whether all layers are learned whole."""
         return self.layers is None and self.fraction == 1
 
+    @property
+    def amount(self) -> str:
+        """How much of each layer is learned, in words: ``fraction 0.1``, ``2 filters`` or ``rank 4``."""
+        if self.rank is not None:
+            return f"rank {self.rank}"
+        return f"fraction {self.fraction:g}" if self.fraction is not None else f"{self.filters} filters"
+
     def describe(self) -> str:
         """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
-        size = f"fraction {self.fraction:g}" if self.fraction is not None else f"{self.filters} filters"
-        words = [f"{size} along {self.dim}"]
+        words = [self.amount if self.rank is not None else f"{self.amount} along {self.dim}"]
         words += [f"layers {' '.join(self.layers)}"] if self.layers else []
         words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
         words += [f"frozen {self.frozen}"] if self.frozen else []
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
+        """Return the settings as plain JSON values; ``rank`` only where there is one."""
         values = asdict(self)
+        if self.rank is None:
+            del values["rank"]
         values["layers"] = None if self.layers is None else list(self.layers)
         return values
 

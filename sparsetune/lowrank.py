@@ -41,7 +41,7 @@ def lora(net: nn.Module, made: Plan) -> nn.Module:
     config = LoraConfig(
         target_modules="|".join(map(re.escape, chosen)),
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in chosen.items()},
-        modules_to_save=list(dict.fromkeys(p.homes[0][0] for p in made if p.k and not p.layer)) or None,
+        modules_to_save=list(dict.fromkeys(p.homes[0][0] for p in made if p.learned and not p.layer)) or None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,7 +54,7 @@ def lora(net: nn.Module, made: Plan) -> nn.Module:
 
 
 def ranks(net: nn.Module, made: Plan) -> dict[str, int]:
-    """Return the rank of each layer that has the values of our slice, or as near as whole ranks come.
+    """Return the rank of each layer that has the values of our part, or as near as whole ranks come.
 
     What is left over, or was too much, counts for the next layer, so that the sums agree.
     """
@@ -64,7 +64,7 @@ def ranks(net: nn.Module, made: Plan) -> dict[str, int]:
         name, leaf = part.homes[0]
         module = net.get_submodule(name)
         left += part.learned_numel * part.layer
-        if part.layer and part.k and leaf == "weight" and isinstance(module, _KINDS):
+        if part.layer and part.learned and leaf == "weight" and isinstance(module, _KINDS):
             groups = getattr(module, "groups", 1)  # PEFT takes multiples of it for a rank
             inputs = groups * part.numel // part.shape[0]
             cost = groups * inputs + part.shape[0]

@@ -41,7 +41,8 @@ class _Bound(NamedTuple):
         """Nothing is left to default."""
 
 
-def _by_position(function: Any) -> Any:
+def by_position(function: Any) -> Any:
+    """Let a Function's ``forward`` take its arguments by position alone."""
     function.__signature__ = _ByPosition(list(signature(function).parameters.values()))
     return function
 
@@ -60,7 +61,7 @@ class _SlicedConv(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @_by_position
+    @by_position
     def forward(
         x: Tensor,
         learned: Tensor | None,
@@ -100,7 +101,7 @@ class _SlicedLinear(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @_by_position
+    @by_position
     def forward(
         x: Tensor,
         learned: Tensor | None,
@@ -157,7 +158,7 @@ def sliced_conv(
     Returns:
         ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, autocast included.
     """
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
     batched = x.dim() == weight.dim()
     y: Tensor = _SlicedConv.apply(
         x if batched else x.unsqueeze(0), learned, weight.detach(), learned_bias, bias, dim, geometry
@@ -186,12 +187,12 @@ def sliced_linear(
     Returns:
         ``(..., O)``.
     """
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
     y: Tensor = _SlicedLinear.apply(x, learned, weight.detach(), learned_bias, bias, dim)
     return y
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast would have cast the operands of the plain operation."""
     bias = None if bias is None else bias.detach()
     device = x.device.type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,86 +15,7 @@ from torch.nn.parameter import is_lazy
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
-
-FROZEN = ".frozen"
-"""How the names of frozen values that a delta holds end."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is learned of one parameter: the first ``k`` indices along ``dim``, or all of it, or nothing.
-
-    Attributes:
-        name: The parameter's name in the plain model.
-        shape: Its whole shape.
-        dim: The sliced dimension; 0 where the parameter is learned whole or frozen whole.
-        k: Learned indices along ``dim``.
-        layer: Whether it belongs to a layer that is sliced (a convolution or linear map, not the head).
-        homes: Every ``(module name, attribute)`` that holds it.
-        stored: Whether no seed gives its frozen values, so that the delta holds them too.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dim: int
-    k: int
-    layer: bool
-    homes: tuple[tuple[str, str], ...]
-    stored: bool = field(default=False, compare=False)
-
-    @property
-    def size(self) -> int:
-        """Number of indices along the sliced dimension."""
-        return self.shape[self.dim] if self.shape else 1
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of it is learned."""
-        return self.k == self.size
-
-    @property
-    def partial(self) -> bool:
-        """Whether some of it is learned and some frozen."""
-        return 0 < self.k < self.size
-
-    @property
-    def numel(self) -> int:
-        """Number of values, learned and frozen."""
-        return torch.Size(self.shape).numel()
-
-    @property
-    def learned_shape(self) -> tuple[int, ...]:
-        """Shape of the learned slice."""
-        return tuple(self.k if i == self.dim else n for i, n in enumerate(self.shape))
-
-    @property
-    def learned_numel(self) -> int:
-        """Number of learned values."""
-        return torch.Size(self.learned_shape).numel() if self.k else 0
-
-    @property
-    def frozen_shape(self) -> tuple[int, ...]:
-        """Shape of the frozen rest."""
-        return tuple(self.size - self.k if i == self.dim else n for i, n in enumerate(self.shape))
-
-    @property
-    def frozen_name(self) -> str:
-        """What the frozen rest is called in a delta that holds it; no parameter can have that name."""
-        return self.name + FROZEN
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A tensor that a normalisation layer updates while it trains; it always travels in the delta."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+from sparsetune.part import Buffer, Part
 
 
 @dataclass(frozen=True)
@@ -158,6 +79,7 @@ class Plan:
                     "dim": part.dim,
                     "learned": part.k,
                     "of": part.size,
+                    "rank": part.rank,
                     "learned_parameters": part.learned_numel,
                 }
                 for part in self.parts
@@ -168,9 +90,8 @@ class Plan:
         width = max((len(part.name) for part in self.parts), default=4)
         rows = [f"{'parameter':<{width}}  {'shape':<20} {'learned':>12}  values"]
         for part in self.parts:
-            share = "all" if part.whole else f"{part.k}/{part.size}" if part.k else "-"
             shape = "x".join(map(str, part.shape))
-            rows.append(f"{part.name:<{width}}  {shape:<20} {share:>12}  {part.learned_numel:,}")
+            rows.append(f"{part.name:<{width}}  {shape:<20} {part.share:>12}  {part.learned_numel:,}")
         rows.append(summary(self))
         return "\n".join(rows)
 
@@ -196,7 +117,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         The plan. Rounding and rules are the paper's (Section 3): the first ``k`` indices; a bias follows
         its filters and is never split along another dimension; the classifier is whole or frozen. The
         filters of a transposed convolution are dimension 1 of its weight; with groups, a slice is the first
-        ``k`` filters of each group, and the bias is learned whole.
+        ``k`` filters of each group, and the bias is learned whole. A low-rank sum is over the weight as a
+        matrix with a row for each first index; the bias is frozen.
 
     Raises:
         ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
@@ -226,7 +148,7 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
 def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str]) -> Part:
     shape = tuple(site.parameter.shape)
     layer = False
-    dim, k = 0, shape[0] if shape else 1
+    dim, k, rank = 0, shape[0] if shape else 1, 0
     if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
         k = 0
     elif under(site.module_name, heads):
@@ -238,9 +160,15 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
     else:
         layer = True
         covered = learn.layers is None or any(_matches(site.module_name, name) for name in learn.layers)
-        dim, k = _slice(site, learn) if covered else (0, 0)
+        dim, k = _slice(site, learn) if covered and learn.rank is None else (0, 0)
+        rank = _rank(shape, learn.rank) if covered and learn.rank is not None else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
-    return Part(site.name, shape, dim, k, layer, site.homes, stored=site.name in stored and not given)
+    return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
+
+
+def _rank(shape: tuple[int, ...], wanted: int) -> int:
+    """Of a weight as a matrix with a row for each first index; of a bias none."""
+    return min(wanted, shape[0], torch.Size(shape[1:]).numel()) if len(shape) > 1 else 0
 
 
 def _slice(site: Site, learn: Learn) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def check_fit(header: Header, made: Plan, heads: tuple[str, ...] = (), classes: 
     Raises:
         DeltaError: When one is missing, too many, or another.
     """
-    expected = {part.name: (part.learned_shape, torch.float32) for part in made if part.k}
+    expected = {name: (shape, torch.float32) for part in made for name, shape in part.learned.items()}
     expected |= {buffer.name: (buffer.shape, buffer.dtype) for buffer in made.buffers}
     for part in made:
         if part.k and part.shape and classes and under(part.homes[0][0], heads):

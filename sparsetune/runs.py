@@ -66,7 +66,8 @@ class Run:
     def name(self) -> str:
         """A short name from the settings that matter most, for a folder."""
         learn = self.learn
-        size = f"f{learn.fraction:g}" if learn.fraction is not None else f"n{learn.filters}"
+        sizes = {"f": learn.fraction, "n": learn.filters, "r": learn.rank}
+        size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
         pieces = [self.model, Path(self.data).name or "data", size]
         pieces += [str(learn.dim)] if learn.dim != "out" else []
         pieces += ["-".join(learn.layers)] if learn.layers else []
@@ -273,6 +274,6 @@ def _read_history(path: Path) -> list[Epoch]:
 
 
 def _what(learn: Learn) -> str:
-    if learn.fraction is not None:
-        return f"fraction {learn.fraction:g}"
+    if learn.filters is None:
+        return learn.amount
     return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

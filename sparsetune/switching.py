@@ -57,9 +57,10 @@ class Switch:
         self.lock = RLock()
         self.current: State | None = None
         made, heads = adapted(net).plan, head_names(net)
-        learned = [part for part in made if part.k]
+        learned = [part for part in made if part.learned]
         self._head = [part.name for part in learned if under(part.homes[0][0], heads)]
-        self._slices = [part.name for part in learned if part.partial and part.name not in self._head]
+        partial = [part for part in learned if part.partial and part.name not in self._head]
+        self._slices = [name for part in partial for name in part.learned]
         arena = [part.name for part in learned if part.whole and part.name not in self._head]
         self._counts = [b.name for b in made.buffers if not b.dtype.is_floating_point]
         self._arena = arena + [b.name for b in made.buffers if b.dtype.is_floating_point]

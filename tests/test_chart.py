@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sparsetune as st
 from sparsetune.bench import Row
 from sparsetune.chart import STYLES, amount, describe, draw_bench
 from sparsetune.errors import StorageError
@@ -64,6 +65,8 @@ def test_what_was_measured_in_words():
     other = copy.deepcopy(found)
     other["learn"] = {"fraction": None, "filters": 0, "head": False}
     assert describe(other) == "wrn28_4, filters 0, no head"
+    other["learn"] = st.Learn(rank=4).to_json()
+    assert describe(other) == "wrn28_4, rank 4"
     assert [amount(value, "ms") for value in (1234.5, 12.345, 0.21)] == ["1,234 ms", "12.3 ms", "0.21 ms"]
     assert amount(2048, "bytes") == "2.0 KiB"
 

@@ -43,6 +43,17 @@ def test_masked_gradients_are_the_whole_ones_where_ours_learns_and_zero_elsewher
     assert learned_parameters("masked", masked, st.plan(net, learn)) == count
 
 
+def test_a_rank_is_compared_with_peft_at_as_many_values():
+    net = st.create("test_resnet", num_classes=10)
+    models, missing = contestants(net, st.Learn(rank=4))
+    assert [*models] == ["full", "ours", "lora"]
+    assert missing == {"masked": "no mask makes a gradient one of low rank."}
+    ours, theirs = (
+        sum(p.numel() for p in models[name].parameters() if p.requires_grad) for name in ("ours", "lora")
+    )
+    assert theirs == pytest.approx(ours, rel=0.05)
+
+
 def test_without_peft_its_row_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     models, missing = contestants(st.create("test_resnet", num_classes=10), LEARN)

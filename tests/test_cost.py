@@ -39,6 +39,8 @@ FULL = 2 * STEM + 3 * BODY + 3 * FC  # nobody wants the gradient of the picture
         (Learn(fraction=1.0), FULL),
         (Learn(fraction=0.5), 1.5 * STEM + 2.5 * BODY + 3 * FC),
         (Learn(fraction=0.5, dim="in"), (1 + 1 / 3) * STEM + 2.5 * BODY + 3 * FC),
+        # A and B take 2 values for each first index and 2 for each other; twice, as each meets the other.
+        (Learn(rank=1), (1 + 2 * (4 + 27) / (4 * 27)) * STEM + 3 * BODY + 3 * FC),
         (Learn(filters=0, head=False), STEM + 2 * BODY + 2 * FC),
         (Learn(filters=0), STEM + 2 * BODY + 3 * FC),
         (Learn(filters=0, norm=False), STEM + BODY + 2 * FC),

@@ -42,6 +42,11 @@ RECORDED = {
         "5dc32ea57f34a266cb70ca866dfedb53bcfcc0375508c79e08c27749e7922788",
         [-0.26169, -0.25216, -0.06002],
     ),
+    "format3-rank": (
+        "d44466c5b92f5d581c686449f68d08a471a346f37358f640bbdb9b4784996c3e",
+        "a3c6b26e2bcccd06c08707f1526a715fe9a243c675a12be9403592cd230b87f9",
+        [0.10206, -0.15654, 0.02501, -0.08501, -0.20218, 0.14486, -0.11729, -0.06562, -0.29978, 0.24777],
+    ),
 }
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -317,11 +322,11 @@ def parts(honest):
     return Parts(honest)
 
 
-@pytest.mark.parametrize("version", [3, 0, -1, 10**30])
+@pytest.mark.parametrize("version", [4, 0, -1, 10**30])
 def test_another_format_is_named_whatever_else_is_in_it(parts, tmp_path, version):
     parts.header = {"format": version, "whatever": []}
     error = refused(parts.write(tmp_path / "later.safetensors"))
-    assert f"has format {version}; this sparsetune reads formats 1 and 2: install" in str(error)
+    assert f"has format {version}; this sparsetune reads formats 1 to 3: install" in str(error)
 
 
 @pytest.mark.parametrize("version", [None, True, 1.0, "1", [1], {}])

@@ -93,7 +93,7 @@ def test_what_is_not_json_is_refused(value):
         ("dtype", "int64", "dtype is 'int64'"),
         ("dtype", ["float32"], "its dtype is"),
         ("learn", [], "its learn is"),
-        ("learn", {"fraction": 2, "filters": -1}, "not between 0 and 1|both give"),
+        ("learn", {"fraction": 2, "filters": -1}, "not between 0 and 1|each say"),
         ("learn", {"fraction": float("nan")}, "not between"),
         ("learn", {"fraction": 0.1, "evil": 1}, "keys among"),
         ("classes", "abc", "classes is 'abc'"),

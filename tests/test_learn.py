@@ -56,11 +56,11 @@ def test_slices_inside_a_filter_hold_at_least_one_index(dim):
     [
         (
             {},
-            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer) or filters.",
+            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters or rank.",
         ),
         (
             {"fraction": 0.1, "filters": 2},
-            "fraction 0.1 and filters 2 both give a slice's size; keep one.",
+            "fraction 0.1 and filters 2 each say how much to learn; keep one.",
         ),
         ({"fraction": 1.5}, "fraction 1.5 is not between 0 and 1; 0.1 learns 10 % of each layer."),
         ({"fraction": -0.1}, "fraction -0.1 is not between 0 and 1; 0.1 learns 10 % of each layer."),
@@ -69,6 +69,14 @@ def test_slices_inside_a_filter_hold_at_least_one_index(dim):
         ({"fraction": "0.1"}, "fraction 0.1 is not between 0 and 1; 0.1 learns 10 % of each layer."),
         ({"filters": -1}, "filters -1 is not a whole number of 0 or more."),
         ({"filters": 1.0}, "filters 1.0 is not a whole number of 0 or more."),
+        ({"rank": 4, "filters": 2}, "filters 2 and rank 4 each say how much to learn; keep one."),
+        ({"rank": 0}, "rank 0 is not a whole number of 1 or more; filters=0 learns no layer."),
+        ({"rank": 1.0}, "rank 1.0 is not a whole number of 1 or more; filters=0 learns no layer."),
+        ({"rank": 4, "dim": "in"}, "dim 'in' is of slices, and a rank has none; leave dim out."),
+        (
+            {"rank": 4, "frozen": "zero"},
+            "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters.",
+        ),
         ({"filters": 1, "dim": "depth"}, "dim 'depth' is not one of out, in, height, width."),
         ({"filters": 1, "frozen": "one"}, "frozen 'one' is not one of random, zero, pretrained."),
         (
@@ -126,7 +134,7 @@ SPECS = st.builds(
 )
 
 
-@given(SPECS)
+@given(SPECS | st.builds(Learn, rank=st.integers(1, 99), norm=st.booleans()))
 def test_json_keeps_every_setting(learn):
     again = Learn.from_json(json.loads(json.dumps(learn.to_json())))
     assert again == learn
@@ -135,7 +143,16 @@ def test_json_keeps_every_setting(learn):
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], "x", {"share": 0.1}, {"fraction": 0.1, "norm": 1}, {"fraction": 0.1, "head": "no"}, {}],
+    [
+        None,
+        [],
+        "x",
+        {"share": 0.1},
+        {"fraction": 0.1, "norm": 1},
+        {"fraction": 0.1, "head": "no"},
+        {},
+        {"rank": "4"},
+    ],
 )
 def test_json_that_is_no_spec_is_refused(value):
     with pytest.raises(ConfigError):

@@ -207,6 +207,7 @@ def test_json_and_table_say_the_counts():
         "dim": 0,
         "learned": 4,
         "of": 8,
+        "rank": 0,
         "learned_parameters": 240,
     }
     table = str(made).splitlines()

@@ -282,6 +282,7 @@ def test_runs_started_at_once_do_not_share_a_folder(tmp_path):
         (st.Learn(fraction=0.1), "wrn28_4-digits-f0.1-s0"),
         (st.Learn(filters=1, dim="in"), "wrn28_4-digits-n1-in-s0"),
         (st.Learn(filters=0, head=False), "wrn28_4-digits-n0-nohead-s0"),
+        (st.Learn(rank=4), "wrn28_4-digits-r4-s0"),
         (
             st.Learn(fraction=1.0, layers=("block3", "block*.0"), norm=False, frozen="zero"),
             "wrn28_4-digits-f1-block3-block_.0-nonorm-zero-s0",

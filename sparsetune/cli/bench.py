@@ -21,6 +21,7 @@ def bench(
     model: options.Model = "wrn28_4",
     fraction: options.Fraction = None,
     filters: options.Filters = None,
+    rank: options.Rank = None,
     dim: options.Dim = "out",
     layers: options.Layers = None,
     norm: options.Norm = True,
@@ -44,7 +45,7 @@ def bench(
     """
     if threads:
         torch.set_num_threads(threads)
-    learn = options.learn_from(fraction, filters, dim, layers, norm, head, None)
+    learn = options.learn_from(fraction, filters, rank, dim, layers, norm, head, None)
     place = str(pick_device(device))
     with console.progress() as bars:
         task = bars.add_task(f"{model}", total=None)

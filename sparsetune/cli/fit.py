@@ -28,6 +28,7 @@ def fit(
     model: options.Model = "wrn28_4",
     fraction: options.Fraction = None,
     filters: options.Filters = None,
+    rank: options.Rank = None,
     dim: options.Dim = "out",
     layers: options.Layers = None,
     norm: options.Norm = True,
@@ -162,7 +163,9 @@ def fit(
     """
     problems: list[str] = []
     budget = _collect(problems, lambda: None if time_budget is None else seconds_from(time_budget))
-    learn = _collect(problems, lambda: options.learn_from(fraction, filters, dim, layers, norm, head, frozen))
+    learn = _collect(
+        problems, lambda: options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
+    )
     config = _collect(
         problems,
         lambda: FitConfig(

@@ -26,6 +26,14 @@ Filters = Annotated[
     int | None,
     typer.Option("--filters", rich_help_panel=LEARNED, help="Learn this many filters of each layer instead."),
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        rich_help_panel=LEARNED,
+        help="Learn a low-rank sum over each layer's frozen weight instead.",
+    ),
+]
 Dim = Annotated[
     str,
     typer.Option(
@@ -89,6 +97,7 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by de
 def learn_from(
     fraction: float | None,
     filters: int | None,
+    rank: int | None,
     dim: Any,
     layers: list[str] | None,
     norm: bool,
@@ -99,6 +108,7 @@ def learn_from(
     return Learn(
         fraction=fraction,
         filters=filters,
+        rank=rank,
         dim=dim,
         layers=tuple(layers) if layers else None,
         norm=norm,

@@ -9,7 +9,7 @@ import typer
 from sparsetune.backbone import Backbone, Origin
 from sparsetune.cli import console, options
 from sparsetune.cost import arithmetic_share
-from sparsetune.plan import Part
+from sparsetune.part import Part
 from sparsetune.plan import plan as make_plan
 from sparsetune.zoo import skeleton
 
@@ -18,6 +18,7 @@ def plan(
     model: options.Model,
     fraction: options.Fraction = None,
     filters: options.Filters = None,
+    rank: options.Rank = None,
     dim: options.Dim = "out",
     layers: options.Layers = None,
     norm: options.Norm = True,
@@ -34,7 +35,7 @@ def plan(
 
     Example: sparsetune plan --model densenet100_12 --fraction 0.1
     """
-    learn = options.learn_from(fraction, filters, dim, layers, norm, head, frozen)
+    learn = options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
     seeded = Backbone(kind="seed")
     net = skeleton(Origin(library="timm", name=model, kwargs={}, num_classes=num_classes, backbone=seeded))
     made = make_plan(net, learn)
@@ -56,5 +57,4 @@ def plan(
 
 
 def _row(part: Part) -> list[str]:
-    share = "all" if part.whole else f"{part.k}/{part.size}" if part.k else "-"
-    return [part.name, "x".join(map(str, part.shape)), share, f"{part.learned_numel:,}"]
+    return [part.name, "x".join(map(str, part.shape)), part.share, f"{part.learned_numel:,}"]

@@ -16,7 +16,8 @@ TENTH = f"{FIT} --fraction 0.1"
     [
         ("--fraction 1.5", "fraction 1.5 is not between 0 and 1; 0.1 learns 10 %"),
         ("--fraction nan", "fraction nan is not between 0 and 1"),
-        ("--filters 3 --fraction .1", "fraction 0.1 and filters 3 both give"),
+        ("--rank 0", "rank 0 is not a whole number of 1 or more"),
+        ("--filters 3 --fraction .1", "fraction 0.1 and filters 3 each say"),
         ("", "nothing says how much to learn; give fraction"),
         ("--filters -1", "filters -1 is not a whole number of 0 or more."),
         ("--filters 0 --no-norm --no-head", "nothing is left to learn"),

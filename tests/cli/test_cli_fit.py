@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import sparsetune as st
 
@@ -120,6 +120,14 @@ def test_options_reach_the_training(sparsetune):
     assert header.preprocessing.size == (3, 16, 16)
     settings = json.loads(Path("r/config.json").read_text())
     assert settings["config"]["workers"] == 1
+
+
+def test_learns_low_rank_sums(sparsetune):
+    sparsetune("fit --model test_resnet --rank 2 --train-limit 100 --test-limit 20 --epochs 1 --out r")
+    sparsetune("verify r/delta.safetensors")
+    assert "rank 2, norm, head" in sparsetune("info r/delta.safetensors").out
+    sparsetune("merge r/delta.safetensors -o whole.safetensors")
+    assert {*load_file("whole.safetensors")} == {*st.create("test_resnet", num_classes=10).state_dict()}
 
 
 @pytest.mark.slow

@@ -95,3 +95,12 @@ def test_bench(sparsetune):
     assert few.err == "lora is left out: no layer learns enough for one rank; give a larger fraction.\n"
     assert json.dumps(value["learn"])
     assert value["processor"]
+
+
+def test_plan_says_what_rank_a_layer_has(sparsetune):
+    words = "plan --model test_resnet --rank 4"
+    layers = {layer["name"]: layer for layer in sparsetune(words, "--json").json["layers"]}
+    layer = layers["conv1.0.weight"]
+    assert (layer["rank"], layer["learned_parameters"]) == (4, 4 * (16 + 3 * 9))
+    line = next(line for line in sparsetune(words).out.splitlines() if "conv1.0.weight" in line)
+    assert line.split() == ["conv1.0.weight", "16x3x3x3", "rank", "4", "172"]

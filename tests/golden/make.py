@@ -46,6 +46,12 @@ def module():
     return st.adapt_(own(), st.Learn(fraction=0.5, norm=False)), {}
 
 
+def rank():
+    """Low-rank sums."""
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, seed=3)
+    return st.adapt_(net, st.Learn(rank=2)), {}
+
+
 def own():
     """The user's own model of `module`, from plain arithmetic."""
     net = torch.nn.Sequential(
@@ -63,9 +69,9 @@ def own():
 
 def main(folder: Path) -> None:
     """Write the files and print what to record."""
-    for make in (plain, zero, layers, module):
+    for version, make in ((1, plain), (1, zero), (1, layers), (1, module), (3, rank)):
         net, words = make()
-        path = folder / f"format1-{make.__name__}.safetensors"
+        path = folder / f"format{version}-{make.__name__}.safetensors"
         st.save(moved(net).eval(), path, **words)
         values, logits = measured(net)
         print(f'    "{path.stem}": (')

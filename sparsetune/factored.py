@@ -1,0 +1,223 @@
+"""A weight as the sum of a frozen one and a product of two thin learned ones: ``W + B @ A``.
+
+The sum is formed once, and the forward pass is the plain one. The backward pass computes the gradients of
+``A`` and ``B`` by thin convolutions, so that no gradient of a whole weight is made where that costs more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sparsetune.ops import autocast, by_position
+from sparsetune.weight_gradient import (
+    Geometry,
+    conv_input_gradient,
+    conv_weight_gradient,
+    linear_weight_gradient,
+)
+
+
+def summed(a: Tensor, b: Tensor, frozen: Tensor) -> Tensor:
+    """Return ``frozen + b @ a``, where each is a matrix with a row for each of its first indices.
+
+    Args:
+        a: ``(r, *rest)``.
+        b: ``(O, r)``.
+        frozen: ``(O, *rest)``.
+
+    Returns:
+        ``(O, *rest)``, in the memory layout of ``frozen``.
+    """
+    whole = torch.addmm(frozen.flatten(1), b, a.flatten(1)).view(frozen.shape)
+    if frozen.dim() == 4 and not frozen.is_contiguous():
+        return whole.contiguous(memory_format=torch.channels_last)
+    return whole
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum, and copies of what it was formed from, thin as they are."""
+
+    whole: Tensor
+    a: Tensor
+    b: Tensor
+    frozen: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, frozen: Tensor) -> Sum:
+        """Form the sum, so that it may be part of a graph later, also where it is asked for in inference."""
+        with torch.inference_mode(False), torch.no_grad():
+            return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, frozen._version)
+
+    def holds(self, a: Tensor, b: Tensor, frozen: Tensor) -> bool:
+        """Whether it is the sum of these values, however they were written."""
+        same = frozen is self.frozen and frozen._version == self.version and a.dtype == self.a.dtype
+        return same and a.dtype == b.dtype and torch.equal(a, self.a) and torch.equal(b, self.b)
+
+
+def keepable(a: Tensor, b: Tensor, frozen: Tensor) -> bool:
+    """Whether to keep a sum: on a CPU, where comparing thin tensors takes less time than forming it."""
+    ordinary = type(a) is type(b) is nn.Parameter and not torch.compiler.is_compiling()
+    return ordinary and a.is_cpu and b.is_cpu and frozen.is_cpu and not frozen.is_inference()
+
+
+class _FactoredConv(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @by_position
+    def forward(
+        x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        return _convolve(x, weight, bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, a, b, weight, _, ctx.geometry = inputs
+        ctx.save_for_backward(x, a, b, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, weight = ctx.saved_tensors
+        dx = da = db = None
+        if ctx.needs_input_grad[0]:
+            dx = conv_input_gradient(grad, x, weight, ctx.geometry)
+        if any(ctx.needs_input_grad[1:3]):
+            da, db = conv_factor_gradients(grad, x, a, b, weight, ctx.geometry)
+        return dx, da, db, None, None, None
+
+
+class _FactoredLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @by_position
+    def forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = F.linear(x, weight, bias)
+        # Of more than two dimensions it is a view, and autograd refuses to change a Function's view in place.
+        return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, a, b, weight, _ = inputs
+        ctx.save_for_backward(x, a, b, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, weight = ctx.saved_tensors
+        dx = da = db = None
+        if ctx.needs_input_grad[0]:
+            dx = grad @ weight
+        if any(ctx.needs_input_grad[1:3]):
+            da, db = linear_factor_gradients(grad, x, a, b)
+        return dx, da, db, None, None
+
+
+def factored_conv(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Convolve with a sum; differentiate with respect to its factors.
+
+    Args:
+        x: Input, ``(N, C, *spatial)``.
+        a: ``(r, C / groups, *kernel)``.
+        b: ``(O, r)``.
+        weight: The sum, ``(O, C / groups, *kernel)``.
+        bias: ``(O,)``, frozen, or ``None``.
+        geometry: ``(stride, padding, dilation, groups)``.
+
+    Returns:
+        ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, autocast included.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    batched = x.dim() == weight.dim()
+    y: Tensor = _FactoredConv.apply(x if batched else x.unsqueeze(0), a, b, weight.detach(), bias, geometry)
+    return y if batched else y.squeeze(0)
+
+
+def factored_linear(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply by a sum; differentiate with respect to its factors.
+
+    Args:
+        x: Input, ``(..., I)``.
+        a: ``(r, I)``.
+        b: ``(O, r)``.
+        weight: The sum, ``(O, I)``.
+        bias: ``(O,)``, frozen, or ``None``.
+
+    Returns:
+        ``(..., O)``.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    y: Tensor = _FactoredLinear.apply(x, a, b, weight.detach(), bias)
+    return y
+
+
+def conv_factor_gradients(
+    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``A`` and ``B`` of a convolution's weight.
+
+    With ``G`` the gradient of the output, that of ``A`` is the weight gradient of ``r`` filters whose outputs
+    have the gradient ``B^T G``, and that of ``B`` is ``G`` times the convolution of ``x`` with ``A``. All
+    groups share ``A``, so each is a picture of its own.
+
+    Args:
+        grad: Gradient of the output, ``(N, O, *out)``.
+        x: Input, ``(N, C, *spatial)``.
+        a: ``(r, C / groups, *kernel)``.
+        b: ``(O, r)``.
+        weight: The sum; only its shape and layout are read.
+        geometry: ``(stride, padding, dilation, groups)``.
+
+    Returns:
+        Tensors with shapes and dtypes of ``a`` and ``b``.
+    """
+    stride, padding, dilation, groups = geometry
+    rows, thin_a, thin_b = a.shape[0], a.to(x.dtype), b.to(x.dtype)
+    if 2 * (a.numel() + b.numel()) >= weight.numel():
+        whole = conv_weight_gradient(grad, x, weight, 0, weight.shape[0], geometry).flatten(1)
+        da = (thin_b.t() @ whole).view(a.shape)
+        return da.to(a.dtype), (whole @ thin_a.flatten(1).t()).to(b.dtype)
+    batch, out, filters = x.shape[0], grad.shape[2:], grad.shape[1] // groups
+    x = x.reshape(batch * groups, a.shape[1], *x.shape[2:])
+    parted = grad.reshape(batch, groups, filters, out.numel())
+    down = (thin_b.view(groups, filters, rows).transpose(1, 2) @ parted).reshape(batch * groups, rows, *out)
+    single = (stride, padding, dilation, 1)
+    da = conv_weight_gradient(down, x, thin_a, 0, rows, single)
+    reached = _convolve(x, thin_a, None, single).reshape(batch, groups, rows, out.numel())
+    db = (parted @ reached.transpose(2, 3)).sum(0).view(b.shape)
+    return da.to(a.dtype), db.to(b.dtype)
+
+
+def linear_factor_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``A`` and ``B`` of a linear map's weight.
+
+    Args:
+        grad: Gradient of the output, ``(..., O)``.
+        x: Input, ``(..., I)``.
+        a: ``(r, I)``.
+        b: ``(O, r)``.
+
+    Returns:
+        Tensors with shapes and dtypes of ``a`` and ``b``.
+    """
+    rows, thin_a, thin_b = a.shape[0], a.to(x.dtype), b.to(x.dtype)
+    da = linear_weight_gradient(grad @ thin_b, x, 0, rows)
+    db = linear_weight_gradient(grad, x @ thin_a.t(), 1, rows)
+    return da.to(a.dtype), db.to(b.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    zeros = (0,) * len(stride)
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)

@@ -1,0 +1,112 @@
+"""``Part``: what is learned of one parameter; ``Buffer``: what travels beside the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+FROZEN = ".frozen"
+"""How the names of frozen values that a delta holds end."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is learned of one parameter: the first ``k`` indices along ``dim``, or all of it, or nothing.
+
+    Or a low-rank sum: all of the parameter ``W`` is frozen (``k`` is 0), and ``W + B @ A`` stands in its
+    place, where ``B`` and ``A``, of ``rank`` columns and rows, are learned.
+
+    Attributes:
+        name: The parameter's name in the plain model.
+        shape: Its whole shape.
+        dim: The sliced dimension; 0 where the parameter is learned whole or frozen whole.
+        k: Learned indices along ``dim``.
+        layer: Whether it belongs to a layer that is sliced (a convolution or linear map, not the head).
+        homes: Every ``(module name, attribute)`` that holds it.
+        rank: Of the learned sum; 0 where there is none.
+        stored: Whether no seed gives its frozen values, so that the delta holds them too.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    k: int
+    layer: bool
+    homes: tuple[tuple[str, str], ...]
+    rank: int = 0
+    stored: bool = field(default=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of indices along the sliced dimension."""
+        return self.shape[self.dim] if self.shape else 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is learned."""
+        return self.k == self.size
+
+    @property
+    def partial(self) -> bool:
+        """Whether some of it is learned and some frozen."""
+        return 0 < self.k < self.size or self.rank > 0
+
+    @property
+    def numel(self) -> int:
+        """Number of values, learned and frozen."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def learned_shape(self) -> tuple[int, ...]:
+        """Shape of the learned slice."""
+        return tuple(self.k if i == self.dim else n for i, n in enumerate(self.shape))
+
+    @property
+    def learned(self) -> dict[str, tuple[int, ...]]:
+        """Name, in a delta and among an adapted model's parameters, and shape of each learned tensor."""
+        if self.rank:
+            shapes = (self.rank, *self.shape[1:]), (self.shape[0], self.rank)
+            return dict(zip(factor_names(self.name), shapes, strict=True))
+        return {self.name: self.learned_shape} if self.k else {}
+
+    @property
+    def learned_numel(self) -> int:
+        """Number of learned values."""
+        return sum(torch.Size(shape).numel() for shape in self.learned.values())
+
+    @property
+    def share(self) -> str:
+        """What is learned, in a word: ``all``, ``2/16``, ``rank 4``, or a dash for nothing."""
+        if self.rank:
+            return f"rank {self.rank}"
+        return "all" if self.whole else f"{self.k}/{self.size}" if self.k else "-"
+
+    @property
+    def frozen_shape(self) -> tuple[int, ...]:
+        """Shape of the frozen rest."""
+        return tuple(self.size - self.k if i == self.dim else n for i, n in enumerate(self.shape))
+
+    @property
+    def frozen_name(self) -> str:
+        """What the frozen rest is called in a delta that holds it; no parameter can have that name."""
+        return self.name + FROZEN
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor that a normalisation layer updates while it trains; it always travels in the delta."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def factor_names(name: str) -> tuple[str, str]:
+    """Return what ``A`` and ``B`` of the parameter ``name`` are called where ``W + B @ A`` is learned."""
+    return f"{name}_A", f"{name}_B"
