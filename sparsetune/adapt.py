@@ -16,7 +16,8 @@ from sparsetune.learn import Learn
 from sparsetune.part import Part
 from sparsetune.plan import Plan, plan
 from sparsetune.seeding import Law, draw
-from sparsetune.sliced import factor_, frozen_rest, rest_name, slice_, unslice_
+from sparsetune.sliced import factor_, slice_, unslice_
+from sparsetune.wholes import frozen_rest, rest_name
 
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""

@@ -24,6 +24,7 @@ COLUMN = [
     "ops",
     "factored",
     "joined",
+    "wholes",
     "sliced",
     "seeding",
     "backbone",
