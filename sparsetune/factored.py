@@ -18,6 +18,7 @@ from sparsetune.ops import autocast, by_position
 from sparsetune.weight_gradient import (
     Geometry,
     conv_input_gradient,
+    conv_of_few,
     conv_weight_gradient,
     linear_weight_gradient,
 )
@@ -76,7 +77,9 @@ class _FactoredConv(torch.autograd.Function):
     def forward(
         x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
-        return _convolve(x, weight, bias, geometry)
+        stride, padding, dilation, groups = geometry
+        zeros = (0,) * len(stride)
+        return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -194,7 +197,7 @@ def conv_factor_gradients(
     down = (thin_b.view(groups, filters, rows).transpose(1, 2) @ parted).reshape(batch * groups, rows, *out)
     single = (stride, padding, dilation, 1)
     da = conv_weight_gradient(down, x, thin_a, 0, rows, single)
-    reached = _convolve(x, thin_a, None, single).reshape(batch, groups, rows, out.numel())
+    reached = conv_of_few(x, thin_a, single).reshape(batch, groups, rows, out.numel())
     db = (parted @ reached.transpose(2, 3)).sum(0).view(b.shape)
     return da.to(a.dtype), db.to(b.dtype)
 
@@ -215,9 +218,3 @@ def linear_factor_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tu
     da = linear_weight_gradient(grad @ thin_b, x, 0, rows)
     db = linear_weight_gradient(grad, x @ thin_a.t(), 1, rows)
     return da.to(a.dtype), db.to(b.dtype)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    zeros = (0,) * len(stride)
-    return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
