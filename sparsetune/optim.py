@@ -159,12 +159,17 @@ def single_step(variance: float, distance: float, high: float, low: float) -> tu
 def _root(p: float) -> float:
     """Solve ``p x = (1 - x)³`` for ``x`` between 0 and 1: where ``m D² + r² C`` is least, at ``x = √m``.
 
-    With ``y = x - 1`` it is ``y³ + p y + p = 0``, which has one real solution (Cardano).
+    With ``y = x - 1`` it is ``y³ + p y + p = 0``, which has one real solution (Cardano); two steps by Newton
+    give back the digits that its difference loses where ``p`` is large.
     """
     half = p / 2
     inner = math.sqrt(half**2 + (p / 3) ** 3)
     first = -((half + inner) ** (1 / 3))
-    return min(max(1 + first - p / 3 / first, 0.0), 1.0) if first else 1.0
+    x = min(max(1 + first - p / 3 / first, 0.0), 1.0) if first else 1.0
+    for _ in range(2):
+        slope = p + 3 * (1 - x) ** 2
+        x -= (p * x - (1 - x) ** 3) / slope if slope else 0.0
+    return x
 
 
 default_registry.register(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from torch import nn
 
@@ -28,6 +28,7 @@ def test_a_single_step_worked_by_hand(high, rate, momentum):
 
 
 @given(*[some.floats(1e-3, 1e3) for _ in range(3)])
+@example(variance=0.001, distance=195.0, low=200.0)
 def test_a_single_step_is_the_least_of_a_grid(variance, distance, low):
     rate, momentum = single_step(variance, distance, low, low)
     x = np.linspace(0, 1, 200_001)
