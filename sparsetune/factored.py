@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from sparsetune.ops import autocast, by_position
+from sparsetune.ops import autocast, by_position, linear
 from sparsetune.weight_gradient import (
     Geometry,
     conv_input_gradient,
     conv_of_few,
     conv_weight_gradient,
+    convolve,
     linear_weight_gradient,
 )
 
@@ -77,9 +77,7 @@ class _FactoredConv(torch.autograd.Function):
     def forward(
         x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
-        stride, padding, dilation, groups = geometry
-        zeros = (0,) * len(stride)
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+        return convolve(x, weight, bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,9 +102,7 @@ class _FactoredLinear(torch.autograd.Function):
     @staticmethod
     @by_position
     def forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.linear(x, weight, bias)
-        # Of more than two dimensions it is a view, and autograd refuses to change a Function's view in place.
-        return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+        return linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -22,6 +22,7 @@ from sparsetune.weight_gradient import (
     Geometry,
     conv_input_gradient,
     conv_weight_gradient,
+    convolve,
     linear_weight_gradient,
 )
 
@@ -57,6 +58,15 @@ def _keep(
     ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x @ weight^T + bias`` in memory of its own.
+
+    Of more than two dimensions torch gives a view, and autograd refuses to change a Function's view in place.
+    """
+    y = F.linear(x, weight, bias)
+    return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+
+
 class _SlicedConv(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -71,9 +81,7 @@ class _SlicedConv(torch.autograd.Function):
         dim: int,
         geometry: Geometry,
     ) -> Tensor:
-        stride, padding, dilation, groups = geometry
-        zeros = (0,) * len(stride)
-        return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+        return convolve(x, weight, bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,9 +118,7 @@ class _SlicedLinear(torch.autograd.Function):
         bias: Tensor | None,
         dim: int,
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        # Of more than two dimensions it is a view, and autograd refuses to change a Function's view in place.
-        return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+        return linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -41,9 +41,8 @@ def stack(paths: Sequence[str | Path], out: str | Path, **options: Any) -> None:
     _check_disjoint(paths, headers)
     net = merge_(load(paths[0], **options))
     for path, header in zip(paths[1:], headers[1:], strict=True):
-        other = merge_(load(path, **options)).state_dict()
-        own = {name: other[name] for name in other if name in {entry.name for entry in header.entries}}
-        net.load_state_dict(own, strict=False)
+        other, own = merge_(load(path, **options)).state_dict(), {entry.name for entry in header.entries}
+        net.load_state_dict({name: value for name, value in other.items() if name in own}, strict=False)
     adapt_(net, learn, headers[0].backbone.root)
     save(
         net,

@@ -64,6 +64,13 @@ def conv_weight_gradient(
     return _first_positions(grad, x, weight, dim, k, geometry)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the backend's convolution ``(N, O, *out)``; arguments as for the gradients."""
+    stride, padding, dilation, groups = geometry
+    zeros = (0,) * len(stride)
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+
+
 def conv_of_few(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Convolve with few filters, without groups or bias.
 
@@ -77,14 +84,12 @@ def conv_of_few(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         ``(N, k, *out)``.
     """
-    stride, padding, dilation, groups = geometry
-    few = weight.shape[1] >= SHIFT_MIN_INPUTS * weight.shape[0]
+    few, padding = weight.shape[1] >= SHIFT_MIN_INPUTS * weight.shape[0], geometry[1]
     if x.is_cpu and x.dim() == 4 and x.is_contiguous() and few and _keeps_size(weight, geometry):
         values = weight[:, 0].numel() * x.shape[2:].numel()
         pieces = x.split(max(1, SHIFT_VALUES // max(1, values)))
         return torch.cat([_shifted_outputs(piece, weight, padding) for piece in pieces])
-    zeros = (0,) * len(stride)
-    return torch.convolution(x, weight, None, stride, padding, dilation, False, zeros, groups)
+    return convolve(x, weight, None, geometry)
 
 
 def linear_weight_gradient(grad: Tensor, x: Tensor, dim: int, k: int) -> Tensor:

@@ -7,58 +7,29 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import time
-from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from steps import add_options, pictures, seconds, step_of, write_rows
 
 import sparsetune as st
-from sparsetune.machine import describe_machine
 
 CASES = {"wrn28_4": (32, 32), "resnet50": (16, 96)}
 """Model -> batch size and picture side."""
 
 
-def step_of(net: nn.Module, model: Callable[..., torch.Tensor], batch_size: int, size: int) -> Callable:
-    """Return a whole training step: forward, loss, backward, SGD with momentum and decay."""
-    net.train()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch_size, 3, size, size, generator=generator)
-    y = torch.randint(10, (batch_size,), generator=generator)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step() -> None:
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def seconds(action: Callable[[], None]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 def measure(name: str, fraction: float, rounds: int) -> dict[str, Any]:
     """Time the four kinds of step of one model."""
     batch_size, size = CASES[name]
+    x = pictures(batch_size, size)
     full = st.create(name, num_classes=10)
     ours = st.adapt_(copy.deepcopy(full), st.Learn(fraction=fraction))
     steps, compiling = {}, {}
     for kind, net in {"full": full, "ours": ours}.items():
-        steps[f"{kind} eager"] = step_of(net, net, batch_size, size)
+        steps[f"{kind} eager"] = step_of(net, net, x)
         twin = copy.deepcopy(net)
-        steps[f"{kind} compiled"] = step_of(twin, torch.compile(twin), batch_size, size)
+        steps[f"{kind} compiled"] = step_of(twin, torch.compile(twin), x)
     for kind, step in steps.items():
         compiling[kind] = seconds(step)
         seconds(step)
@@ -96,16 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=CASES, action="append", help="May be repeated; all if left out.")
     parser.add_argument("--fraction", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    add_options(parser, rounds=20)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [measure(name, options.fraction, options.rounds) for name in options.model or CASES]
-    text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_rows(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from steps import add_options, pictures, step_of, write_rows
 from torch.profiler import ProfilerActivity, profile
 
 import sparsetune as st
-from sparsetune.machine import describe_machine
 
 CASES = {"densenet100_12": (32, 32), "wrn28_4": (32, 32), "resnet50": (16, 96)}
 """Model -> batch size and picture side."""
@@ -32,23 +28,6 @@ GROUPS = {
     "sums, joins and copies": ("add", "add_", "cat", "copy_", "clone", "slice_backward", "sum"),
 }
 """Kind of work -> torch's operations, of which the outermost counts with all that it calls."""
-
-
-def step_of(net: nn.Module, batch_size: int, size: int) -> Callable[[], None]:
-    """Return a whole training step: forward, loss, backward, SGD with momentum and decay."""
-    net.train()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch_size, 3, size, size, generator=generator)
-    y = torch.randint(10, (batch_size,), generator=generator)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step() -> None:
-        loss = F.cross_entropy(net(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def milliseconds(step: Callable[[], None]) -> dict[str, float]:
@@ -71,10 +50,11 @@ def milliseconds(step: Callable[[], None]) -> dict[str, float]:
 def measure(name: str, fraction: float, rounds: int) -> dict[str, Any]:
     """Profile full training, ours, and normalisation alone, in turn; of each its fastest step counts."""
     batch_size, size = CASES[name]
+    x = pictures(batch_size, size)
     full = st.create(name, num_classes=10)
     learns = {"ours": st.Learn(fraction=fraction), "norm only": st.Learn(filters=0, head=False)}
     nets = {"full": full, **{kind: st.adapt_(copy.deepcopy(full), learn) for kind, learn in learns.items()}}
-    steps = {kind: step_of(net, batch_size, size) for kind, net in nets.items()}
+    steps = {kind: step_of(net, net, x) for kind, net in nets.items()}
     for step in steps.values():
         step()
     taken = [{kind: milliseconds(step) for kind, step in steps.items()} for _ in range(rounds)]
@@ -88,16 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CASES, action="append", help="May be repeated; all if left out.")
     parser.add_argument("--fraction", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    add_options(parser, rounds=8)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [measure(name, options.fraction, options.rounds) for name in options.model or CASES]
-    text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_rows(rows, options.out)
 
 
 if __name__ == "__main__":

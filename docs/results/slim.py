@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from steps import add_options, pictures, seconds, step_of, write_rows
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import sparsetune as st
-from sparsetune.machine import describe_machine
 from sparsetune.slimming import Slimming
 
 
@@ -32,28 +28,6 @@ def inference_of(net: nn.Module, x: Tensor) -> Callable[[], None]:
         net(x)
 
     return step
-
-
-def training_of(net: nn.Module, model: nn.Module, x: Tensor) -> Callable[[], None]:
-    """Return a whole training step: forward, loss, backward, SGD with momentum and decay."""
-    net.train()
-    y = torch.randint(10, (len(x),), generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-
-    def step() -> None:
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def seconds(action: Callable[[], None]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def in_turn(zeroed: Callable[[], None], slim: Callable[[], None], rounds: int) -> dict[str, Any]:
@@ -76,10 +50,10 @@ def in_turn(zeroed: Callable[[], None], slim: Callable[[], None], rounds: int) -
 def measure(name: str, fraction: float, batch_size: int, size: int, rounds: int) -> dict[str, Any]:
     """Compare one network's two forms: outputs, values, time."""
     net = st.adapt_(st.create(name, num_classes=10), st.Learn(fraction=fraction, frozen="zero"))
-    x = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = pictures(batch_size, size)
     training = in_turn(
-        training_of(net, net, x),
-        training_of(twin := copy.deepcopy(net), Slimming(twin.train(), (3, size, size)), x),
+        step_of(net, net, x),
+        step_of(twin := copy.deepcopy(net), Slimming(twin.train(), (3, size, size)), x),
         rounds,
     )
     small = st.slim(net.eval())
@@ -109,19 +83,14 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, action="append", help="May be repeated; 0.4 if left out.")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    add_options(parser, rounds=10)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [
         measure(options.model, fraction, options.batch_size, options.size, options.rounds)
         for fraction in options.fraction or [0.4]
     ]
-    text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    write_rows(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from safetensors.torch import save as to_bytes
 
 from sparsetune.adapt import merge_
 from sparsetune.cli import console, options
-from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.errors import SparsetuneError
 from sparsetune.fetch import fetch
 from sparsetune.files import write_bytes
 from sparsetune.header import Header
@@ -76,12 +76,7 @@ def merge(
 
     Example: sparsetune merge runs/NAME/delta.safetensors -o whole.safetensors
     """
-    if out.suffix != ".safetensors":
-        raise ConfigError(
-            f"'{out}' does not end in .safetensors, the one format that merge writes; rename it."
-        )
-    if out.exists() and (source := fetch(delta)).exists() and out.samefile(source):
-        raise ConfigError(f"'{out}' is the delta itself; choose another name for the checkpoint.")
+    options.check_out(out, delta, "merge", "checkpoint")
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
     tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sparsetune.errors import ConfigError
+from sparsetune.fetch import fetch
 from sparsetune.learn import Learn
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
@@ -115,3 +118,13 @@ def learn_from(
         head=head,
         frozen=frozen,
     )
+
+
+def check_out(out: Path, delta: str, command: str, what: str) -> None:
+    """Refuse a place where a command cannot write what it makes of a delta."""
+    if out.suffix != ".safetensors":
+        raise ConfigError(
+            f"'{out}' does not end in .safetensors, the one format that {command} writes; rename it."
+        )
+    if out.exists() and (source := fetch(delta)).exists() and out.samefile(source):
+        raise ConfigError(f"'{out}' is the delta itself; choose another name for the {what}.")

@@ -9,7 +9,6 @@ import typer
 
 from sparsetune.adapt import adapted
 from sparsetune.cli import console, options
-from sparsetune.errors import ConfigError
 from sparsetune.saving import inspect, load
 from sparsetune.slim import pictures
 from sparsetune.slim import slim as narrowed
@@ -27,12 +26,7 @@ def slim(
 
     Example: sparsetune slim runs/NAME/delta.safetensors -o slim.safetensors
     """
-    if out.suffix != ".safetensors":
-        raise ConfigError(
-            f"'{out}' does not end in .safetensors, the one format that slim writes; rename it."
-        )
-    if out.exists() and Path(delta).exists() and out.samefile(delta):
-        raise ConfigError(f"'{out}' is the delta itself; choose another name for the slim network.")
+    options.check_out(out, delta, "slim", "slim network")
     header = inspect(delta)
     net = load(delta, backbone=backbone, allow_network=allow_network)
     made = adapted(net).plan
