@@ -93,7 +93,8 @@ class Stepper:
             self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
             self.optimizer.step()
             right = (logits.detach().argmax(1) == y).sum()
-            return loss.item() * len(y), int(right)
+            mean, count = torch.stack([loss.detach().float(), right.float()]).tolist()  # waits for a GPU once
+            return mean * len(y), int(count)
 
     def share_statistics(self) -> None:
         """Give every process the main one's running statistics."""
