@@ -26,6 +26,8 @@ LEARN = st.Learn(fraction=0.25)
 MOST_FOR_A_STEP = 40_000_000
 """Largest number of parameters with which a training step is affordable."""
 MOST_FOR_A_GRADIENT = 250_000_000
+LARGEST_SIDE, SMALLER_SIDE = 512, 336
+"""Pixels: gradients of models for larger pictures than the first are checked at the second."""
 STEP_SECONDS = 60
 FLOOR = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Part of a model's largest gradient below which a parameter's is taken for rounding."""
@@ -57,7 +59,7 @@ def save_row(name: str, path: Path, covered: Iterable[str]) -> Row:
     }
     kinds = layer_kinds(net) - set(covered)
     if kinds and made.total_parameters <= MOST_FOR_A_GRADIENT:
-        row |= _gradient(net, name) | {"kinds": sorted(kinds)}
+        row |= _gradient(_smaller(net, name), name) | {"kinds": sorted(kinds)}
     st.adapt_(net, LEARN)
     _noise(net)
     row["moved"] = "by a step"
@@ -255,6 +257,19 @@ def _gradient(net: nn.Module, name: str, dtype: torch.dtype = torch.float64) -> 
         if dtype == torch.float64:
             return _gradient(net, name, torch.float32)
         return {"gradient_failed": one_line(error)}
+
+
+def _smaller(net: nn.Module, name: str) -> nn.Module:
+    """The model for smaller pictures, where its own take more memory than a gradient check can have."""
+    config = getattr(net, "pretrained_cfg", {})
+    if config.get("input_size", (0,))[-1] <= LARGEST_SIDE:
+        return net
+    try:
+        smaller = st.create(name, seed=0, img_size=SMALLER_SIDE)
+    except st.SparsetuneError:
+        return net
+    smaller.pretrained_cfg = {**config, "input_size": (3, SMALLER_SIDE, SMALLER_SIDE)}
+    return smaller
 
 
 def _peak() -> int:
