@@ -20,7 +20,7 @@ from sparsetune.reproduce.runner import Progress, go
 from sparsetune.reproduce.selection import Selection
 from sparsetune.reproduce.sources import missing, sources_from
 from sparsetune.reproduce.store import Row, open_store
-from sparsetune.reproduce.work import Place
+from sparsetune.reproduce.place import Place
 from sparsetune.words import duration
 
 SELECTION = "selection"
