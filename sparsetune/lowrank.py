@@ -1,4 +1,4 @@
-"""PEFT's LoRA: with as many learned values as ours has in each layer, or one rank for all, as its users do."""
+"""PEFT's LoRA: with as many learned values as ours has in each layer, or of one rank for all layers."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def lora(net: nn.Module, made: Plan) -> nn.Module:
 
 
 def uniform_lora(net: nn.Module, rank: int) -> nn.Module:
-    """Let PEFT adapt a model as its users do: one rank for all layers; normalisation and head are saved whole.
+    """Let PEFT adapt a model as its users do: one rank for all layers; normalisation and head learned whole.
 
-    Initial values are drawn from torch's random state; ``lora_alpha`` is the rank, so that sums are not scaled.
+    Initial values are drawn from torch's random state; ``lora_alpha`` is the rank, so no sum is scaled.
 
     Args:
         net: A plain model; it is changed.

@@ -54,8 +54,8 @@ def contend(
         watch: Called after each step and each epoch.
 
     Returns:
-        What was measured, or ``None`` when the time was up before the end. ``seconds`` is the time of all of it
-        since the last start; ``train_seconds`` that of the training steps alone: their median times their
+        What was measured, or ``None`` when the time was up before the end. ``seconds`` is the time of all of
+        it since the last start; ``train_seconds`` that of the training steps alone: their median times their
         number, so that neither tests nor interruptions count.
 
     Raises:
@@ -164,10 +164,7 @@ def _stored(
     whole = (folder / DELTA).stat().st_size if own else sum(value.nbytes for value in values)
     yield {"dtype": "float32", "bytes": whole, "top1": last.test_top1, "loss": last.test_loss}
     for dtype in FEWER_BITS:
-        if own:
-            count = _round_ours(net, folder / DELTA, dtype)
-        else:
-            count = _round_theirs(values, kept, dtype)
+        count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
         batches = loader(data.test, data.preprocessing, batch_size=BATCH)
         logits, labels = predict_logits(net, batches)
         found = scores(logits.double().softmax(1), labels)

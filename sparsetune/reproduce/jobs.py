@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,10 @@ DEFAULTS: Settings = {
 """Every setting of a job; experiments and presets say only what differs.
 
 ``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together), ``weights`` (the
-magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from`` and
-``of`` name other jobs by their id. An entry is tuned on a share of the training pictures, ``held_out``; one
-without ``lr`` takes the best of the entries ``of``. ``size`` is of pictures, where it is not their own.
+magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from``
+and ``of`` name other jobs by their id. An entry with ``held_out`` is scored on that share of the training
+pictures; one without ``lr`` takes the best of the entries ``of``. ``size`` is of pictures, where it is not
+their own.
 """
 
 TRAININGS = ("fit", "ours", "lora")
@@ -121,6 +122,13 @@ def job(settings: Settings) -> Job:
         run = Job({**settings, "kind": "fit"})
         return Job({**settings, "of": run.id}, (run,))
     return Job(settings)
+
+
+def check_seeds(seeds: Sequence[int]) -> list[str]:
+    """Return what is wrong with seeds, as sentences."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        return [f"seeds {tuple(seeds)!r} are not different whole numbers of 0 or more."]
+    return []
 
 
 def in_order(jobs: list[Job]) -> Iterator[Job]:

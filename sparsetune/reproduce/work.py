@@ -23,6 +23,7 @@ from sparsetune.saving import inspect, load
 from sparsetune.training import Watch
 from sparsetune.zoo import create
 
+
 def perform(
     identity: str, settings: Settings, place: Place, budget: float | None = None, watch: Watch | None = None
 ) -> dict[str, Any] | None:
