@@ -142,10 +142,7 @@ def train(
         data: What to learn.
         config: How.
         same: Plain JSON values that say which model this is; a checkpoint of another is refused.
-        checkpoint: As for :func:`fit`, and so are all others.
-        resume: Likewise.
-        time_budget: Likewise.
-        watch: Likewise.
+        checkpoint: As for :func:`fit`, and so are those that follow.
 
     Returns:
         A record for each finished epoch.
@@ -201,12 +198,7 @@ class _Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever must be the same for a training to go on from a checkpoint."""
-        return {
-            **self.config.decisive,
-            "data": self.data.name,
-            "train_count": len(self.train),
-            **self.same,
-        }
+        return {**self.config.decisive, "data": self.data.name, "train_count": len(self.train), **self.same}
 
     def restore(self, checkpoint: Path) -> None:
         self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)

@@ -16,8 +16,8 @@ MARKERS = dict(zip(DTYPES, ("o", "s", "^"), strict=True))
 def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     """Draw accuracy against delta bytes and against training seconds, and write a PNG.
 
-    Each method has a mark at its mean over seeds and a line of one standard deviation to both sides; those of a
-    family are joined. Against bytes there is a mark for each precision, against seconds the float32 one.
+    Each method has a mark at its mean over seeds, with a line of one standard deviation to both sides; those
+    of a family are joined. Against bytes there is a mark for each precision, against seconds float32's.
 
     Args:
         points: At least one.

@@ -9,8 +9,8 @@ import pytest
 
 from sparsetune.reproduce.crew import Event
 from sparsetune.reproduce.jobs import DEFAULTS, Job, job
-from sparsetune.reproduce.store import Row
 from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.store import Row
 from sparsetune.reproduce.worker import do
 
 SMALL = {
