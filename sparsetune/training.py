@@ -142,7 +142,10 @@ def train(
         data: What to learn.
         config: How.
         same: Plain JSON values that say which model this is; a checkpoint of another is refused.
-        checkpoint: As for :func:`fit`, and so are those that follow.
+        checkpoint: As for :func:`fit`.
+        resume: Likewise.
+        time_budget: Likewise.
+        watch: Likewise.
 
     Returns:
         A record for each finished epoch.
