@@ -16,8 +16,8 @@ MARKERS = dict(zip(DTYPES, ("o", "s", "^"), strict=True))
 def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     """Draw accuracy against delta bytes and against training seconds, and write a PNG.
 
-    Each method has a mark at its mean over seeds, with a line of one standard deviation to both sides; those
-    of a family are joined. Against bytes there is a mark for each precision, against seconds float32's.
+    Each method has a mark at its mean over seeds, in float32 with a line of one standard deviation to both
+    sides; those of a family are joined. Against bytes there is a mark for each precision.
 
     Args:
         points: At least one.
@@ -71,7 +71,7 @@ def _line(panel: Any, points: list[Point], axis: str) -> None:
     panel.errorbar(
         [getattr(point, axis) for point in points],
         [point.top1.mean for point in points],
-        yerr=[point.top1.deviation or 0.0 for point in points],
+        yerr=[point.top1.deviation or 0.0 for point in points] if plain else None,
         color=FAMILIES[points[0].family].colour,
         marker=MARKERS[dtype],
         markerfacecolor=_fill(dtype),
