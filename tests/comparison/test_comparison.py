@@ -23,7 +23,7 @@ from sparsetune.reproduce.store import Row
 
 
 def rows_of(comparison, values):
-    """Results by hand: ``values`` gives bytes, share and seconds of an entry for a seed; ``None``: diverged."""
+    """Results by hand: ``values`` gives bytes, share and seconds for an entry and a seed, or None: diverged."""
     found = []
     for entry in comparison.entries:
         for job in entry.jobs:
@@ -166,6 +166,7 @@ def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
         assert picture.format == "PNG"
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
     wanted = {name: tuple(bytes.fromhex(FAMILIES[name].colour[1:])) for name in FAMILIES}
+    wanted = {name: colour for name, colour in wanted.items() if len(set(colour)) > 1}  # axes are grey too
     assert {name for name, colour in wanted.items() if colour in colours} == {"filters", "lora"}
     header, cells = methods(points)
     assert len(cells) == 3 + 5
