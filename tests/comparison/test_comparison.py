@@ -23,7 +23,7 @@ from sparsetune.reproduce.store import Row
 
 
 def rows_of(comparison, values):
-    """Results by hand: ``values`` gives bytes, share and seconds for an entry and a seed, or None: diverged."""
+    """Results by hand: ``values`` gives an entry bytes, share and seconds for a seed; ``None``: diverged."""
     found = []
     for entry in comparison.entries:
         for job in entry.jobs:
