@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Ground]] = {
     },
     "digits": {
         "random": Ground(
-            "WRN-28-4, random backbone, digits", {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 64}
+            "WRN-28-4, random backbone, digits", {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 32}
         )
     },
     "cifar10": {"random": Ground("WRN-16-2, random backbone, CIFAR-10 at 16x16", _CPU)},

@@ -67,8 +67,9 @@ def contend(
     data, net = _data(settings, place), _model(settings, place)
     config = FitConfig(**{**{name: settings[name] for name in TRAINING}, "lr": lr})
     checkpoint = folder / CHECKPOINT
+    same = {"entry": settings}
     history = train(
-        net, data, config, settings, checkpoint=checkpoint, resume=True, time_budget=budget, watch=clock
+        net, data, config, same, checkpoint=checkpoint, resume=True, time_budget=budget, watch=clock
     )
     if len(history) < config.epochs:
         return None
