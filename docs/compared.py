@@ -42,7 +42,9 @@ def _measured() -> list[Path]:
 def _found(path: Path) -> str:
     rows, comparison = read_lines(path)
     points = find(rows, comparison)
-    pieces = [f"![Accuracy against bytes and against seconds](results/{path.stem}.png)"] if points else []
+    if not points:
+        return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
+    pieces = [f"![Accuracy against bytes and against seconds](results/{path.stem}.png)"]
     for name, ground in comparison.grounds.items():
         if here := [point for point in points if point.ground == name]:
             judged = verdicts(here)
