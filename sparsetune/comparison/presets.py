@@ -9,9 +9,6 @@ from sparsetune.reproduce.jobs import Settings
 HELD_OUT = 0.2
 """Share of the training pictures on which learning rates are chosen."""
 
-FEW_STEPS = (0.1, 0.3, 1.0)
-"""Learning rates for trainings of a few hundred steps from a random backbone; long ones want lower ones."""
-
 SMALL: Settings = {"model": "wrn28_4", "model_kwargs": {"depth": 16, "width": 2}}
 PAPERS: Settings = {"model": "wrn28_4"}
 TINY: Settings = {"data": "tiny-imagenet", "fraction": 1.0}
@@ -67,16 +64,14 @@ PRESETS: dict[str, dict[str, Ground]] = {
         "random": Ground(
             "WRN-28-4, random backbone, digits",
             {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 32},
-            FEW_STEPS,
         )
     },
-    "cifar10": {"random": Ground("WRN-16-2, random backbone, CIFAR-10 at 16x16", _CPU, FEW_STEPS)},
+    "cifar10": {"random": Ground("WRN-16-2, random backbone, CIFAR-10 at 16x16", _CPU)},
     "transfer": {
         "trained": Ground(
             "WRN-16-2, backbone trained on Tiny-ImageNet, CIFAR-10 at 16x16",
             _CPU,
-            (0.03, 0.1, 0.3),
-            {**SMALL, **TINY, "train_limit": 20_000, "test_limit": 2000, "size": 16, "epochs": 10},
+            backbone={**SMALL, **TINY, "train_limit": 20_000, "test_limit": 2000, "size": 16, "epochs": 10},
         )
     },
     "full": {
