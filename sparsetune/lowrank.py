@@ -1,4 +1,4 @@
-"""PEFT's LoRA, with as many learned values as ours has in each layer: a contestant of the bench."""
+"""PEFT's LoRA: with as many learned values as ours has in each layer, or of one rank for all layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsetune.errors import ConfigError
-from sparsetune.plan import Plan
+from sparsetune.learn import Learn
+from sparsetune.plan import Plan, plan
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -31,17 +32,54 @@ def lora(net: nn.Module, made: Plan) -> nn.Module:
     Raises:
         ConfigError: When PEFT is not installed, or cannot adapt the model.
     """
-    if find_spec("peft") is None:
-        raise ConfigError("PEFT is not installed; run: pip install 'sparsetune[peft]'.")
-    from peft import LoraConfig, get_peft_model  # takes seconds
-
     chosen = ranks(net, made)
     if not chosen:
         raise ConfigError("no layer learns enough for one rank; give a larger fraction.")
+    patterns = {f"^{re.escape(name)}": rank for name, rank in chosen.items()}
+    return _peft(net, made, [*chosen], rank_pattern=patterns)
+
+
+def uniform_lora(net: nn.Module, rank: int) -> nn.Module:
+    """Let PEFT adapt a model as its users do: one rank for all layers; normalisation and head learned whole.
+
+    Initial values are drawn from torch's random state; ``lora_alpha`` is the rank, so no sum is scaled.
+
+    Args:
+        net: A plain model; it is changed.
+        rank: Of each convolution and linear map but the head.
+
+    Returns:
+        PEFT's model around ``net``.
+
+    Raises:
+        ConfigError: When PEFT is not installed, or cannot adapt the model.
+    """
+    made = plan(net, Learn(rank=rank))
+    layers = [part.homes[0][0] for part in made if part.layer and part.rank]
+    return _peft(net, made, layers, r=rank, lora_alpha=rank)
+
+
+def is_installed() -> bool:
+    """Return whether PEFT is there."""
+    return find_spec("peft") is not None
+
+
+def learned_tensors(model: nn.Module) -> list[Tensor]:
+    """Return what a file of PEFT's model must hold: adapters, normalisation with its statistics, head."""
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    statistics = [value for name, value in model.named_buffers() if ".original_module." not in name]
+    return [value.detach() for value in (*parameters, *statistics)]
+
+
+def _peft(net: nn.Module, made: Plan, layers: list[str], **sizes: Any) -> nn.Module:
+    if not is_installed():
+        raise ConfigError("PEFT is not installed; run: pip install 'sparsetune[peft]'.")
+    from peft import LoraConfig, get_peft_model  # takes seconds
+
     config = LoraConfig(
-        target_modules="|".join(map(re.escape, chosen)),
-        rank_pattern={f"^{re.escape(name)}": rank for name, rank in chosen.items()},
+        target_modules="|".join(map(re.escape, layers)),
         modules_to_save=list(dict.fromkeys(p.homes[0][0] for p in made if p.learned and not p.layer)) or None,
+        **sizes,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

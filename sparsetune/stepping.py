@@ -16,6 +16,7 @@ from sparsetune.adapt import UNSENT, adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.layers import ADAPTED
 from sparsetune.processes import Processes
 from sparsetune.slimming import slimming
 
@@ -24,7 +25,7 @@ class Stepper:
     """Model, optimiser and schedule of a training.
 
     Args:
-        net: An adapted model; it is moved to the device.
+        net: A model, adapted or not; it is moved to the device.
         config: How to train.
         steps: Steps of an epoch.
         group: The processes that train.
@@ -51,7 +52,7 @@ class Stepper:
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
-        wrapped = _Wrapped(slimming(net, size), config.compile)
+        wrapped = _Wrapped(slimming(net, size) if hasattr(net, ADAPTED) else net, config.compile)
         self.model, self.optimizer = group.accelerator.prepare(wrapped, optimizer)
 
     @property
@@ -98,7 +99,8 @@ class Stepper:
 
     def share_statistics(self) -> None:
         """Give every process the main one's running statistics."""
-        self.group.share_main([self.net.get_buffer(b.name) for b in adapted(self.net).plan.buffers])
+        moved = [b.name for b in adapted(self.net).plan.buffers] if hasattr(self.net, ADAPTED) else None
+        self.group.share_main([b for name, b in self.net.named_buffers() if moved is None or name in moved])
 
 
 class _Wrapped(nn.Module):
@@ -108,7 +110,7 @@ class _Wrapped(nn.Module):
         super().__init__()
         self.net = torch.compile(net) if compiled else net
         prefix = "net._orig_mod." if compiled else "net."
-        setattr(self, UNSENT, [prefix + name for name in getattr(net, UNSENT)])
+        setattr(self, UNSENT, [prefix + name for name in getattr(net, UNSENT, ())])
 
     def forward(self, x: Tensor) -> Any:
         return self.net(x)

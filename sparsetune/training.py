@@ -117,6 +117,42 @@ def fit(
         StorageError: When the checkpoint cannot be written, or is from other settings.
     """
     _check(net, data)
+    state = adapted(net)
+    same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
+    return train(
+        net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
+    )
+
+
+def train(
+    net: nn.Module,
+    data: Data,
+    config: FitConfig,
+    same: dict[str, Any],
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    time_budget: float | None = None,
+    watch: Watch | None = None,
+) -> list[Epoch]:
+    """Do what :func:`fit` does for any classifier: those of its parameters learn that require gradients.
+
+    Args:
+        net: The classifier, adapted or not.
+        data: What to learn.
+        config: How.
+        same: Plain JSON values that say which model this is; a checkpoint of another is refused.
+        checkpoint: As for :func:`fit`.
+        resume: Likewise.
+        time_budget: Likewise.
+        watch: Likewise.
+
+    Returns:
+        A record for each finished epoch.
+
+    Raises:
+        SparsetuneError: As :func:`fit` raises.
+    """
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
     keep_freed_memory()
     with (
@@ -124,7 +160,7 @@ def fit(
         recomputing(net, config.grad_checkpointing),
         processes(config.device, config.amp) as group,
     ):
-        training = _Training(net, data, config, checkpoint, group)
+        training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.restore(checkpoint)
         try:
@@ -139,7 +175,13 @@ class _Training:
     """The objects of one training, and its position."""
 
     def __init__(
-        self, net: nn.Module, data: Data, config: FitConfig, checkpoint: Path | None, group: Processes
+        self,
+        net: nn.Module,
+        data: Data,
+        config: FitConfig,
+        same: dict[str, Any],
+        checkpoint: Path | None,
+        group: Processes,
     ) -> None:
         if data.train is None:
             raise DataError(f"{data.name} has no training pictures; fit needs some.")
@@ -150,7 +192,7 @@ class _Training:
                 f"each needs two pictures, so give {2 * group.count} or more."
             )
         self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
-        self.train, self.group = data.train, group
+        self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
         self.feeds = self._feed(self.train), self._feed(data.test)
@@ -159,12 +201,7 @@ class _Training:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever must be the same for a training to go on from a checkpoint."""
-        return self.config.decisive | {
-            "data": self.data.name,
-            "train_count": len(self.train),
-            "learn": adapted(self.net).plan.learn.to_json(),
-            "fingerprint": adapted(self.net).fingerprint,
-        }
+        return {**self.config.decisive, "data": self.data.name, "train_count": len(self.train), **self.same}
 
     def restore(self, checkpoint: Path) -> None:
         self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)

@@ -73,13 +73,14 @@ COLUMN = [
     "folders",
     "runs",
     "members",
+    "lowrank",
     "reproduce",
+    "comparison",
     "command",
     "card",
     "hub",
     "memory",
     "timing",
-    "lowrank",
     "contestants",
     "keeping",
     "bench",
@@ -94,7 +95,7 @@ ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
     "accelerate": {"processes"},
-    "matplotlib": {"curves", "chart", "reproduce"},
+    "matplotlib": {"curves", "chart", "reproduce", "comparison"},
     "peft": {"lowrank"},
     "ray": {"reproduce"},
     "sqlite3": {"reproduce"},
@@ -137,7 +138,7 @@ def test_every_module_has_its_place():
     assert {top(path) for path in FILES} == set(COLUMN)
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "reproduce", "cli"])
+@pytest.mark.parametrize("folder", ["models", "data", "reproduce", "comparison", "cli"])
 def test_no_cycle_inside_a_subpackage(folder):
     edges = {
         f"sparsetune.{folder}.{path.stem}".removesuffix(".__init__"): imported(path)

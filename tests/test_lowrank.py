@@ -8,7 +8,7 @@ from torch import nn
 
 import sparsetune as st
 from sparsetune.errors import ConfigError
-from sparsetune.lowrank import adapter_bytes, lora, switching
+from sparsetune.lowrank import adapter_bytes, learned_tensors, lora, switching, uniform_lora
 
 
 def learned(net: nn.Module) -> dict[str, int]:
@@ -54,6 +54,24 @@ def test_it_starts_as_the_plain_model_and_learns_only_its_own():
     assert convolutions
     assert all(torch.equal(after[name], before[name]) for name in convolutions)
     assert not torch.allclose(found.eval()(x), plain, atol=1e-5)
+
+
+def test_one_rank_for_all_layers_starts_as_the_plain_model():
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10).eval()
+    x = torch.randn(2, 3, 8, 8)
+    plain = net(x)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    norms = [module.num_features for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    found = uniform_lora(net, 2).eval()
+    assert torch.allclose(found(x), plain, atol=1e-5)
+    ranks = [value.shape[0] for name, value in found.named_parameters() if "lora_A" in name]
+    assert ranks == [2] * convolutions
+    assert {module.scaling["default"] for module in found.modules() if hasattr(module, "scaling")} == {1.0}
+    tensors = learned_tensors(found)
+    counters = [value for value in tensors if not value.is_floating_point()]
+    assert len(counters) == len(norms)
+    values = sum(value.numel() for value in tensors) - len(counters)
+    assert values == sum(learned(found).values()) + 2 * sum(norms)
 
 
 def test_switching_takes_the_other_adapter_with_its_normalisation(tmp_path):

@@ -49,6 +49,31 @@ def test_learns_the_digits(tiny):
     assert history[-1].train_loss < history[0].train_loss
 
 
+def test_any_classifier_trains_what_requires_gradients_and_goes_on_as_if_never_stopped(digits, tmp_path):
+    def make():
+        net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+        return net.requires_grad_(False), net.fc.requires_grad_(True)
+
+    straight, _ = make()
+    before = values(straight)
+    history = training.train(straight, digits, TWO, {"model": "a"})
+    assert {n for n, p in straight.named_parameters() if not torch.equal(p, before[n])} == {
+        "fc.weight",
+        "fc.bias",
+    }
+    assert not torch.equal(straight.bn1.running_mean, before["bn1.running_mean"])
+    stopped, file = [], tmp_path / "checkpoint.safetensors"
+    while len(stopped) < TWO.epochs:
+        net, _ = make()
+        stopped = training.train(
+            net, digits, TWO, {"model": "a"}, checkpoint=file, resume=True, time_budget=0.0
+        )
+    assert told(stopped) == told(history)
+    assert same(values(net), values(straight))
+    with pytest.raises(StorageError, match="is from a training with model = 'a', not 'b'"):
+        training.train(make()[0], digits, TWO, {"model": "b"}, checkpoint=file, resume=True)
+
+
 def test_records_tell_what_happened(tiny, digits):
     net, events = tiny(), []
     history = st.fit(net, digits, TWO, watch=events.append)

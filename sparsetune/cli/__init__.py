@@ -12,6 +12,7 @@ import typer
 
 from sparsetune.cli import (
     bench,
+    compare,
     console,
     deltas,
     evaluate,
@@ -85,6 +86,7 @@ _command("bundle", values.bundle)
 _command("push", hub.push)
 _command("pull", hub.pull)
 _command("bench", bench.bench)
+_command("compare", compare.compare)
 _command("models", models.models)
 _command("paper", reproduce.paper, papers)
 _command("report", reproduce.report, papers)

@@ -1,8 +1,9 @@
-"""What ``sparsetune reproduce`` shows while it runs."""
+"""What ``sparsetune reproduce`` and ``sparsetune compare`` show while they run."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.live import Live
@@ -13,17 +14,22 @@ from sparsetune.reproduce.crew import Event
 from sparsetune.reproduce.estimate import estimate
 from sparsetune.reproduce.jobs import Job
 from sparsetune.reproduce.runner import Progress
-from sparsetune.reproduce.selection import Selection
 from sparsetune.reproduce.store import Row
 from sparsetune.words import duration
 
 
 class Shown:
-    """A live table of the experiments on stderr; where that is no terminal, a line for each finished job."""
+    """A live table on stderr; where that is no terminal, a line for each finished job.
 
-    def __init__(self, selection: Selection, jobs: list[Job], rows: list[Row]) -> None:
+    Args:
+        groups: What stands in a row of the table -> its jobs.
+        jobs: All that are to be done.
+        rows: All results so far.
+    """
+
+    def __init__(self, groups: Mapping[str, list[Job]], jobs: list[Job], rows: list[Row]) -> None:
         self.jobs = {job.id: job for job in jobs}
-        self.experiments = {each.id: selection.jobs(each) for each in selection.experiments}
+        self.groups = groups
         self.started, self.rows = time.monotonic(), rows
         self.live = Live(console=console.err, auto_refresh=False, transient=True)
         self.moving = console.err.is_terminal and not console.silent
@@ -65,9 +71,9 @@ class Shown:
 
     def _table(self, progress: Progress) -> Table:
         table = Table(box=None, pad_edge=False)
-        for column in ("experiment", "finished", "of", "now"):
-            table.add_column(column, justify="left" if column in ("experiment", "now") else "right")
-        for name, jobs in self.experiments.items():
+        for column in ("", "finished", "of", "now"):
+            table.add_column(column, justify="left" if column in ("", "now") else "right")
+        for name, jobs in self.groups.items():
             done = sum(job.id in progress.finished for job in jobs)
             now = [job for job in jobs if job.id in progress.running]
             words = "; ".join(f"{job.name} {progress.running[job.id]:.0%}" for job in now[:2])

@@ -30,7 +30,7 @@ def total_parameters(settings: Settings) -> int:
 
 def forward_work(settings: Settings) -> int:
     """Return the floating-point operations of one picture's way through the model."""
-    return _work(*_model(settings), KNOWN[settings["data"]].side)
+    return _work(*_model(settings), settings.get("size") or KNOWN[settings["data"]].side)
 
 
 def _model(settings: Settings) -> tuple[str, str, int]:

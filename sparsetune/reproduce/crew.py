@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from sparsetune.reproduce.jobs import Job
-from sparsetune.reproduce.work import Place
+from sparsetune.reproduce.place import Place
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -36,7 +36,13 @@ class Event:
 
 
 class Crew(Protocol):
-    """Whoever does jobs side by side."""
+    """Whoever does jobs side by side.
+
+    Attributes:
+        count: How many at a time.
+    """
+
+    count: int
 
     def idle(self) -> int:
         """Return how many more jobs can be given now."""

@@ -8,7 +8,7 @@ from statistics import median
 
 from sparsetune.machine import describe_machine
 from sparsetune.reproduce.counts import forward_work
-from sparsetune.reproduce.jobs import Job, Settings
+from sparsetune.reproduce.jobs import TRAININGS, Job, Settings
 from sparsetune.reproduce.sources import KNOWN
 from sparsetune.reproduce.store import Row
 
@@ -35,7 +35,7 @@ def estimate(jobs: Iterable[Job], rows: Sequence[Row], at_a_time: int = 1) -> fl
     for row in rows:
         same = all(row.about.get(name) == here[name] for name in ("processor", "accelerator"))
         seconds = row.result.get("seconds")
-        if same and seconds and row.settings["kind"] == "fit":
+        if same and seconds and row.settings["kind"] in TRAININGS:
             rates.setdefault(row.settings["model"], []).append(seconds / work(row.settings))
     if not rates:
         return None
@@ -43,7 +43,7 @@ def estimate(jobs: Iterable[Job], rows: Sequence[Row], at_a_time: int = 1) -> fl
     total = sum(
         work(job.settings) * median(rates.get(job.settings["model"], [usual]))
         for job in jobs
-        if job.settings["kind"] == "fit"
+        if job.settings["kind"] in TRAININGS
     )
     return total / at_a_time
 

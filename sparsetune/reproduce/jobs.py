@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ DEFAULTS: Settings = {
     "data": "cifar10",
     "train_limit": None,
     "test_limit": None,
+    "held_out": None,
+    "size": None,
     "fraction": None,
     "filters": None,
+    "rank": None,
     "dim": "out",
     "layers": None,
     "norm": True,
@@ -39,14 +42,20 @@ DEFAULTS: Settings = {
 }
 """Every setting of a job; experiments and presets say only what differs.
 
-``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together) or ``weights`` (the
-magnitudes that a training left). ``init_from`` and ``of`` name other jobs by their id.
+``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together), ``weights`` (the
+magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from``
+and ``of`` name other jobs by their id. An entry with ``held_out`` is scored on that share of the training
+pictures; one without ``lr`` takes the best of the entries ``of``. ``size`` is of pictures, where it is not
+their own.
 """
+
+TRAININGS = ("fit", "ours", "lora")
+"""Kinds of jobs that train."""
 
 APART = 1000
 """Between the seeds of an ensemble's members, so that ensembles of seeds 0, 1, 2 … share none."""
 
-LEARN = ("fraction", "filters", "dim", "layers", "norm", "head", "frozen")
+LEARN = ("fraction", "filters", "rank", "dim", "layers", "norm", "head", "frozen")
 TRAINING = (
     "epochs",
     "batch_size",
@@ -85,13 +94,20 @@ class Job:
         held = self.settings
         if held["kind"] == "weights" and held["of"] is None:
             return f"{held['model']} weights as drawn"
-        size = f"f{held['fraction']:g}" if held["fraction"] is not None else f"n{held['filters']}"
+        sizes = {"f": held["fraction"], "n": held["filters"], "r": held["rank"]}
+        size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
         words = [] if held["kind"] == "fit" else [held["kind"]]
         words = [held["model"], *words, held["data"], size, *(held["layers"] or ())]
         words += [f"along {held['dim']}"] * (held["dim"] != "out") + ["no norm"] * (not held["norm"])
         words += ["no head"] * (not held["head"]) + [f"rest {held['frozen']}"] * bool(held["frozen"])
         words += [held["opt"]] * (held["opt"] != DEFAULTS["opt"])
+        words += [f"tuning lr {held['lr']:g}"] if held["held_out"] else []
         return " ".join([*words, f"s{held['seed']}"])
+
+    @property
+    def data(self) -> set[str]:
+        """The data sets that it takes, and that those take which it needs."""
+        return {self.settings["data"]}.union(*(needed.data for needed in self.needs))
 
 
 def job(settings: Settings) -> Job:
@@ -106,6 +122,13 @@ def job(settings: Settings) -> Job:
         run = Job({**settings, "kind": "fit"})
         return Job({**settings, "of": run.id}, (run,))
     return Job(settings)
+
+
+def check_seeds(seeds: Sequence[int]) -> list[str]:
+    """Return what is wrong with seeds, as sentences."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        return [f"seeds {tuple(seeds)!r} are not different whole numbers of 0 or more."]
+    return []
 
 
 def in_order(jobs: list[Job]) -> Iterator[Job]:

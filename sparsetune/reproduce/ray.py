@@ -10,7 +10,7 @@ from typing import Any
 from sparsetune.errors import ConfigError
 from sparsetune.reproduce.crew import Event
 from sparsetune.reproduce.jobs import Job
-from sparsetune.reproduce.work import Place
+from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.worker import do
 
 

@@ -77,7 +77,8 @@ def go(
                 else:
                     del running[job.id], progress.running[job.id]
                 if event.kind == "finished":
-                    row = Row(job.id, job.settings, event.value["result"], event.value["about"])
+                    about = {**event.value["about"], "jobs": crew.count}
+                    row = Row(job.id, job.settings, event.value["result"], about)
                     store.add(row)
                     progress.added.append(row)
                     progress.finished.add(job.id)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.experiments import EXPERIMENTS, Experiment
-from sparsetune.reproduce.jobs import Job, Settings, in_order, job
+from sparsetune.reproduce.jobs import Job, Settings, check_seeds, in_order, job
 
 SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
 LONG = ("table2", "fig5", "table3", "fig6")
@@ -80,9 +80,7 @@ class Selection:
             )
             if value is not None and value < 1
         ]
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            problems.append(f"seeds {self.seeds!r} are not different whole numbers of 0 or more.")
-        ConfigError.collect(problems)
+        ConfigError.collect([*problems, *check_seeds(self.seeds)])
 
     @property
     def experiments(self) -> list[Experiment]:

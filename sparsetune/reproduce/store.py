@@ -29,7 +29,7 @@ class Row:
         id: The job's.
         settings: All of them.
         result: What was measured; ``diverged`` alone where the loss did not stay finite.
-        about: Machine, versions, commit, date and data.
+        about: Machine, versions, commit, date, data, and how many jobs ran side by side.
     """
 
     id: str

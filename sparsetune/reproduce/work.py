@@ -1,48 +1,27 @@
-"""Do one job: a training, an ensemble's evaluation, or a look at the weights that a training left."""
+"""Do one job: a training, an ensemble's evaluation, a look at the weights that a training left, an entry."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.adapt import adapt_, adapted, merge_
 from sparsetune.config import FitConfig
 from sparsetune.errors import DivergedError
-from sparsetune.files import write_bytes
 from sparsetune.folders import DELTA
 from sparsetune.learn import Learn
 from sparsetune.machine import describe_machine
 from sparsetune.members import measure
+from sparsetune.reproduce.contest import contend
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
+from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import KNOWN, describe_source
 from sparsetune.runs import Run, run
 from sparsetune.saving import inspect, load
 from sparsetune.training import Watch
 from sparsetune.zoo import create
-
-RUNS, WHOLE = "runs", "whole.safetensors"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where jobs are done.
-
-    Attributes:
-        folder: Holds ``runs``, with a folder for each training.
-        sources: Data name -> folder to read it from, where that is not its usual place.
-    """
-
-    folder: Path
-    sources: dict[str, str]
-
-    def run(self, identity: str) -> Path:
-        """Return the folder of a training."""
-        return self.folder / RUNS / identity
 
 
 def perform(
@@ -66,6 +45,8 @@ def perform(
     """
     if settings["kind"] == "fit":
         return _fit(identity, settings, place, budget, watch)
+    if settings["kind"] in ("ours", "lora"):
+        return contend(settings, place, place.run(identity), budget, watch)
     if settings["kind"] == "ensemble":
         return _ensemble(settings, place)
     return {"layers": _weights(settings, place)}
@@ -73,8 +54,7 @@ def perform(
 
 def about(settings: Settings, place: Place) -> dict[str, Any]:
     """Return what a result was measured on and from."""
-    name = settings["data"]
-    return {**_machine(), "data": describe_source(name, place.sources.get(name, name))}
+    return {**_machine(), "data": describe_source(settings["data"], place.data(settings))}
 
 
 @functools.cache
@@ -84,17 +64,18 @@ def _machine() -> dict[str, Any]:
 
 def _settings(settings: Settings, place: Place) -> Run:
     """The run that ``sparsetune fit`` would do for a training's settings."""
-    start, data = settings["init_from"], str(settings["data"])
+    start = place.start(settings)
     return Run(
         model=settings["model"],
         model_kwargs=settings["model_kwargs"],
         learn=Learn(**{name: settings[name] for name in LEARN}),
         config=FitConfig(**{name: settings[name] for name in TRAINING}),
-        data=place.sources.get(data, data),
+        data=place.data(settings),
+        size=settings["size"],
         train_limit=settings["train_limit"],
         test_limit=settings["test_limit"],
         backbone_seed=settings["seed"],
-        init_from=str(_whole(place.run(start))) if start else None,
+        init_from=None if start is None else str(start),
     )
 
 
@@ -118,16 +99,6 @@ def _fit(
         "total_parameters": plan.total_parameters,
         "delta_bytes": delta.stat().st_size,
     }
-
-
-def _whole(folder: Path) -> Path:
-    """Write a finished training's model as a plain checkpoint, once; return the file."""
-    path = folder / WHOLE
-    if not path.is_file():
-        net = merge_(load(folder / DELTA))
-        tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
-        write_bytes(path, to_bytes(tensors, metadata={"format": "pt"}))
-    return path
 
 
 def _ensemble(settings: Settings, place: Place) -> dict[str, Any]:

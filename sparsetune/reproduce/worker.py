@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.errors import DivergedError, SparsetuneError
-from sparsetune.reproduce.work import Place, about, perform
+from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.work import about, perform
 from sparsetune.training import Epoch, Step
 
 EVERY = 0.3

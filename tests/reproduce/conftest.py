@@ -9,8 +9,8 @@ import pytest
 
 from sparsetune.reproduce.crew import Event
 from sparsetune.reproduce.jobs import DEFAULTS, Job, job
+from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.store import Row
-from sparsetune.reproduce.work import Place
 from sparsetune.reproduce.worker import do
 
 SMALL = {
@@ -39,6 +39,8 @@ ABOUT = {
 
 class Inline:
     """A crew of one, in this process."""
+
+    count = 1
 
     def __init__(self, place: Place) -> None:
         self.place, self.came, self.given = place, [], []

@@ -1,0 +1,92 @@
+"""MkDocs hook: what `sparsetune compare` found, as figures and tables on the page that helps to choose."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from sparsetune.comparison.drawing import draw
+from sparsetune.comparison.points import Point, Verdict, find, read_lines, verdicts
+from sparsetune.comparison.tables import Table, budgets, methods
+
+RESULTS = Path(__file__).parent / "results"
+MARK = "<!-- compare -->"
+NOTHING = "Nothing yet: no results of `sparsetune compare` are among the data files of these pages."
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a figure for each file of results."""
+    for path in _measured():
+        rows, comparison = read_lines(path)
+        if points := find(rows, comparison):
+            titles = {name: ground.title for name, ground in comparison.grounds.items()}
+            with TemporaryDirectory() as folder:
+                draw(points, titles, Path(folder) / "figure.png")
+                drawn = (Path(folder) / "figure.png").read_bytes()
+            files.append(File.generated(config, f"results/{path.stem}.png", content=drawn))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replace the mark by all that was found."""
+    if MARK not in markdown:
+        return markdown
+    return markdown.replace(MARK, "\n\n".join(map(_found, _measured())) or NOTHING)
+
+
+def _measured() -> list[Path]:
+    return sorted(RESULTS.glob("compare-*.jsonl"))
+
+
+def _found(path: Path) -> str:
+    rows, comparison = read_lines(path)
+    points = find(rows, comparison)
+    if not points:
+        return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
+    pieces = [f"![Accuracy against bytes and against seconds](results/{path.stem}.png)"]
+    for name, ground in comparison.grounds.items():
+        if here := [point for point in points if point.ground == name]:
+            judged = verdicts(here)
+            pieces += [f"### {ground.title}", _told(here, judged), _markdown(budgets(judged))]
+            pieces.append(f'??? note "Every method"\n\n{_indented(_markdown(methods(here)))}')
+    lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
+    pieces += [f"{name} was a lossy JPEG copy." for name in lossy]
+    return "\n\n".join([*pieces, "\n".join(sorted({_note(row.about) for row in rows}))])
+
+
+def _told(points: list[Point], judged: list[Verdict]) -> str:
+    """Say where ours wins, and where not."""
+    decided = [verdict for verdict in judged if verdict.holds is not None]
+    if not decided:
+        return "One of the two sides was not run, so nothing is decided."
+    lost = [verdict for verdict in decided if not verdict.holds]
+    slow = [verdict for verdict in decided if verdict.time_ratio and verdict.time_ratio > 0.85]
+    said = f"Ours wins at {len(decided) - len(lost)} of {len(decided)} budgets."
+    if lost:
+        sizes = ", ".join(f"{verdict.budget / 1000:,.0f} KB" for verdict in lost)
+        said += f" **It does not at {sizes}: use LoRA there, if accuracy is what counts.**"
+    if slow:
+        sizes = ", ".join(f"{verdict.budget / 1000:,.0f} KB" for verdict in slow)
+        said += f" It takes more than 0.85 of LoRA's time at {sizes}."
+    seeds = {len(point.top1.values) for point in points}
+    return said + (" With one seed there is no spread." if seeds == {1} else " ± is over seeds.")
+
+
+def _markdown(table: Table) -> str:
+    header, rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _note(about: dict[str, object]) -> str:
+    """Say what a result was measured on."""
+    versions = about["versions"]
+    assert isinstance(versions, dict)
+    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    where = about["accelerator"] or f"{about['processor']}, {about['threads']} threads"
+    return f"- {where}, {about['jobs']} at a time; {shown}; {about['date']}, commit {about['commit']}."

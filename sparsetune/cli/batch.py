@@ -1,0 +1,115 @@
+"""What commands share that go through many jobs: seeds, workers, and what is still to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsetune.cli import console
+from sparsetune.errors import ConfigError
+from sparsetune.reproduce.crew import Crew, Processes
+from sparsetune.reproduce.estimate import estimate
+from sparsetune.reproduce.jobs import Job
+from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.runner import Progress
+from sparsetune.reproduce.store import Row, open_store
+from sparsetune.words import duration
+
+
+def seeds_from(text: str) -> tuple[int, ...]:
+    """Read seeds such as ``0,1,2``.
+
+    Raises:
+        ConfigError: When they are not whole numbers.
+    """
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"seeds '{text}' are not whole numbers with commas between, such as 0,1,2."
+        ) from error
+
+
+def crew_of(address: str | None, jobs: int, place: Place) -> Crew:
+    """Return workers: processes here, or those of a Ray cluster."""
+    if address is None:
+        return Processes(jobs, place)
+    from sparsetune.reproduce.ray import Cluster
+
+    return Cluster(address, jobs, place)
+
+
+def rows_in(folder: Path) -> list[Row]:
+    """Return all results in a folder; none where it has none."""
+    try:
+        with open_store(folder, write=False) as store:
+            return store.rows()
+    except OSError:
+        return []
+
+
+def tell_open(
+    what: str,
+    groups: Mapping[str, Sequence[Job]],
+    wanted: Sequence[Job],
+    rows: list[Row],
+    at_a_time: int,
+    as_json: bool,
+) -> None:
+    """Say what is still to be done, and how long it may take.
+
+    Args:
+        what: A group is called.
+        groups: Name -> jobs; groups may share some.
+        wanted: All of them, once each.
+        rows: All results so far.
+        at_a_time: How many jobs are done side by side.
+        as_json: Print JSON.
+    """
+    finished = {row.id for row in rows}
+
+    def told(jobs: Sequence[Job]) -> dict[str, Any]:
+        waiting = [job for job in jobs if job.id not in finished]
+        return {"jobs": len(jobs), "open": len(waiting), "seconds": estimate(waiting, rows, at_a_time)}
+
+    table = {name: told(jobs) for name, jobs in groups.items()}
+    total = told(wanted)
+    if as_json:
+        console.print_json({f"{what}s": [{what: name, **row} for name, row in table.items()], **total})
+        return
+    cells = [
+        [name, str(row["jobs"]), str(row["open"]), _time(row["seconds"])]
+        for name, row in [*table.items(), ("all, shared ones once", total)]
+    ]
+    console.print_table([what, "jobs", "open", "time"], cells)
+    if total["seconds"] is None:
+        console.err.print("no estimate: nothing was trained on this machine yet.")
+
+
+def tell_done(progress: Progress, wanted: Sequence[Job], files: Mapping[str, str], as_json: bool) -> None:
+    """Say how far it came and which files show it.
+
+    Raises:
+        ConfigError: When jobs failed.
+    """
+    done = sum(job.id in progress.finished for job in wanted)
+    if as_json:
+        console.print_json(
+            {
+                "jobs": len(wanted),
+                "finished": done,
+                "added": len(progress.added),
+                "failed": progress.failed,
+                **files,
+            }
+        )
+    else:
+        console.print_fields([("finished", f"{done} of {len(wanted)} jobs"), *files.items()])
+    if done < len(wanted) and not progress.failed:
+        console.err.print("what is finished is kept; the same command goes on.")
+    ConfigError.collect(f"job {name}: {reason}" for name, reason in progress.failed.items())
+
+
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else f"about {duration(seconds)}" if seconds else "-"

@@ -1,0 +1,132 @@
+"""``sparsetune compare``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsetune.cli import console, options
+from sparsetune.cli.batch import crew_of, rows_in, seeds_from, tell_done, tell_open
+from sparsetune.cli.shown import Shown
+from sparsetune.comparison.comparison import Comparison
+from sparsetune.comparison.drawing import draw
+from sparsetune.comparison.methods import THEIRS
+from sparsetune.comparison.points import find, lines, verdicts
+from sparsetune.comparison.tables import Table, budgets, methods
+from sparsetune.durations import seconds_from
+from sparsetune.errors import ConfigError, DataError
+from sparsetune.files import write_text
+from sparsetune.lowrank import is_installed
+from sparsetune.reproduce.jobs import Job
+from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.runner import go
+from sparsetune.reproduce.sources import missing, sources_from
+from sparsetune.reproduce.store import Row, open_store
+
+RESULTS, PICTURE = "results.jsonl", "comparison.png"
+
+
+def compare(
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            help="smoke: does it work; digits; cifar10, transfer: small, for a CPU; full: for a GPU.",
+        ),
+    ] = "digits",
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Families of methods, such as rank,lora; all of them by default."),
+    ] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Train each method once with each.")] = "0,1,2",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="NAME=FOLDER reads cifar10 or tiny-imagenet from there; may be repeated."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", "-j", min=1, help="Trainings side by side; they disturb each other's times."),
+    ] = 1,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the results, the trainings and the picture.")
+    ] = Path("runs/compare"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare accuracy a byte and a second: slices, low rank, all, PEFT LoRA.
+
+    Example: sparsetune compare --preset digits --time-budget 9m
+
+    Each method's learning rate is tuned on held-out pictures. What is finished is kept; the same
+    command goes on. Ends in results.jsonl and comparison.png.
+    """
+    started = time.monotonic()
+    budget = None if time_budget is None else seconds_from(time_budget)
+    families = tuple(only.split(",")) if only else None
+    comparison = Comparison(preset=preset, only=families, seeds=seeds_from(seeds))
+    sources = sources_from(data or ())
+    wanted = comparison.jobs
+    if dry_run:
+        tell_open("group", comparison.groups, wanted, rows_in(out), jobs, as_json)
+        return
+    chosen = _possible(wanted, sources)
+    with open_store(out, write=True) as store:
+        crew = crew_of(None, jobs, Place(out.absolute(), sources))
+        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+        with Shown(comparison.groups, chosen, store.rows()) as shown:
+            progress = go(chosen, store, crew, time_budget=left, watch=shown)
+        files = _write(store.rows(), comparison, out, as_json)
+    tell_done(progress, chosen, files, as_json)
+
+
+def _possible(wanted: list[Job], sources: dict[str, str]) -> list[Job]:
+    """Leave out, with a word, what lacks its data, or PEFT."""
+    absent = missing(wanted, sources)
+    for name, reason in absent.items():
+        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
+    chosen = [job for job in wanted if not job.data & set(absent)]
+    if not is_installed() and any(job.settings["kind"] == THEIRS for job in chosen):
+        console.err.print("left out: PEFT is not installed; pip install 'sparsetune[peft]'.")
+        chosen = [job for job in chosen if job.settings["kind"] != THEIRS]
+    if absent and not chosen:
+        raise DataError("no comparison has its data here; say where it is with --data NAME=FOLDER.")
+    if not chosen:
+        raise ConfigError("nothing is left to compare; install PEFT, or choose other families with --only.")
+    return chosen
+
+
+def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) -> dict[str, str]:
+    """Write results and picture, print the tables; return the files."""
+    write_text(out / RESULTS, lines(rows, comparison))
+    files = {"results": str(out / RESULTS)}
+    points = find(rows, comparison)
+    if not points:
+        return files
+    titles = {name: ground.title for name, ground in comparison.grounds.items()}
+    draw(points, titles, out / PICTURE)
+    if not as_json:
+        for name, title in titles.items():
+            here = [point for point in points if point.ground == name]
+            console.out.print(f"{title}:")
+            for table in (methods(here), budgets(verdicts(here))):
+                _print(table)
+    return {**files, "picture": str(out / PICTURE)}
+
+
+def _print(table: Table) -> None:
+    if table[1]:
+        console.print_table(*table)
+        console.out.print()

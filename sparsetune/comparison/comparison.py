@@ -1,0 +1,113 @@
+"""What of the comparison is run: its jobs, each after those that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsetune.comparison.methods import FAMILIES
+from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
+from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, check_seeds, in_order
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method on a ground, with a final training for each seed.
+
+    Attributes:
+        ground: The ground's name.
+        family: The method's family.
+        name: The method's.
+        jobs: One a seed.
+    """
+
+    ground: str
+    family: str
+    name: str
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which methods are compared, and where.
+
+    Args:
+        preset: A name out of ``PRESETS``.
+        only: Families out of ``FAMILIES``; ``None`` for all of them.
+        seeds: Each method is trained once with each; a seed gives the order of pictures, the head and, where
+            the backbone is random, that.
+
+    Raises:
+        UnknownNameError: When there is no such preset or family.
+        ConfigError: When a seed is no whole number of 0 or more, or is there twice.
+    """
+
+    preset: str = "digits"
+    only: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UnknownNameError("preset", self.preset, PRESETS)
+        for name in self.only or ():
+            if name not in FAMILIES:
+                raise UnknownNameError("family of methods", name, FAMILIES)
+        ConfigError.collect(check_seeds(self.seeds))
+
+    @property
+    def grounds(self) -> dict[str, Ground]:
+        """By name."""
+        return PRESETS[self.preset]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every method on every ground, in the order in which they are drawn."""
+        return [*self._entries()]
+
+    @property
+    def groups(self) -> dict[str, list[Job]]:
+        """Jobs by ground and family, with those that they need."""
+        found: dict[str, list[Job]] = {}
+        for entry in self.entries:
+            found.setdefault(f"{entry.ground}: {FAMILIES[entry.family].title}", []).extend(entry.jobs)
+        return {name: [*in_order(jobs)] for name, jobs in found.items()}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every job once, each after those that it needs."""
+        return [*in_order([job for entry in self.entries for job in entry.jobs])]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Comparison:
+        """Rebuild from :meth:`to_json`'s result."""
+        lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
+        return cls(**{**value, **lists})
+
+    def _entries(self) -> Iterator[Entry]:
+        for name, ground in self.grounds.items():
+            for family in self.only or FAMILIES:
+                for method, settings in FAMILIES[family].rows.items():
+                    yield Entry(name, family, method, self._trainings(ground, settings))
+
+    def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:
+        """The final trainings of a method; they need those that tune its learning rate on the first seed."""
+        common = {**DEFAULTS, **ground.settings, **method}
+        start: tuple[Job, ...] = ()
+        if ground.backbone is not None:
+            start = (Job({**DEFAULTS, **ground.backbone}),)
+            common["init_from"] = start[0].id
+        tuning = tuple(
+            Job({**common, "lr": rate, "held_out": HELD_OUT, "seed": TUNED}, start) for rate in ground.rates
+        )
+        found = {**common, "lr": None, "of": [job.id for job in tuning]}
+        return tuple(Job({**found, "seed": seed}, (*start, *tuning)) for seed in self.seeds)
+
+
+TUNED = 0
+"""The seed on which learning rates are chosen."""

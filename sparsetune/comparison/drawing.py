@@ -1,0 +1,86 @@
+"""The comparison as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsetune.comparison.methods import FAMILIES
+from sparsetune.comparison.points import DTYPES, Point
+from sparsetune.files import replacing
+
+MARKERS = dict(zip(DTYPES, ("o", "s", "^"), strict=True))
+
+
+def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
+    """Draw accuracy against delta bytes and against training seconds, and write a PNG.
+
+    Each method has a mark at its mean over seeds, in float32 with a line of one standard deviation to both
+    sides; those of a family are joined. Against bytes there is a mark for each precision.
+
+    Args:
+        points: At least one.
+        titles: Of the grounds, by name; each has a row of two panels.
+        path: The file; it appears whole or not at all.
+
+    Raises:
+        StorageError: When it cannot be written.
+    """
+    from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.lines import Line2D
+
+    grounds = list(dict.fromkeys(point.ground for point in points))
+    figure = Figure(figsize=(12, 0.9 + 4.6 * len(grounds)), layout="constrained")
+    rows = figure.subplots(len(grounds), 2, squeeze=False, sharey="row")
+    for (left, right), ground in zip(rows, grounds, strict=True):
+        here = [point for point in points if point.ground == ground]
+        for family in dict.fromkeys(point.family for point in here):
+            own = [point for point in here if point.family == family]
+            for dtype in DTYPES:
+                _line(left, [p for p in own if p.dtype == dtype], "bytes")
+            _line(right, [p for p in own if p.dtype == DTYPES[0] and p.seconds], "seconds")
+        left.set_title(titles[ground], fontsize=10, loc="left")
+        left.set_xscale("log")
+        left.set_xlabel("bytes of the delta (log)")
+        left.set_ylabel("test top-1 accuracy (%)")
+        right.set_xlabel("seconds of training steps")
+        right.set_xlim(left=0)
+        for panel in (left, right):
+            panel.grid(alpha=0.25)
+            panel.spines[["top", "right"]].set_visible(False)
+    present = [name for name in FAMILIES if any(point.family == name for point in points)]
+    handles = [Line2D([], [], color=FAMILIES[n].colour, marker="o", label=FAMILIES[n].title) for n in present]
+    handles += [
+        Line2D(
+            [], [], color="#555555", marker=mark, linestyle="none", label=dtype, markerfacecolor=_fill(dtype)
+        )
+        for dtype, mark in MARKERS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _line(panel: Any, points: list[Point], axis: str) -> None:
+    if not points:
+        return
+    points = sorted(points, key=lambda point: float(getattr(point, axis)))
+    dtype = points[0].dtype
+    plain = dtype == DTYPES[0]
+    panel.errorbar(
+        [getattr(point, axis) for point in points],
+        [point.top1.mean for point in points],
+        yerr=[point.top1.deviation or 0.0 for point in points] if plain else None,
+        color=FAMILIES[points[0].family].colour,
+        marker=MARKERS[dtype],
+        markerfacecolor=_fill(dtype),
+        markersize=5 if plain else 4,
+        linewidth=1.2 if plain else 0.6,
+        linestyle="-" if plain else ":",
+        elinewidth=1,
+    )
+
+
+def _fill(dtype: str) -> str | None:
+    return None if dtype == DTYPES[0] else "white"

@@ -1,0 +1,60 @@
+"""What is compared: the methods, each by what differs from the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsetune.reproduce.jobs import Settings
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods of one kind, drawn in one colour.
+
+    Attributes:
+        title: For people.
+        colour: In the drawing.
+        rows: Name of a method -> its settings.
+    """
+
+    title: str
+    colour: str
+    rows: dict[str, Settings]
+
+
+def _slices(**sizes: Settings) -> dict[str, Settings]:
+    return {name.replace("_", " "): {"kind": "ours", **size} for name, size in sizes.items()}
+
+
+RANKS = (1, 2, 4, 8, 16)
+
+FAMILIES = {
+    "head": Family("head alone", "#8a8a8a", _slices(head={"filters": 0, "norm": False})),
+    "norm": Family("norm and head", "#1b1b1b", _slices(norm_and_head={"filters": 0})),
+    "filters": Family(
+        "filters of each layer",
+        "#5aa0e0",
+        {f"{k} filter{'s' * (k > 1)}": {"kind": "ours", "filters": k} for k in (1, 2, 4)},
+    ),
+    "fraction": Family(
+        "a fraction of each layer",
+        "#1f5fa8",
+        {f"{p:.0%}": {"kind": "ours", "fraction": p} for p in (0.02, 0.05, 0.1, 0.25)},
+    ),
+    "block": Family(
+        "a fraction of one block",
+        "#2e8b57",
+        {
+            f"{p:.0%} of {block}": {"kind": "ours", "fraction": p, "layers": [block]}
+            for block, p in (("block1", 0.25), ("block1", 1.0), ("block2", 0.5), ("block3", 0.1))
+        },
+    ),
+    "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
+    "everything": Family("everything", "#d98200", _slices(everything={"fraction": 1.0})),
+    "lora": Family("PEFT LoRA", "#c0392b", {f"LoRA {r}": {"kind": "lora", "rank": r} for r in RANKS}),
+}
+"""By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
+WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
+
+THEIRS, WHOLE = "lora", "everything"
+"""The family that is PEFT's, and the one that is no delta of a part but the yardstick of both sides."""

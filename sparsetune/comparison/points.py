@@ -1,0 +1,149 @@
+"""What was found: for each method and precision its bytes, accuracy and seconds over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+
+from sparsetune.comparison.comparison import Comparison, Entry
+from sparsetune.comparison.methods import THEIRS, WHOLE
+from sparsetune.errors import DataError
+from sparsetune.reproduce.results import Spread
+from sparsetune.reproduce.sources import KNOWN
+from sparsetune.reproduce.store import Row
+
+DTYPES = ("float32", "bf16", "int8")
+BUDGETS = (5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_250_000, 2_500_000)
+"""Bytes at which ours and PEFT's are compared."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in one precision.
+
+    Attributes:
+        ground: The ground's name.
+        family: The method's family.
+        name: The method's.
+        dtype: How its values are stored.
+        bytes: How many they take; of several seeds the most.
+        top1: Accuracies over seeds, in percent; a training that did not converge counts as chance.
+        seconds: Mean time of its training steps; ``None`` where it was not taken.
+        rate: The learning rate that was chosen.
+        at_edge: Whether that is the smallest or largest that was tried.
+    """
+
+    ground: str
+    family: str
+    name: str
+    dtype: str
+    bytes: int
+    top1: Spread
+    seconds: float | None
+    rate: float
+    at_edge: bool
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean accuracy, in percent points; 0 for a single seed."""
+        return (self.top1.deviation or 0.0) / sqrt(len(self.top1.values))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Ours and PEFT's at equal bytes.
+
+    Attributes:
+        budget: Bytes that neither may exceed.
+        ours: Our best of at most that size; ``None`` where there is none.
+        theirs: PEFT's.
+    """
+
+    budget: int
+    ours: Point | None
+    theirs: Point | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether our mean is at least theirs less its standard error; ``None`` without one of the two."""
+        if self.ours is None or self.theirs is None:
+            return None
+        return self.ours.top1.mean >= self.theirs.top1.mean - self.theirs.error
+
+    @property
+    def time_ratio(self) -> float | None:
+        """Our training time over theirs."""
+        if self.ours is None or self.theirs is None or not self.ours.seconds or not self.theirs.seconds:
+            return None
+        return self.ours.seconds / self.theirs.seconds
+
+
+def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
+    """Return the points of all methods that have results, in the comparison's order."""
+    by_id = {row.id: row for row in rows}
+    found: list[Point] = []
+    for entry in comparison.entries:
+        mine = [by_id[job.id] for job in entry.jobs if job.id in by_id]
+        if any("stored" in row.result for row in mine):
+            rates = comparison.grounds[entry.ground].rates
+            found += [_point(entry, mine, number, rates) for number in range(len(DTYPES))]
+    return found
+
+
+def verdicts(points: Sequence[Point]) -> list[Verdict]:
+    """Compare the best of each side at every budget; ``points`` are of one ground."""
+    ours = [point for point in points if point.family not in (THEIRS, WHOLE)]
+    theirs = [point for point in points if point.family == THEIRS]
+    return [Verdict(budget, _best(ours, budget), _best(theirs, budget)) for budget in BUDGETS]
+
+
+def lines(rows: Sequence[Row], comparison: Comparison) -> str:
+    """Return JSON lines: what was compared, then each row of it with machine, versions, date and commit."""
+    wanted = {job.id for job in comparison.jobs}
+    values = [{"comparison": comparison.to_json()}, *(row.to_json() for row in rows if row.id in wanted)]
+    return "".join(json.dumps(value) + "\n" for value in values)
+
+
+def read_lines(path: Path) -> tuple[list[Row], Comparison]:
+    """Read what :func:`lines` gave.
+
+    Raises:
+        DataError: When the file is none of these.
+    """
+    try:
+        first, *rest = map(json.loads, path.read_text().splitlines())
+        return [Row(**line) for line in rest], Comparison.from_json(first["comparison"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is not a results.jsonl of `sparsetune compare` ({error}); name one."
+        ) from error
+
+
+def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float]) -> Point:
+    done = [row.result for row in rows if "stored" in row.result]
+    chance = 100 / KNOWN[rows[0].settings["data"]].classes
+    values = tuple(
+        100 * row.result["stored"][number]["top1"] if "stored" in row.result else chance for row in rows
+    )
+    times = [result["train_seconds"] for result in done if result["train_seconds"]]
+    rate = done[0]["lr"]
+    return Point(
+        ground=entry.ground,
+        family=entry.family,
+        name=entry.name,
+        dtype=DTYPES[number],
+        bytes=max(result["stored"][number]["bytes"] for result in done),
+        top1=Spread(values, len(rows) - len(done)),
+        seconds=fmean(times) if times else None,
+        rate=rate,
+        at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
+    )
+
+
+def _best(points: Iterable[Point], budget: int) -> Point | None:
+    fitting = [point for point in points if point.bytes <= budget]
+    return max(fitting, key=lambda point: point.top1.mean, default=None)

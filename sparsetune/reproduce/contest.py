@@ -1,0 +1,194 @@
+"""An entry of the comparison: one method, ours or PEFT's, trained by the one loop; its bytes and accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.adapt import adapt_
+from sparsetune.arithmetic import compress
+from sparsetune.config import FitConfig
+from sparsetune.data import Data, loader, open_data
+from sparsetune.data.splits import split_in_two
+from sparsetune.errors import DivergedError
+from sparsetune.folders import CHECKPOINT, DELTA
+from sparsetune.inference import predict_logits
+from sparsetune.learn import Learn
+from sparsetune.lowrank import learned_tensors, uniform_lora
+from sparsetune.metrics import scores
+from sparsetune.precision import Precision, decode, encode
+from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
+from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.sources import KNOWN
+from sparsetune.reproduce.store import open_store
+from sparsetune.saving import fill, save
+from sparsetune.training import Epoch, Step, Watch, train
+from sparsetune.zoo import create
+
+FEWER_BITS: tuple[Precision, ...] = ("bf16", "int8")
+BATCH = 256
+
+
+def contend(
+    settings: Settings, place: Place, folder: Path, budget: float | None = None, watch: Watch | None = None
+) -> dict[str, Any] | None:
+    """Train an entry and measure what it comes to.
+
+    Its bytes are those of our file, or of the values that a file of PEFT's would have to hold: adapters,
+    normalisation, head and running statistics, without names. Both are scored in float32 and, rounded by the
+    same code, in fewer bits.
+
+    Args:
+        settings: Of a job whose needs are done.
+        place: Where the results and the data are.
+        folder: For the checkpoint and, of ours, the delta.
+        budget: Seconds after which the training is saved and stopped.
+        watch: Called after each step and each epoch.
+
+    Returns:
+        What was measured, or ``None`` when the time was up before the end. ``seconds`` is the time of all of
+        it since the last start; ``train_seconds`` that of the training steps alone: their median times their
+        number, so that neither tests nor interruptions count.
+
+    Raises:
+        DivergedError: When a loss does not stay finite, or none did in tuning.
+        SparsetuneError: As ``train`` raises.
+    """
+    clock = _Clock(watch)
+    lr = settings["lr"] if settings["lr"] is not None else best_rate(settings, place)
+    data, net = _data(settings, place), _model(settings, place)
+    config = FitConfig(**{**{name: settings[name] for name in TRAINING}, "lr": lr})
+    checkpoint = folder / CHECKPOINT
+    same = {"entry": settings}
+    history = train(
+        net, data, config, same, checkpoint=checkpoint, resume=True, time_budget=budget, watch=clock
+    )
+    if len(history) < config.epochs:
+        return None
+    last = history[-1]
+    result = {
+        "lr": lr,
+        "top1": last.test_top1,
+        "top5": last.test_top5,
+        "loss": last.test_loss,
+        "train_top1": last.train_top1,
+        "train_loss": last.train_loss,
+        "train_pictures": len(data.train or ()),
+        "learned_parameters": sum(value.numel() for value in net.parameters() if value.requires_grad),
+        "train_seconds": clock.training(config.epochs),
+    }
+    if not settings["held_out"]:
+        result["stored"] = [*_stored(net, settings, data, folder, last)]
+    checkpoint.unlink(missing_ok=True)
+    return {**result, "seconds": time.monotonic() - clock.started}
+
+
+def best_rate(settings: Settings, place: Place) -> float:
+    """Return the learning rate that was best, on pictures held out, among the entries that tuned it.
+
+    Raises:
+        DivergedError: When all of these diverged.
+    """
+    with open_store(place.folder, write=False) as store:
+        rows = [row for row in store.rows() if row.id in settings["of"] and "top1" in row.result]
+    if not rows:
+        raise DivergedError("no learning rate of the tuning converged.")
+    best = max(rows, key=lambda row: (row.result["top1"], -row.result["loss"]))
+    return float(best.settings["lr"])
+
+
+class _Clock:
+    """Takes the time between steps of an epoch, and passes every event on."""
+
+    def __init__(self, watch: Watch | None) -> None:
+        self.watch, self.started = watch, time.monotonic()
+        self.times: list[float] = []
+        self.last: float | None = None
+        self.steps = 0
+
+    def __call__(self, event: Step | Epoch) -> None:
+        now = time.monotonic()
+        if self.last is not None and isinstance(event, Step):
+            self.times.append(now - self.last)
+        if isinstance(event, Step):
+            self.steps = event.steps
+        if self.watch:
+            self.watch(event)
+        self.last = time.monotonic() if isinstance(event, Step) else None
+
+    def training(self, epochs: int) -> float | None:
+        """Return the seconds of all training steps; ``None`` where too few were taken since the start."""
+        return median(self.times) * self.steps * epochs if self.times else None
+
+
+def _data(settings: Settings, place: Place) -> Data:
+    limits = {name: settings[name] for name in ("size", "train_limit", "test_limit")}
+    data = open_data(place.data(settings), **limits)
+    if settings["held_out"] and data.train is not None:
+        rest, held_out = split_in_two(data.train, settings["held_out"], seed=0)
+        data = replace(data, train=rest, test=held_out)
+    return replace(data, name=settings["data"])
+
+
+def _model(settings: Settings, place: Place) -> nn.Module:
+    net = create(
+        settings["model"],
+        num_classes=KNOWN[settings["data"]].classes,
+        seed=settings["seed"],
+        checkpoint=place.start(settings),
+        **settings["model_kwargs"] or {},
+    )
+    if settings["kind"] == "ours":
+        return adapt_(net, Learn(**{name: settings[name] for name in LEARN}))
+    with torch.random.fork_rng():
+        torch.manual_seed(settings["seed"])
+        return uniform_lora(net, settings["rank"])
+
+
+def _stored(
+    net: nn.Module, settings: Settings, data: Data, folder: Path, last: Epoch
+) -> Iterator[dict[str, Any]]:
+    """Bytes and scores of what was learned, in each precision; ``net`` is rounded on the way."""
+    own = settings["kind"] == "ours"
+    values = [] if own else learned_tensors(net)
+    kept = [value.clone() for value in values]
+    if own:
+        save(net, folder / DELTA, classes=data.classes, preprocessing=data.preprocessing)
+    whole = (folder / DELTA).stat().st_size if own else sum(value.nbytes for value in values)
+    yield {"dtype": "float32", "bytes": whole, "top1": last.test_top1, "loss": last.test_loss}
+    for dtype in FEWER_BITS:
+        count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
+        batches = loader(data.test, data.preprocessing, batch_size=BATCH)
+        logits, labels = predict_logits(net, batches)
+        found = scores(logits.double().softmax(1), labels)
+        yield {"dtype": dtype, "bytes": count, "top1": found.top1, "loss": found.nll}
+
+
+def _round_ours(net: nn.Module, delta: Path, dtype: Precision) -> int:
+    """Write a delta in fewer bits and put its values into the model; return the file's bytes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / DELTA
+        compress(delta, path, dtype)
+        fill(net, path)
+        return path.stat().st_size
+
+
+def _round_theirs(values: list[Tensor], kept: list[Tensor], dtype: Precision) -> int:
+    """Put the values ``kept``, rounded, into ``values``; return the bytes that they then take."""
+    count = 0
+    for value, exact in zip(values, kept, strict=True):
+        if value.is_floating_point():
+            code, numbers, scale = encode(exact, dtype)
+            value.copy_(decode(code, numbers, scale, tuple(exact.shape)))
+            count += numbers.nbytes + scale.nbytes
+        else:
+            count += value.nbytes
+    return count

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sparsetune.comparison.comparison import Comparison
+from sparsetune.reproduce.store import open_store
+
+SMOKE = "compare --preset smoke --only norm,rank,lora --seeds 0"
+
+
+def test_it_is_stopped_goes_on_and_ends_in_results_and_a_picture(sparsetune):
+    stopped = sparsetune(f"{SMOKE} --time-budget 4s --json --out o")
+    wanted = Comparison(preset="smoke", only=("norm", "rank", "lora"), seeds=(0,)).jobs
+    assert stopped.json["finished"] < stopped.json["jobs"] == len(wanted)
+    assert stopped.err.splitlines()[-1] == "what is finished is kept; the same command goes on."
+    done = sparsetune(f"{SMOKE} --json --out o").json
+    assert done["added"] + stopped.json["finished"] == done["finished"] == done["jobs"]
+    assert done["failed"] == {}
+    first, *rows = map(json.loads, Path(done["results"]).read_text().splitlines())
+    assert first["comparison"]["preset"] == "smoke"
+    with open_store(Path("o"), write=False) as store:
+        assert [row.to_json() for row in store.rows()] == rows
+    final = [row for row in rows if "stored" in row["result"]]
+    assert len(final) == 2 * (1 + 5 + 5)
+    for row in final:
+        assert {"date", "processor", "versions", "commit", "jobs", "data"} <= set(row["about"])
+        sizes = [each["bytes"] for each in row["result"]["stored"]]
+        assert sizes == sorted(sizes, reverse=True)
+    with Image.open(done["picture"]) as picture:
+        assert picture.format == "PNG"
+    again = sparsetune(f"{SMOKE} --out o").out
+    assert "PEFT LoRA: LoRA 16" in again
+    assert f"{done['jobs']} of {done['jobs']} jobs" in again
+
+
+def test_a_dry_run_says_what_there_is_to_do(sparsetune):
+    value = sparsetune("compare --preset full --dry-run --json").json
+    assert value["open"] == value["jobs"] == len(Comparison(preset="full").jobs)
+    assert value["seconds"] is None
+    assert {row["group"] for row in value["groups"]} >= {"random: PEFT LoRA", "trained: low rank"}
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--preset smok", "preset 'smok' is unknown; did you mean smoke"),
+        ("--only LoRA", "family of methods 'LoRA' is unknown"),
+        ("--seeds a", "seeds 'a' are not whole numbers"),
+        ("--data cifar10", "data 'cifar10' is not NAME=FOLDER"),
+    ],
+)
+def test_a_mistake_is_one_sentence(refused, words, told):
+    assert refused(f"compare {words}").startswith(told)
+
+
+def test_without_peft_it_is_left_out(sparsetune, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    told = sparsetune("compare --preset smoke --only norm,lora --seeds 0 --out o")
+    assert told.err.splitlines()[0] == "left out: PEFT is not installed; pip install 'sparsetune[peft]'."
+    assert "5 of 5 jobs" in told.out

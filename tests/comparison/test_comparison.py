@@ -1,0 +1,184 @@
+"""What is compared, against sizes counted by hand; and what is found, from results made by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import sparsetune as st
+from sparsetune.comparison.comparison import Comparison
+from sparsetune.comparison.drawing import draw
+from sparsetune.comparison.methods import FAMILIES
+from sparsetune.comparison.points import find, lines, read_lines, verdicts
+from sparsetune.comparison.presets import PRESETS
+from sparsetune.comparison.tables import budgets, methods
+from sparsetune.errors import ConfigError, DataError, UnknownNameError
+from sparsetune.lowrank import learned_tensors, uniform_lora
+from sparsetune.reproduce.counts import learned_parameters
+from sparsetune.reproduce.store import Row
+
+
+def rows_of(comparison, values):
+    """Results by hand: ``values`` gives an entry bytes, share and seconds for a seed; ``None``: diverged."""
+    found = []
+    for entry in comparison.entries:
+        for job in entry.jobs:
+            value = values(entry, job.settings["seed"])
+            if value is None:
+                result = {"diverged": "the loss became nan"}
+            else:
+                count, top1, seconds = value
+                sizes = (
+                    ("float32", count, top1),
+                    ("bf16", count // 2, top1),
+                    ("int8", count // 4, top1 - 0.1),
+                )
+                stored = [{"dtype": d, "bytes": b, "top1": t, "loss": 1.0} for d, b, t in sizes]
+                result = {"lr": 0.1, "train_seconds": seconds, "stored": stored}
+            about = {"data": {"name": "digits", "lossy": False}}
+            found.append(Row(job.id, job.settings, result, about))
+    return found
+
+
+def test_every_final_training_needs_its_tuning_and_its_backbone():
+    comparison = Comparison(preset="transfer", seeds=(0, 5))
+    place = {job.id: number for number, job in enumerate(comparison.jobs)}
+    assert len(place) == len(comparison.jobs) == 1 + 24 * (3 + 2)
+    backbone = comparison.jobs[0]
+    assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
+    for entry in comparison.entries:
+        for job, seed in zip(entry.jobs, (0, 5), strict=True):
+            tuning = [each for each in job.needs if each.settings["held_out"]]
+            assert [each.settings["lr"] for each in tuning] == list(PRESETS["transfer"]["trained"].rates)
+            assert {each.settings["seed"] for each in tuning} == {0}
+            assert (job.settings["seed"], job.settings["lr"], job.settings["held_out"]) == (seed, None, None)
+            assert job.settings["of"] == [each.id for each in tuning]
+            assert job.settings["init_from"] == tuning[0].settings["init_from"] == backbone.id
+            assert job.data == {"cifar10", "tiny-imagenet"}
+            assert max(place[each.id] for each in job.needs) < place[job.id]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_methods_of_a_preset_differ_in_the_method_alone(preset):
+    comparison = Comparison(preset=preset)
+    own = {"kind", "fraction", "filters", "rank", "layers", "norm", "of"}
+    for ground in comparison.grounds:
+        same = {
+            json.dumps({k: v for k, v in job.settings.items() if k not in own and k != "seed"})
+            for entry in comparison.entries
+            if entry.ground == ground
+            for job in entry.jobs
+        }
+        assert len(same) == 1
+    assert {entry.family for entry in comparison.entries} == set(FAMILIES)
+
+
+def test_ours_and_peft_meet_at_equal_bytes_on_the_papers_network():
+    net = st.create("wrn28_4", num_classes=10)
+    for rank in (1, 16):
+        ours = st.plan(net, st.Learn(rank=rank))
+        theirs = sum(value.nbytes for value in learned_tensors(uniform_lora(copy.deepcopy(net), rank)))
+        assert theirs == ours.delta_bytes
+    counts = {
+        (entry.family, entry.name): learned_parameters(entry.jobs[0].settings)
+        for entry in Comparison(preset="digits").entries
+    }
+    assert counts["head", "head"] == 257 * 10
+    assert counts["norm", "norm and head"] == 9_770
+    assert counts["fraction", "10%"] == 574_597
+    assert counts["everything", "everything"] == 5_849_050
+    assert min(counts.values()) == 2_570
+
+
+def test_points_are_means_over_seeds_in_each_precision():
+    comparison = Comparison(preset="digits", only=("norm", "rank", "lora"), seeds=(0, 1, 2))
+
+    def values(entry, seed):
+        if entry.name == "rank 2":
+            return None if seed == 1 else (40_000, 0.8, 10.0)
+        return {"norm": (12_000, 0.5 + 0.1 * seed, 5.0 + seed)}.get(entry.family)
+
+    points = find(rows_of(comparison, values), comparison)
+    assert [(p.name, p.dtype) for p in points[:3]] == [
+        ("norm and head", dtype) for dtype in ("float32", "bf16", "int8")
+    ]
+    assert {point.name for point in points} == {"norm and head", "rank 2"}
+    whole, _, int8, *_ = points
+    assert whole.top1.values == pytest.approx((50, 60, 70))
+    assert (whole.top1.mean, whole.top1.deviation) == pytest.approx((60, 10))
+    assert whole.error == pytest.approx(10 / 3**0.5)
+    assert (whole.bytes, int8.bytes, whole.seconds) == (12_000, 3_000, 6.0)
+    assert int8.top1.mean == pytest.approx(50)
+    assert points[3].top1.values == pytest.approx((80, 10, 80))  # one that diverged counts as chance
+    assert points[3].top1.diverged == 1
+
+
+def test_a_verdict_takes_the_best_of_each_side_below_the_budget():
+    comparison = Comparison(preset="digits", only=("norm", "rank", "everything", "lora"), seeds=(0, 1))
+    made = {
+        "norm and head": (30_000, (0.60, 0.60), 5.0),
+        "rank 1": (200_000, (0.79, 0.79), 8.0),
+        "everything": (300_000, (0.99, 0.99), 9.0),
+        "LoRA 1": (190_000, (0.76, 0.84), 10.0),
+        "LoRA 2": (900_000, (0.95, 0.95), 10.0),
+    }
+
+    def values(entry, seed):
+        if entry.name not in made:
+            return None
+        count, shares, seconds = made[entry.name]
+        return count, shares[seed], seconds
+
+    found = {v.budget: v for v in verdicts(find(rows_of(comparison, values), comparison))}
+    assert found[5_000].ours is found[5_000].theirs is found[5_000].holds is None
+    small = found[20_000]
+    assert (small.ours.name, small.ours.dtype, small.theirs, small.holds) == (
+        "norm and head",
+        "bf16",
+        None,
+        None,
+    )
+    near = found[160_000]
+    assert (near.ours.name, near.ours.dtype) == ("rank 1", "bf16")
+    assert (near.theirs.name, near.theirs.dtype) == ("LoRA 1", "bf16")
+    assert near.holds  # 79 is within 80 less the standard error, 4
+    assert near.time_ratio == pytest.approx(0.8)
+    large = found[640_000]
+    assert (large.ours.name, large.theirs.name, large.holds) == ("rank 1", "LoRA 2", False)
+    header, cells = budgets([*found.values()])
+    assert [row[-1] for row in cells[-3:]] == ["no", "no", "no"]
+    assert len(header) == len(cells[0])
+
+
+def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
+    comparison = Comparison(preset="digits", only=("filters", "lora"), seeds=(0, 1))
+    rows = rows_of(comparison, lambda entry, seed: (10_000 * (1 + len(entry.name)), 0.5, None))
+    path = tmp_path / "results.jsonl"
+    path.write_text(lines([*rows, Row("other", {}, {}, {})], comparison))
+    assert read_lines(path) == (rows, comparison)
+    points = find(rows, comparison)
+    draw(points, {"random": "a title"}, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    wanted = {name: tuple(bytes.fromhex(FAMILIES[name].colour[1:])) for name in FAMILIES}
+    wanted = {name: colour for name, colour in wanted.items() if len(set(colour)) > 1}  # axes are grey too
+    assert {name for name, colour in wanted.items() if colour in colours} == {"filters", "lora"}
+    header, cells = methods(points)
+    assert len(cells) == 3 + 5
+    assert all(len(row) == len(header) for row in cells)
+    with pytest.raises(DataError, match=r"is not a results\.jsonl of `sparsetune compare`"):
+        read_lines(Path(__file__))
+
+
+def test_what_is_unknown_is_one_sentence():
+    with pytest.raises(UnknownNameError, match="preset 'digit' is unknown; did you mean digits"):
+        Comparison(preset="digit")
+    with pytest.raises(UnknownNameError, match="family of methods 'ranks' is unknown; did you mean rank"):
+        Comparison(only=("ranks",))
+    with pytest.raises(ConfigError, match=r"^seeds \(1, 1\) are not different whole numbers of 0 or more\.$"):
+        Comparison(seeds=(1, 1))
