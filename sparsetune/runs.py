@@ -66,8 +66,10 @@ class Run:
     def name(self) -> str:
         """A short name from the settings that matter most, for a folder."""
         learn = self.learn
-        sizes = {"f": learn.fraction, "n": learn.filters, "r": learn.rank}
-        size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
+        letters = {"fraction": "f", "filters": "n", "rank": "r"}
+        size = "".join(
+            letters[kind] if learn.by_layer else f"{letters[kind]}{n:g}" for kind, n in learn.amounts.items()
+        )
         pieces = [self.model, Path(self.data).name or "data", size]
         pieces += [str(learn.dim)] if learn.dim != "out" else []
         pieces += ["-".join(learn.layers)] if learn.layers else []
@@ -274,6 +276,6 @@ def _read_history(path: Path) -> list[Epoch]:
 
 
 def _what(learn: Learn) -> str:
-    if learn.filters is None:
+    if not isinstance(learn.filters, int):
         return learn.amount
     return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

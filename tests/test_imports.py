@@ -15,6 +15,7 @@ COLUMN = [
     "fetch",
     "machine",
     "malloc",
+    "amounts",
     "learn",
     "layers",
     "part",
