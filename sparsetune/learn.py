@@ -165,7 +165,10 @@ class Learn:
 
     def describe(self) -> str:
         """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
-        words = [self.amount if [*self.amounts] == ["rank"] else f"{self.amount} along {self.dim}"]
+        along = (
+            "" if [*self.amounts] == ["rank"] else f"{'; slices' if self.by_layer else ''} along {self.dim}"
+        )
+        words = [self.amount + along]
         words += [f"layers {' '.join(self.layers)}"] if self.layers else []
         words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
         words += [f"frozen {self.frozen}"] if self.frozen else []
