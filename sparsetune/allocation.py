@@ -93,7 +93,7 @@ def allocate(
     base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes))
     found = _layers(net, unit, tuple(layers), gradients or {})
     have = dict.fromkeys((layer.name for layer in found), 0)
-    heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found) ]
+    heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found)]
     heap.sort(key=lambda item: item[:2])
     while heap:
         _, i, layer = heappop(heap)

@@ -29,8 +29,11 @@ from sparsetune.training import fit
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 8
+LEAST = 24
 """Steps of a trial from which anything can be told."""
+GENTLE = ("momentum", "sgd", "nesterov", "yellowfin")
+"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
+at zero, and short trials would prefer slices where a whole training does not."""
 FINALISTS = 3
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
@@ -64,9 +67,10 @@ def choose(
     Candidates that all take the whole budget are each trained for a few steps on a part of the training
     pictures and judged by the loss on others, which are training pictures too. The best three are trained
     again for longer (successive halving, Jamieson and Talwalkar, 2016), each with the whole schedule of
-    ``config``. Another candidate than uniform low rank is chosen where its loss is lower by two standard
-    errors of the mean over the pictures. All steps together are at most a tenth of the training's; where that
-    is too few, uniform low rank is chosen untried.
+    ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
+    lower by two standard errors of the mean over the pictures. All steps together, and those that judging
+    takes as long as, are at most a tenth of the training's; where that is too few, uniform low rank is chosen
+    untried.
 
     Args:
         net: A plain model; it is not changed.
@@ -168,6 +172,8 @@ class _Comparison:
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         config = replace(self.config, compile=False, epochs=1)
+        if config.opt in GENTLE:
+            config = replace(config, opt="adamw", lr=config.lr / 10)
         wanted = steps * config.batch_size
         if wanted < len(self.part):
             part = balanced(self.part, wanted, config.seed, "the trial's limit")

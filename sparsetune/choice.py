@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +75,7 @@ class Choice:
             return cls(**{**value, "learn": Learn.from_json(value["learn"]), "trials": trials})
         except (KeyError, TypeError) as error:
             raise ConfigError("the recorded choice of a budget cannot be read; choose anew.") from error
+
+
+Choosing = Callable[["Trial | Choice"], None]
+"""Called after each trial, and with the choice."""

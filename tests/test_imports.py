@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "sparsetune"
 COLUMN = [
     "errors",
     "durations",
+    "sizes",
     "words",
     "files",
     "fetch",
@@ -76,6 +77,7 @@ COLUMN = [
     "budget",
     "curves",
     "folders",
+    "settings",
     "runs",
     "members",
     "reproduce",
