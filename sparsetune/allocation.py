@@ -17,7 +17,6 @@ from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
 from sparsetune.part import Part
 from sparsetune.plan import Plan, plan
-from sparsetune.words import size
 
 Unit = Literal["filters", "rank"]
 Rule = Literal["number", "fraction", "bytes", "signal"]
@@ -126,7 +125,7 @@ def _affordable(net: nn.Module, nbytes: int, base: Learn, classes: tuple[str, ..
             return learn, (nbytes - needed) // made.itemsize
     what = "running statistics and the classifier" if base.head else "running statistics"
     raise ConfigError(
-        f"budget {size(nbytes)} is below {size(needed)}, the least that a delta of this model takes "
+        f"budget {nbytes:,} bytes is below {needed:,} bytes, the least that a delta of this model takes "
         f"({what}, and what the file says of itself); give more, or choose a smaller model."
     )
 

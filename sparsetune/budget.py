@@ -31,9 +31,11 @@ SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
 LEAST = 24
 """Steps of a trial from which anything can be told."""
-GENTLE = ("momentum", "sgd", "nesterov", "yellowfin")
+SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would prefer slices where a whole training does not."""
+FEW, FASTEST = 250, "slices, first third"
+"""Whole trainings of fewer steps end too early for low rank under these optimisers, and what is best."""
 FINALISTS = 3
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
@@ -70,7 +72,7 @@ def choose(
     ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
     lower by two standard errors of the mean over the pictures. All steps together, and those that judging
     takes as long as, are at most a tenth of the training's; where that is too few, uniform low rank is chosen
-    untried.
+    untried, or slices of the first third of the layers where SGD takes less than 250 steps.
 
     Args:
         net: A plain model; it is not changed.
@@ -128,7 +130,7 @@ class _Comparison:
             ranked = [*tried, *ranked[count:]]
             if DEFAULT in ranked[FINALISTS:count]:
                 ranked.insert(FINALISTS - 1, ranked.pop(ranked.index(DEFAULT)))
-        name, why = self._best(trials, ranked) if rounds else (DEFAULT, self._untried(len(trials)))
+        name, why = self._best(trials, ranked) if rounds else self._untried(trials)
         return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()))
 
     def _candidates(self, nbytes: int, base: Learn) -> dict[str, Trial]:
@@ -172,7 +174,7 @@ class _Comparison:
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         config = replace(self.config, compile=False, epochs=1)
-        if config.opt in GENTLE:
+        if config.opt in SLOW:
             config = replace(config, opt="adamw", lr=config.lr / 10)
         wanted = steps * config.batch_size
         if wanted < len(self.part):
@@ -215,14 +217,14 @@ class _Comparison:
             return best, f"its held-out loss is below that of {DEFAULT} by {said}."
         return DEFAULT, f"{best} has a lower held-out loss by {said}, which is within the noise."
 
-    def _untried(self, candidates: int) -> str:
-        if candidates == 1:
-            return "all candidates come to the same."
+    def _untried(self, trials: dict[str, Trial]) -> tuple[str, str]:
+        if len(trials) == 1:
+            return DEFAULT, "all candidates come to the same."
         needed = FINALISTS * (LEAST + self.judging) + 1
-        return (
-            f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}; "
-            "this one is the best in most cases."
-        )
+        short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
+        if self.config.opt in SLOW and self.limit < SHARE * FEW and FASTEST in trials:
+            return FASTEST, f"{short}; in so few steps of {self.config.opt} this one mostly learns fastest."
+        return DEFAULT, f"{short}; this one is the best in most cases."
 
     def _feed(self, split: Split, augment: Any = None) -> Feed:
         config, form = self.config, self.data.preprocessing
