@@ -22,7 +22,7 @@ Unit = Literal["filters", "rank"]
 Rule = Literal["number", "fraction", "bytes", "signal"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
-RESERVE = 3000
+RESERVE = 2200
 """Bytes of a file kept for what it says of itself, but for its index, learn spec and class names."""
 
 

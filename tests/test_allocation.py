@@ -91,7 +91,10 @@ def test_by_signal_the_layer_with_the_gradient_is_first():
 
 
 def test_by_signal_the_next_unit_is_the_one_that_gains_most_a_value():
-    """By hand: two 1x1 convolutions of two values a filter; gains 9, 1 and 4, 3, so 9, 4, 3, 1."""
+    """By hand: two 1x1 convolutions of two values a filter; gains 9, 1 and 4, 3, so 9, 4, 3, 1.
+
+    A filter of each is one number for all, which this passes over.
+    """
     net = nn.Sequential(
         nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 2)
     )
@@ -110,7 +113,7 @@ def test_by_signal_the_next_unit_is_the_one_that_gains_most_a_value():
         if sum(have.values()) > before:
             order.append(tuple(sorted(have.items())))
             before = sum(have.values())
-    assert order == [(("0", 1),), (("0", 1), ("1", 1)), (("0", 1), ("1", 2))]
+    assert order == [(("0", 1),), (("0", 1), ("1", 2))]
     assert allocate(net, 9000, "filters", "signal", gradients=found).filters == 2
 
 
@@ -151,7 +154,7 @@ def test_what_is_always_needed_comes_first():
 def test_attention_with_a_layer_inside_is_not_counted_twice(tmp_path):
     net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3))
     for unit in ("filters", "rank"):
-        for nbytes in (5500, 6000, 6500):
+        for nbytes in (4700, 5200, 5700):
             learn = allocate(net, nbytes, unit, "bytes")
             assert st.plan(net, learn).delta_bytes + RESERVE <= nbytes
 
