@@ -57,7 +57,13 @@ def pair_problems(kind: str, pairs: tuple[Any, ...]) -> list[str]:
             f"{kind} names {len(names)} patterns; {MOST} are the most, so let patterns cover several layers."
         ]
     twice = [name for name, count in Counter(names).items() if count > 1]
-    return [f"{kind} names '{twice[0]}' twice; keep one."] if twice else []
+    return [f"{kind} names '{shown(twice[0])}' twice; keep one."] if twice else []
+
+
+def shown(value: object) -> str:
+    """Return a value for a sentence: in one printable piece, whatever a stranger wrote."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= 60 else reprlib.repr(value)
 
 
 def amount_words(kind: str, amount: Any) -> str:

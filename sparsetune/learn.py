@@ -16,6 +16,7 @@ from sparsetune.amounts import (
     matches,
     pair_problems,
     pairs_from_json,
+    shown,
 )
 from sparsetune.errors import ConfigError
 
@@ -92,7 +93,7 @@ class Learn:
     def _problems(self) -> Iterator[str]:
         given = self.amounts
         if len(given) > 1 and not all(isinstance(amount, tuple) for amount in given.values()):
-            said = [f"{kind} {'by layer' if isinstance(n, tuple) else n}" for kind, n in given.items()]
+            said = [f"{kind} {'by layer' if isinstance(n, tuple) else shown(n)}" for kind, n in given.items()]
             yield f"{' and '.join(said)} each say how much to learn; keep one."
         if not given:
             remedy = "give fraction (0.1 is 10 % of each layer), filters or rank"
@@ -103,13 +104,13 @@ class Learn:
         if self.by_layer and self.layers is not None:
             yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
         if [*given] == ["rank"] and self.dim != "out":
-            yield f"dim '{self.dim}' is of slices, and a rank has none; leave dim out."
+            yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
         if self.rank is not None and self.frozen == "zero":
             yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
         if self.dim not in DIMS:
-            yield f"dim '{self.dim}' is not one of {', '.join(DIMS)}."
+            yield f"dim '{shown(self.dim)}' is not one of {', '.join(DIMS)}."
         if self.frozen is not None and self.frozen not in FROZEN:
-            yield f"frozen '{self.frozen}' is not one of {', '.join(FROZEN)}."
+            yield f"frozen '{shown(self.frozen)}' is not one of {', '.join(FROZEN)}."
         if self.layers is not None and not _is_patterns(self.layers):
             yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
 
@@ -214,7 +215,7 @@ class Learn:
 def _out_of_range(kind: str, amount: Any) -> Iterator[str]:
     pairs = amount if isinstance(amount, tuple) else [(None, amount)]
     for pattern, number in pairs:
-        said = f"{kind} {number}" + (f" in '{pattern}'" if pattern is not None else "")
+        said = f"{kind} {shown(number)}" + (f" in '{shown(pattern)}'" if pattern is not None else "")
         if kind == "fraction" and not (_is_number(number) and 0 <= number <= 1):
             yield f"{said} is not between 0 and 1; 0.1 learns 10 % of each layer."
         if kind == "filters" and not (_is_count(number) and number >= 0):

@@ -301,3 +301,12 @@ def test_commands_and_masks_are_only_where_there_are_such(tmp_path):
     assert "masked" not in missing
     st.save(st.adapt_(plain(), slices), tmp_path / "a.safetensors")
     assert command(read_header(tmp_path / "a.safetensors")) is None
+
+
+@pytest.mark.parametrize("field", ["dim", "frozen", "fraction", "filters"])
+def test_what_a_stranger_wrote_is_told_in_one_printable_line(field):
+    for wrong in ("\x1b[0m", "a\nb", "x" * 10_000):
+        for value in (wrong, [[wrong, wrong]]):
+            with pytest.raises(ConfigError) as caught:
+                st.Learn.from_json({"rank": 1, field: value})
+            assert all(line.isprintable() and len(line) < 300 for line in str(caught.value).splitlines())
