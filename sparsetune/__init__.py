@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 from sparsetune.adapt import adapt_, adapted, merge_
 from sparsetune.backbone import Backbone
+from sparsetune.budget import choose
+from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, open_data
 from sparsetune.ensemble import Ensemble
@@ -26,6 +28,7 @@ __version__ = version("sparsetune")
 
 __all__ = [
     "Backbone",
+    "Choice",
     "Data",
     "Ensemble",
     "Epoch",
@@ -37,6 +40,7 @@ __all__ = [
     "Tasks",
     "adapt_",
     "adapted",
+    "choose",
     "create",
     "fit",
     "from_pretrained",

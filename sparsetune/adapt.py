@@ -62,7 +62,7 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
     Raises:
         ConfigError: When the model is adapted already, holds no values or values of several dtypes, would
             learn complex values, or its backbone is not what ``learn.frozen`` states.
-        UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
+        UnknownNameError: When a pattern of ``learn`` matches no layer.
     """
     made = plan(net, learn)
     origin = origin_of(net)

@@ -42,7 +42,7 @@ def command(header: Header) -> str | None:
 
     Returns:
         One line for a shell, each word quoted where it must be. Folders and files are named without their
-        place. ``None`` where the delta does not say how ``fit`` trained it.
+        place. ``None`` where the delta does not say how ``fit`` trained it, or has amounts by layer.
     """
     training, root = header.training, header.backbone.root
     options: Any = training.get("options")
@@ -53,7 +53,13 @@ def command(header: Header) -> str | None:
     known = (
         isinstance(options, dict) and set(options) == set(OPTIONS) and isinstance(training.get("data"), str)
     )
-    if not known or root.kind == "module" or header.kwargs or config.momentum != FitConfig().momentum:
+    if (
+        header.learn.by_layer
+        or not known
+        or root.kind == "module"
+        or header.kwargs
+        or config.momentum != FitConfig().momentum
+    ):
         return None
     given: dict[str, Any] = {
         "model": (TORCHVISION if header.library == "torchvision" else "") + header.model,

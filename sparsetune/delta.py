@@ -102,7 +102,7 @@ def write_delta(
     index = json.dumps(entries, separators=(",", ":"))
     packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
     try:
-        number = 3 if header.learn.rank is not None else 2 if packed.keys() & {*CODES} else 1
+        number = _format(header, bool(packed.keys() & {*CODES}))
         text = header_text(replace(header, payload=_payload_digest(packed), format=number))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
@@ -257,6 +257,13 @@ class _Opened:
 
     def _damaged(self, reason: str) -> DeltaError:
         return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
+
+
+def _format(header: Header, coded: bool) -> int:
+    """The oldest format that holds the file, so that older readers take what they can."""
+    if header.learn.by_layer:
+        return 4
+    return 3 if header.learn.rank is not None else 2 if coded else 1
 
 
 def _payload_digest(packed: Mapping[str, Tensor]) -> str:

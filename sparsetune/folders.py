@@ -57,6 +57,11 @@ def check(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         )
 
 
+def recorded(folder: Path | None, name: str) -> Any:
+    """Return what the settings of a run hold under ``name``; ``None`` if there is no run, or nothing."""
+    return ((folder and _read(folder)) or {}).get(name)
+
+
 def claim(folder: Path | None, name: str, settings: dict[str, Any]) -> Path:
     """Make the folder of a run and write its settings there.
 

@@ -19,8 +19,8 @@ from sparsetune.learn import Learn
 from sparsetune.precision import CODES, scales
 from sparsetune.preprocessing import Preprocessing
 
-FORMATS = (1, 2, 3)
-"""Versions of the file format; 2 is 1 with values in fewer bits, 3 is 2 with low-rank sums."""
+FORMATS = (1, 2, 3, 4)
+"""Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import reprlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Literal
 
+from sparsetune.amounts import (
+    ByName,
+    amount_words,
+    first_match,
+    frozen_pairs,
+    matches,
+    pair_problems,
+    pairs_from_json,
+    shown,
+)
 from sparsetune.errors import ConfigError
 
 Dim = Literal["out", "in", "height", "width"]
@@ -13,6 +25,8 @@ Frozen = Literal["random", "zero", "pretrained"]
 
 DIMS: tuple[Dim, ...] = ("out", "in", "height", "width")
 FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
+KINDS = ("fraction", "filters", "rank")
+"""What an amount may be an amount of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +34,12 @@ class Learn:
     """Which slice of each layer is learned (paper, Section 3); all else stays at the backbone's values.
 
     A slice is the first ``k`` indices along one dimension of a weight. Instead of slices, low-rank sums can
-    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021). Exactly
-    one of ``fraction``, ``filters`` and ``rank`` says how much.
+    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021).
+
+    Exactly one of ``fraction``, ``filters`` and ``rank`` says how much, as one number for all layers. Or each
+    of them is a mapping from module-name pattern to number, such as ``rank={"block1": 8, "block3.*": 2}``:
+    in each the first pattern that covers a layer counts, a layer that none covers is frozen, and a layer may
+    be covered in one of them only. They are kept as tuples of pairs.
 
     Args:
         fraction: ``k = floor(fraction * size)`` of each layer, from 0 to 1; 1 learns layers whole.
@@ -30,8 +48,8 @@ class Learn:
             weight as a matrix with a row for each filter. Biases of layers are frozen.
         dim: The sliced dimension: ``out`` (filters), ``in`` (inputs of each filter), ``height`` or ``width``
             (positions inside the kernel). Slices along the last three hold at least one index.
-        layers: Module-name patterns (``block3``, ``layer*.0``); a pattern covers everything under the
-            modules that it matches. Only layers covered are sliced. ``None``: all of them.
+        layers: Beside one number, module-name patterns (``block3``, ``layer*.0``); a pattern covers all that
+            is under the modules that it matches. Only layers covered are sliced. ``None``: all of them.
         norm: Learn the affine parameters of normalisation layers. Running statistics always update.
         head: Learn the classifier, whole.
         frozen: What stands in the rest of the sliced layers. ``zero`` sets it to zero (the paper's †);
@@ -45,9 +63,9 @@ class Learn:
         ``Learn(layers=["block3"], fraction=1.0, head=False)`` is a row of its Table 1.
     """
 
-    fraction: float | None = None
-    filters: int | None = None
-    rank: int | None = None
+    fraction: float | ByName | None = None
+    filters: int | ByName | None = None
+    rank: int | ByName | None = None
     dim: Dim = "out"
     layers: tuple[str, ...] | None = None
     norm: bool = True
@@ -57,51 +75,82 @@ class Learn:
     def __post_init__(self) -> None:
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
+        for kind, amount in self.amounts.items():
+            object.__setattr__(self, kind, frozen_pairs(amount))
         ConfigError.collect(self._problems())
 
-    def _problems(self) -> list[str]:
-        problems = []
-        sizes = {"fraction": self.fraction, "filters": self.filters, "rank": self.rank}
-        given = [f"{name} {size}" for name, size in sizes.items() if size is not None]
-        if len(given) > 1:
-            problems.append(f"{' and '.join(given)} each say how much to learn; keep one.")
+    @property
+    def amounts(self) -> dict[str, Any]:
+        """The given ones among ``fraction``, ``filters`` and ``rank``, by that name."""
+        given = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: amount for kind, amount in given.items() if amount is not None}
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether amounts are given by module-name pattern."""
+        return any(isinstance(amount, tuple) for amount in self.amounts.values())
+
+    def _problems(self) -> Iterator[str]:
+        given = self.amounts
+        if len(given) > 1 and not all(isinstance(amount, tuple) for amount in given.values()):
+            said = [f"{kind} {'by layer' if isinstance(n, tuple) else shown(n)}" for kind, n in given.items()]
+            yield f"{' and '.join(said)} each say how much to learn; keep one."
         if not given:
-            problems.append(
-                "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters or rank."
-            )
-        if self.fraction is not None and not (_is_number(self.fraction) and 0 <= self.fraction <= 1):
-            problems.append(
-                f"fraction {self.fraction} is not between 0 and 1; 0.1 learns 10 % of each layer."
-            )
-        if self.filters is not None and not (_is_count(self.filters) and self.filters >= 0):
-            problems.append(f"filters {self.filters} is not a whole number of 0 or more.")
-        if self.rank is not None and not (_is_count(self.rank) and self.rank >= 1):
-            problems.append(
-                f"rank {self.rank} is not a whole number of 1 or more; filters=0 learns no layer."
-            )
-        if self.rank is not None and self.dim != "out":
-            problems.append(f"dim '{self.dim}' is of slices, and a rank has none; leave dim out.")
+            remedy = "give fraction (0.1 is 10 % of each layer), filters or rank"
+            yield f"nothing says how much to learn; {remedy}."
+        for kind, amount in given.items():
+            wrong = pair_problems(kind, amount) if isinstance(amount, tuple) else []
+            yield from wrong or _out_of_range(kind, amount)
+        if self.by_layer and self.layers is not None:
+            yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
+        if [*given] == ["rank"] and self.dim != "out":
+            yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
         if self.rank is not None and self.frozen == "zero":
-            problems.append("frozen 'zero' leaves nothing that a rank could add to; use fraction or filters.")
+            yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
         if self.dim not in DIMS:
-            problems.append(f"dim '{self.dim}' is not one of {', '.join(DIMS)}.")
+            yield f"dim '{shown(self.dim)}' is not one of {', '.join(DIMS)}."
         if self.frozen is not None and self.frozen not in FROZEN:
-            problems.append(f"frozen '{self.frozen}' is not one of {', '.join(FROZEN)}.")
+            yield f"frozen '{shown(self.frozen)}' is not one of {', '.join(FROZEN)}."
         if self.layers is not None and not _is_patterns(self.layers):
-            problems.append(
-                f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
-            )
-        return problems
+            yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Every module-name pattern, each once."""
+        named = [pattern for amount in self.amounts.values() if self.by_layer for pattern, _ in amount]
+        return tuple(dict.fromkeys([*(self.layers or ()), *named]))
+
+    def at(self, name: str) -> Learn | None:
+        """Return the spec, with one number, that counts for the layer of that module name.
+
+        Returns:
+            ``None`` where no pattern covers it, so that it is frozen.
+
+        Raises:
+            ConfigError: When patterns of two amounts cover it.
+        """
+        if not self.by_layer:
+            covered = self.layers is None or any(matches(name, pattern) for pattern in self.layers)
+            return self if covered else None
+        found = {kind: first_match(amount, name) for kind, amount in self.amounts.items()}
+        found = {kind: number for kind, number in found.items() if number is not None}
+        if len(found) > 1:
+            said = " and ".join(amount_words(kind, number) for kind, number in found.items())
+            raise ConfigError(f"patterns give layer '{name}' {said}; let one amount alone cover it.")
+        dim: Dim = "out" if "rank" in found else self.dim
+        amounts: dict[str, Any] = {**dict.fromkeys(KINDS), **found}
+        return replace(self, dim=dim, **amounts) if found else None
 
     def size(self, whole: int) -> int:
         """Return ``k``, the number of learned indices along a dimension of ``whole`` indices.
 
         The fraction is read as the decimal that was written, so 0.29 of 100 is 29 although the binary
-        product is just below.
+        product is just below. Of amounts by layer, :meth:`at` gives those of one.
         """
-        if self.filters is not None:
+        if isinstance(self.filters, int):
             return min(self.filters, whole)
-        wanted = int(Fraction(repr(float(self.fraction or 0))) * whole)
+        fraction = self.fraction if isinstance(self.fraction, (int, float)) else 0
+        wanted = int(Fraction(repr(float(fraction))) * whole)
         at_least = 1 if self.dim != "out" and self.fraction else 0
         return max(wanted, at_least)
 
@@ -113,23 +162,30 @@ class Learn:
     @property
     def amount(self) -> str:
         """How much of each layer is learned, in words: ``fraction 0.1``, ``2 filters`` or ``rank 4``."""
-        if self.rank is not None:
-            return f"rank {self.rank}"
-        return f"fraction {self.fraction:g}" if self.fraction is not None else f"{self.filters} filters"
+        return "; ".join(amount_words(kind, amount) for kind, amount in self.amounts.items())
 
     def describe(self) -> str:
         """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
-        words = [self.amount if self.rank is not None else f"{self.amount} along {self.dim}"]
+        along = (
+            "" if [*self.amounts] == ["rank"] else f"{'; slices' if self.by_layer else ''} along {self.dim}"
+        )
+        words = [self.amount + along]
         words += [f"layers {' '.join(self.layers)}"] if self.layers else []
         words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
         words += [f"frozen {self.frozen}"] if self.frozen else []
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values; ``rank`` only where there is one."""
+        """Return the settings as plain JSON values; ``rank`` only where there is one.
+
+        Amounts by layer are a list of ``[pattern, number]``: their order counts, and that of an object's keys
+        would not survive a writer that sorts them.
+        """
         values = asdict(self)
         if self.rank is None:
             del values["rank"]
+        for kind, amount in self.amounts.items():
+            values[kind] = [list(pair) for pair in amount] if isinstance(amount, tuple) else amount
         values["layers"] = None if self.layers is None else list(self.layers)
         return values
 
@@ -148,7 +204,24 @@ class Learn:
         flags = [name for name in ("norm", "head") if not isinstance(value.get(name, True), bool)]
         if flags:
             raise ConfigError(f"learn spec has {flags[0]} = {value[flags[0]]!r}; expected true or false.")
-        return cls(**value)
+        amounts = {kind: pairs_from_json(value[kind]) for kind in KINDS if kind in value}
+        wrong = next((kind for kind, amount in amounts.items() if isinstance(amount, (list, dict))), None)
+        if wrong:
+            said = reprlib.repr(value[wrong])
+            raise ConfigError(f"learn spec has {wrong} = {said}; expected a number, or pattern-number pairs.")
+        return cls(**{**value, **amounts})
+
+
+def _out_of_range(kind: str, amount: Any) -> Iterator[str]:
+    pairs = amount if isinstance(amount, tuple) else [(None, amount)]
+    for pattern, number in pairs:
+        said = f"{kind} {shown(number)}" + (f" in '{shown(pattern)}'" if pattern is not None else "")
+        if kind == "fraction" and not (_is_number(number) and 0 <= number <= 1):
+            yield f"{said} is not between 0 and 1; 0.1 learns 10 % of each layer."
+        if kind == "filters" and not (_is_count(number) and number >= 0):
+            yield f"{said} is not a whole number of 0 or more."
+        if kind == "rank" and not (_is_count(number) and number >= 1):
+            yield f"{said} is not a whole number of 1 or more; filters=0 learns no layer."
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sparsetune.bundle import bundle
+from sparsetune.choice import Choosing
 from sparsetune.data import Data, loader, open_data
 from sparsetune.delta import is_delta
 from sparsetune.ensemble import Ensemble
@@ -59,6 +60,7 @@ def run_members(
     time_budget: float | None = None,
     watch: Watch | None = None,
     started: Callable[[Plan, Data], None] | None = None,
+    choosing: Choosing | None = None,
 ) -> Together:
     """Train an ensemble: members over one backbone that differ in order, augmentation and dropout alone.
 
@@ -72,6 +74,7 @@ def run_members(
         time_budget: Seconds of training in all, after which to save and stop.
         watch: As for :func:`~sparsetune.runs.run`, for each member.
         started: Likewise.
+        choosing: Likewise; all members learn what the first one chose.
 
     Raises:
         ConfigError: When ``count`` is below 2, or as ``run`` raises.
@@ -80,14 +83,24 @@ def run_members(
         raise ConfigError(f"members {count} is no ensemble; give 2 or more, or leave it out.")
     folder = folder or RUNS / f"{settings.name}-members{count}"
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    members = []
+    members, choice = [], None
     for number in range(count):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         seeded = replace(settings, config=replace(settings.config, seed=settings.config.seed + number))
         place = folder / f"member-{number}"
         begun = resume and place.exists()
-        outcome = run(seeded, place, resume=begun, time_budget=left, watch=watch, started=started)
+        outcome = run(
+            seeded,
+            place,
+            resume=begun,
+            time_budget=left,
+            watch=watch,
+            started=started,
+            choosing=choosing if number == 0 else None,
+            choice=choice,
+        )
         members.append(outcome)
+        choice = outcome.choice
         if not outcome.finished:
             return Together(folder, members, False)
     return Together(folder, members, True, *measure([m.folder / DELTA for m in members], settings))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from sparsetune.amounts import matches
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
@@ -122,8 +122,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
 
     Raises:
         ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
-            covers only the classifier.
-        UnknownNameError: When a pattern of ``learn.layers`` matches no layer.
+            covers only the classifier, or two amounts cover a layer.
+        UnknownNameError: When a pattern of ``learn`` matches no layer.
     """
     if any(hasattr(module, ADAPTED) for module in net.modules()):
         raise ConfigError("this model is adapted already; call sparsetune.merge_(net) first.")
@@ -132,7 +132,7 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         if is_lazy(site.parameter):
             raise ConfigError(f"'{site.name}' has no shape yet; run the model on one batch first.")
     heads = head_names(net)
-    _check_patterns(learn.layers, found, heads)
+    _check_patterns(learn, found, heads)
     stored = getattr(net, STORED, ())
     parts = tuple(_part(site, learn, heads, stored) for site in found)
     persistent = net.state_dict(keep_vars=True)
@@ -159,9 +159,9 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
         k *= learn.everything
     else:
         layer = True
-        covered = learn.layers is None or any(_matches(site.module_name, name) for name in learn.layers)
-        dim, k = _slice(site, learn) if covered and learn.rank is None else (0, 0)
-        rank = _rank(shape, learn.rank) if covered and learn.rank is not None else 0
+        own = learn.at(site.module_name)
+        dim, k = _slice(site, own) if own and own.rank is None else (0, 0)
+        rank = _rank(shape, own.rank) if own and isinstance(own.rank, int) else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
     return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
 
@@ -193,23 +193,14 @@ def _slice(site: Site, learn: Learn) -> tuple[int, int]:
     return dim, k
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether ``pattern`` matches the module ``name`` or one that it lies under."""
-    pieces = name.split(".")
-    return any(fnmatchcase(".".join(pieces[:i]), pattern) for i in range(1, len(pieces) + 1))
-
-
-def _check_patterns(patterns: tuple[str, ...] | None, found: list[Site], heads: tuple[str, ...]) -> None:
+def _check_patterns(learn: Learn, found: list[Site], heads: tuple[str, ...]) -> None:
     layers = {site.module_name for site in found if is_sliceable(site.module)}
     sliced = {name for name in layers if not under(name, heads)}
-    for pattern in patterns or ():
-        if any(_matches(name, pattern) for name in sliced):
+    kind = f"{' and '.join(learn.amounts)} pattern" if learn.by_layer else "layers pattern"
+    for pattern in learn.patterns:
+        if any(matches(name, pattern) for name in sliced):
             continue
-        if any(_matches(name, pattern) for name in layers):
-            raise ConfigError(
-                f"layers pattern '{pattern}' covers only the classifier; use head=True to learn it."
-            )
+        if any(matches(name, pattern) for name in layers):
+            raise ConfigError(f"{kind} '{pattern}' covers only the classifier; use head=True to learn it.")
         above = {".".join(name.split(".")[:i]) for name in sliced for i in range(1, name.count(".") + 2)}
-        raise UnknownNameError(
-            "layers pattern", pattern, above, "It must match a convolution or linear layer."
-        )
+        raise UnknownNameError(kind, pattern, above, "It must match a convolution or linear layer.")

@@ -3,83 +3,33 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sparsetune.adapt import adapt_, adapted
+from sparsetune.adapt import adapted
+from sparsetune.budget import choose
 from sparsetune.checkpoint import read_history
-from sparsetune.config import FitConfig
+from sparsetune.choice import Choice, Choosing
 from sparsetune.curves import draw_curves
-from sparsetune.data import NAMES, Data, open_data
-from sparsetune.delta import is_delta
+from sparsetune.data import NAMES, Data
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.fetch import is_address
 from sparsetune.files import write_text
-from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave
+from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave, recorded
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan
-from sparsetune.preprocessing import Preprocessing
 from sparsetune.processes import Processes, processes
 from sparsetune.rebuild import LIBRARIES
-from sparsetune.saving import fill, save
+from sparsetune.saving import save
+from sparsetune.settings import Run as Run
+from sparsetune.settings import adapt, build
 from sparsetune.training import Epoch, Step, Watch, fit
-from sparsetune.weights import known_pictures
-from sparsetune.zoo import create
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All settings of one run.
-
-    Attributes:
-        model: Name of the model.
-        model_kwargs: Arguments of its constructor, plain JSON values.
-        learn: Which slices are learned.
-        config: How to train.
-        data: Name or path of the data.
-        size: Height and width of pictures; ``None`` takes the data's or, where it must be, the model's.
-        train_limit: Use so many training pictures, the same number of each class.
-        test_limit: Likewise for test pictures.
-        backbone_seed: Seed of the backbone.
-        pretrained: Stand on published weights instead.
-        init_from: A whole checkpoint to stand on, or a delta over the same backbone to start from.
-    """
-
-    model: str
-    learn: Learn
-    config: FitConfig
-    data: str = "digits"
-    size: int | None = None
-    train_limit: int | None = None
-    test_limit: int | None = None
-    backbone_seed: int = 0
-    pretrained: bool = False
-    init_from: str | None = None
-    model_kwargs: dict[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """A short name from the settings that matter most, for a folder."""
-        learn = self.learn
-        sizes = {"f": learn.fraction, "n": learn.filters, "r": learn.rank}
-        size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
-        pieces = [self.model, Path(self.data).name or "data", size]
-        pieces += [str(learn.dim)] if learn.dim != "out" else []
-        pieces += ["-".join(learn.layers)] if learn.layers else []
-        pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
-        pieces += [learn.frozen] if learn.frozen else []
-        pieces.append(f"s{self.config.seed}")
-        safe = ("".join(c if c.isalnum() or c in "._-" else "_" for c in piece) for piece in pieces)
-        return "-".join(safe)[:150]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return {**asdict(self), "learn": self.learn.to_json(), "config": self.config.to_json()}
 
 
 @dataclass(frozen=True)
@@ -91,12 +41,14 @@ class Outcome:
         history: A record for each finished epoch.
         finished: Whether all epochs are done, and the delta written.
         plan: What was learned.
+        choice: How that was chosen, where there was a budget.
     """
 
     folder: Path
     history: list[Epoch]
     finished: bool
     plan: Plan
+    choice: Choice | None = None
 
 
 def run(
@@ -107,6 +59,8 @@ def run(
     time_budget: float | None = None,
     watch: Watch | None = None,
     started: Callable[[Plan, Data], None] | None = None,
+    choosing: Choosing | None = None,
+    choice: Choice | None = None,
 ) -> Outcome:
     """Train as ``settings`` say and write the results to a folder.
 
@@ -118,6 +72,8 @@ def run(
         time_budget: Seconds of training after which to save and stop.
         watch: Called after each step and each epoch; of several processes, by the main one.
         started: Called once with plan and data, before the first step.
+        choosing: With a budget, called after each trial of the comparison and with the choice.
+        choice: With a budget, what was chosen already, so that nothing is compared.
 
     Returns:
         The outcome, of several processes to each; a finished run is not trained again.
@@ -127,11 +83,39 @@ def run(
         SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
     """
     with processes(settings.config.device, settings.config.amp) as group:
-        return _run(settings, folder, resume, time_budget, watch, started, group)
+        began = time.monotonic()
+        value = json.loads(json.dumps(settings.to_json()))
+        if group.is_main and folder is None and resume:
+            folder = latest(settings.name, value)
+        if group.is_main and folder is not None:
+            check(folder, value, resume)
+        folder = group.from_main(folder)
+        net, data = build(settings)
+        if settings.budget is not None:
+            choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
+            if choosing:
+                choosing(choice)
+        left = None if time_budget is None else time_budget - (time.monotonic() - began)
+        outcome = _run(net, data, settings, choice, folder, resume, left, watch, started, group)
+        return replace(outcome, choice=choice)
+
+
+def _recorded(folder: Path | None) -> Choice | None:
+    """What the run in ``folder`` has chosen."""
+    value = recorded(folder, "choice")
+    return None if value is None else Choice.from_json(value)
+
+
+def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None) -> Choice:
+    budget = settings.budget or 0
+    return choose(net, data, settings.config, budget, base=settings.learn, watch=choosing)
 
 
 def _run(
-    settings: Run,
+    net: nn.Module,
+    data: Data,
+    asked: Run,
+    choice: Choice | None,
     folder: Path | None,
     resume: bool,
     time_budget: float | None,
@@ -139,22 +123,16 @@ def _run(
     started: Callable[[Plan, Data], None] | None,
     group: Processes,
 ) -> Outcome:
-    value = json.loads(json.dumps(settings.to_json()))
-    if group.is_main and folder is None and resume:
-        folder = latest(settings.name, value)
-    if group.is_main and folder is not None:
-        check(folder, value, resume)
-    folder = group.from_main(folder)
-    data = open_data(
-        settings.data, size=settings.size, train_limit=settings.train_limit, test_limit=settings.test_limit
-    )
-    net, data = _build(settings, data)
+    settings = replace(asked, learn=choice.learn) if choice else asked
+    adapt(net, settings)
     made = adapted(net).plan
     if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
         return Outcome(folder, _read_history(folder / METRICS), True, made)
-    versions = {name: version(name) for name in LIBRARIES}
+    added: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
+    if choice:
+        added["choice"] = choice.to_json()
     if group.is_main:
-        folder = claim(folder, settings.name, {**value, "versions": versions})
+        folder = claim(folder, asked.name, {**asked.to_json(), **added})
     folder = group.from_main(folder)
     if started:
         started(made, data)
@@ -207,42 +185,6 @@ def _train(
     return history
 
 
-def _build(settings: Run, data: Data) -> tuple[nn.Module, Data]:
-    """Make and adapt the model; return it with the data in the form that it takes."""
-    delta = settings.init_from if settings.init_from and is_delta(settings.init_from) else None
-    net = create(
-        settings.model,
-        num_classes=len(data.classes),
-        seed=settings.backbone_seed,
-        pretrained=settings.pretrained,
-        checkpoint=None if delta else settings.init_from,
-        **settings.model_kwargs or {},
-    )
-    data = _prepared(data, _preprocessing(net, data.preprocessing, settings))
-    adapt_(net, settings.learn)
-    if delta:
-        fill(net, delta)
-    return net, data
-
-
-def _prepared(data: Data, preprocessing: Preprocessing) -> Data:
-    """``data`` with other preprocessing; its random crop keeps its share of the picture."""
-    pad = data.augment.pad * min(preprocessing.size[1:]) // min(data.preprocessing.size[1:])
-    return replace(data, preprocessing=preprocessing, augment=replace(data.augment, pad=pad))
-
-
-def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preprocessing:
-    """The data's preprocessing, or what a pretrained or fixed-size model wants."""
-    wanted = known_pictures(net)
-    fixed = (getattr(net, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
-    if wanted and settings.size is None and (settings.pretrained or fixed):
-        own = replace(own, size=tuple(wanted["input_size"]))
-    if wanted and settings.pretrained:
-        mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
-        own = replace(own, mean=mean, std=std, interpolation=wanted["interpolation"])
-    return own
-
-
 def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
     start = settings.init_from
     training = {
@@ -274,6 +216,6 @@ def _read_history(path: Path) -> list[Epoch]:
 
 
 def _what(learn: Learn) -> str:
-    if learn.filters is None:
+    if not isinstance(learn.filters, int):
         return learn.amount
     return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

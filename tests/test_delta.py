@@ -47,6 +47,11 @@ RECORDED = {
         "a3c6b26e2bcccd06c08707f1526a715fe9a243c675a12be9403592cd230b87f9",
         [0.10206, -0.15654, 0.02501, -0.08501, -0.20218, 0.14486, -0.11729, -0.06562, -0.29978, 0.24777],
     ),
+    "format4-amounts": (
+        "47ca0dd9395d388b436cc78dbe7b1da7d4c9465d51fb2e6eb57dc2823e022e48",
+        "e39c5767697c4f3a2de9896377784d19d02390974a330b8f34c6e119d9b74822",
+        [0.10429, 0.34096, -0.0916, -0.13774, 0.07279, -0.02894, -0.19028, -0.53317, 0.16223, 0.42467],
+    ),
 }
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -322,11 +327,11 @@ def parts(honest):
     return Parts(honest)
 
 
-@pytest.mark.parametrize("version", [4, 0, -1, 10**30])
+@pytest.mark.parametrize("version", [5, 0, -1, 10**30])
 def test_another_format_is_named_whatever_else_is_in_it(parts, tmp_path, version):
     parts.header = {"format": version, "whatever": []}
     error = refused(parts.write(tmp_path / "later.safetensors"))
-    assert f"has format {version}; this sparsetune reads formats 1 to 3: install" in str(error)
+    assert f"has format {version}; this sparsetune reads formats 1 to 4: install" in str(error)
 
 
 @pytest.mark.parametrize("version", [None, True, 1.0, "1", [1], {}])

@@ -10,12 +10,14 @@ import typer
 from rich.progress import Progress, TaskID
 
 from sparsetune.cli import console, options
+from sparsetune.cli.choosing import budget_from, tell
 from sparsetune.cli.options import DATA, RUN, TRAINING
 from sparsetune.cli.outcome import tell_members, tell_run
 from sparsetune.config import FitConfig
 from sparsetune.data import Data
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.learn import Learn
 from sparsetune.members import bundle_members, run_members
 from sparsetune.plan import Plan
 from sparsetune.runs import Run, run
@@ -34,6 +36,7 @@ def fit(
     norm: options.Norm = True,
     head: options.Head = True,
     frozen: options.Frozen = None,
+    budget: options.Budget = None,
     backbone_seed: options.BackboneSeed = 0,
     pretrained: options.Pretrained = False,
     init_from: Annotated[
@@ -162,9 +165,16 @@ def fit(
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder.
     """
     problems: list[str] = []
-    budget = _collect(problems, lambda: None if time_budget is None else seconds_from(time_budget))
+    seconds = _collect(problems, lambda: None if time_budget is None else seconds_from(time_budget))
+    sizes = {"fraction": fraction, "filters": filters, "rank": rank, "layers": layers}
+    nbytes = _collect(problems, lambda: budget_from(budget, sizes, dim, frozen))
     learn = _collect(
-        problems, lambda: options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
+        problems,
+        lambda: (
+            options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
+            if budget is None
+            else Learn(filters=0, norm=norm, head=head, frozen=_any(frozen))
+        ),
     )
     config = _collect(
         problems,
@@ -199,13 +209,15 @@ def fit(
         backbone_seed=backbone_seed,
         pretrained=pretrained,
         init_from=init_from,
+        budget=nbytes,
     )
     with console.progress() as bars:
         how: Any = {
             "resume": resume,
-            "time_budget": budget,
+            "time_budget": seconds,
             "watch": _Watch(bars, epochs),
             "started": _announce,
+            "choosing": tell,
         }
         together = run_members(settings, members, out, **how) if members != 1 else None
         outcome = together.members[-1] if together else run(settings, out, **how)

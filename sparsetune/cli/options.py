@@ -66,6 +66,14 @@ Frozen = Annotated[
         help="What the rest of sliced layers must be: random, zero or pretrained.",
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        rich_help_panel=LEARNED,
+        help="Choose what is learned, so that the delta has at most this size, such as 200KB.",
+    ),
+]
 Pretrained = Annotated[
     bool,
     typer.Option("--pretrained", rich_help_panel=LEARNED, help="Stand on published weights, not on a seed."),

@@ -64,6 +64,7 @@ def tell_members(together: Together, settings: Run, count: int, as_json: bool) -
 
 def _summary(outcome: Outcome) -> dict[str, Any]:
     delta = outcome.folder / DELTA
+    chosen = {} if outcome.choice is None else {"choice": outcome.choice.to_json()}
     return {
         "folder": str(outcome.folder),
         "finished": outcome.finished,
@@ -73,6 +74,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "delta": str(delta) if outcome.finished else None,
         "delta_bytes": delta.stat().st_size if outcome.finished else None,
         "checkpoint": None if outcome.finished else str(outcome.folder / CHECKPOINT),
+        **chosen,
     }
 
 

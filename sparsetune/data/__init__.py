@@ -19,7 +19,7 @@ from sparsetune.data.augment import Augment
 from sparsetune.data.feed import Feed
 from sparsetune.data.images import decode
 from sparsetune.data.loading import count_steps, loader
-from sparsetune.data.splits import Split, Splits, balanced
+from sparsetune.data.splits import Split, Splits, balanced, split_in_two
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.preprocessing import Preprocessing
 
@@ -29,11 +29,13 @@ __all__ = [
     "Feed",
     "NAMES",
     "Split",
+    "balanced",
     "cache_folder",
     "count_steps",
     "decode",
     "loader",
     "open_data",
+    "split_in_two",
 ]
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")

@@ -52,6 +52,12 @@ def rank():
     return st.adapt_(net, st.Learn(rank=2)), {}
 
 
+def amounts():
+    """Amounts by layer: slices and low-rank sums beside each other."""
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, seed=5)
+    return st.adapt_(net, st.Learn(filters={"block2.0.conv1": 1, "block2": 3}, rank={"block3": 2})), {}
+
+
 def own():
     """The user's own model of `module`, from plain arithmetic."""
     net = torch.nn.Sequential(
@@ -69,7 +75,7 @@ def own():
 
 def main(folder: Path) -> None:
     """Write the files and print what to record."""
-    for version, make in ((1, plain), (1, zero), (1, layers), (1, module), (3, rank)):
+    for version, make in ((1, plain), (1, zero), (1, layers), (1, module), (3, rank), (4, amounts)):
         net, words = make()
         path = folder / f"format{version}-{make.__name__}.safetensors"
         st.save(moved(net).eval(), path, **words)

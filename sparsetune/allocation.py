@@ -1,0 +1,195 @@
+"""``allocate``: a budget of bytes, spent on a model's layers one filter or one rank at a time."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.amounts import matches
+from sparsetune.errors import ConfigError
+from sparsetune.learn import Learn
+from sparsetune.part import Part
+from sparsetune.plan import Plan, plan
+
+Unit = Literal["filters", "rank"]
+Rule = Literal["number", "fraction", "bytes", "signal"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+RESERVE = 2200
+"""Bytes of a file kept for what it says of itself, but for its index, learn spec and class names."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that may get units.
+
+    Attributes:
+        name: Its module's name.
+        costs: Values of its first ``i + 1`` units.
+        gains: What each unit is worth, where that is known.
+    """
+
+    name: str
+    costs: tuple[int, ...]
+    gains: tuple[float, ...]
+
+    def priority(self, have: int, rule: Rule) -> float:
+        """How much the next unit is wanted, when it has so many."""
+        if rule == "signal":
+            before = self.costs[have - 1] if have else 0
+            return self.gains[have] / max(self.costs[have] - before, 1)
+        wanted = {"number": have + 1, "fraction": (have + 1) / len(self.costs), "bytes": self.costs[have]}
+        return -float(wanted[rule])
+
+
+def allocate(
+    net: nn.Module,
+    nbytes: int,
+    unit: Unit = "rank",
+    rule: Rule = "number",
+    *,
+    gradients: Mapping[str, Tensor] | None = None,
+    layers: Iterable[str] = (),
+    base: Learn | None = None,
+    classes: Iterable[str] = (),
+) -> Learn:
+    """Spend a budget on a model: what it always needs first, then units of its layers until nothing fits.
+
+    A unit is one more filter of a layer, or one more rank of its low-rank sum. By ``number`` each layer has
+    as many units as any other until it is full, by ``fraction`` the same share of its own, by ``bytes`` units
+    of the same size together. By ``signal`` the next unit goes where it gains most for each value: the
+    squared norm of a filter's gradient, or the next squared singular value of the weight's gradient as a
+    matrix with a row for each filter.
+
+    Args:
+        net: A plain model; its tensors are not read.
+        nbytes: The most that a float32 delta may take, all that it says of itself included.
+        unit: What is spent on: ``filters`` or ``rank``.
+        rule: Which layer gets the next one.
+        gradients: For ``signal``: the gradient of each weight by its name, of the weight's shape.
+        layers: Module-name patterns of the layers that may get any; all if empty.
+        base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
+        classes: Class names that the file will hold.
+
+    Returns:
+        A spec by layer, or of one number where all layers have the same. Normalisation's scale and shift are
+        frozen in it where they do not fit.
+
+    Raises:
+        ConfigError: When running statistics and head alone are more than ``nbytes``, or ``rule`` has no
+            gradients to go by.
+        UnknownNameError: When a pattern matches no layer.
+    """
+    if rule == "signal" and gradients is None:
+        raise ConfigError("rule 'signal' needs gradients; pass those that sparsetune.gains gives.")
+    base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes))
+    found = _layers(net, unit, tuple(layers), gradients or {})
+    have = dict.fromkeys((layer.name for layer in found), 0)
+    heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found)]
+    heap.sort(key=lambda item: item[:2])
+    while heap:
+        _, i, layer = heappop(heap)
+        before = layer.costs[have[layer.name] - 1] if have[layer.name] else 0
+        cost = layer.costs[have[layer.name]] - before
+        if cost > left:
+            continue
+        left -= cost
+        have[layer.name] += 1
+        if have[layer.name] < len(layer.costs):
+            heappush(heap, (-layer.priority(have[layer.name], rule), i, layer))
+    return _spec(base, unit, {name: count for name, count in have.items() if count}, len(have), bool(layers))
+
+
+def _spec(base: Learn, unit: Unit, have: dict[str, int], count: int, some: bool) -> Learn:
+    if not have:
+        return base
+    alike = len(have) == count and len({*have.values()}) == 1 and not some
+    amount = next(iter(have.values())) if alike else tuple(have.items())
+    amounts: dict[str, Any] = {"filters": None, unit: amount}
+    return replace(base, **amounts)
+
+
+def _affordable(net: nn.Module, nbytes: int, base: Learn, classes: tuple[str, ...]) -> tuple[Learn, int]:
+    """``base`` as far as it fits, and how many more values do."""
+    for learn in dict.fromkeys((base, replace(base, norm=False))):
+        made = plan(net, learn)
+        needed = made.delta_bytes + _said(made, classes)
+        if needed <= nbytes:
+            return learn, (nbytes - needed) // made.itemsize
+    what = "running statistics and the classifier" if base.head else "running statistics"
+    raise ConfigError(
+        f"budget {nbytes:,} bytes is below {needed:,} bytes, the least that a delta of this model takes "
+        f"({what}, and what the file says of itself); give more, or choose a smaller model."
+    )
+
+
+def _said(made: Plan, classes: tuple[str, ...]) -> int:
+    """Bytes that a file takes beside its values; an upper bound, whichever layers are learned."""
+    parts = [part for part in made if part.learned or part.layer]
+    entries = [[f"{part.name}_{end}", "float32", [*part.shape]] for part in parts for end in "AB"]
+    entries += [[buffer.name, str(buffer.dtype), [*buffer.shape]] for buffer in made.buffers]
+    index = len(zlib.compress(json.dumps(entries).encode(), 9))
+    names = [*classes, *[[part.homes[0][0], 9999] for part in parts if part.layer]]
+    return RESERVE + index + len(json.dumps(json.dumps(names)))
+
+
+def _layers(
+    net: nn.Module, unit: Unit, patterns: tuple[str, ...], gradients: Mapping[str, Tensor]
+) -> list[_Layer]:
+    """Every layer that may get units, in the model's order; one inside another is a part of that."""
+    each: dict[str, Any] = {unit: dict.fromkeys(patterns, 1) or 1}
+    some = Learn(**each)
+    made = [part for part in plan(net, some) if part.layer and part.learned]
+    twice = {part.name: part for part in plan(net, Learn(filters=2))}
+    owners: dict[str, list[tuple[Part, Part]]] = {}
+    for part in made:
+        name = part.homes[0][0]
+        owner = next((other for other in owners if matches(name, other)), name)
+        owners.setdefault(owner, []).append((part, twice[part.name]))
+    found = []
+    for name, parts in owners.items():
+        costs = [_costs(one, two) for one, two in parts]
+        most = max(map(len, costs))
+        gains = [_gains(one, gradients[one.name]) for one, _ in parts if one.name in gradients]
+        found.append(_Layer(name, tuple(_together(costs, most)), tuple(_summed(gains, most))))
+    return found
+
+
+def _costs(one: Part, two: Part) -> list[int]:
+    """Learned values of a part with one unit, with two, and so on to the last that is worth its bytes."""
+    if one.rank:
+        each = one.learned_numel
+        return [each * n for n in range(1, max(1, min(_most(one), one.numel // each)) + 1)]
+    first = one.learned_numel
+    step = two.learned_numel - first
+    return [first] if one.whole else [first + step * n for n in range(one.size)]
+
+
+def _most(part: Part) -> int:
+    return min(part.shape[0], torch.Size(part.shape[1:]).numel())
+
+
+def _gains(part: Part, gradient: Tensor) -> list[float]:
+    matrix = gradient.double().movedim(part.dim, 0).flatten(int(gradient.dim() > 1))
+    if part.rank:
+        matrix = matrix if len(matrix) <= matrix.shape[1] else matrix.t()
+        values: list[float] = torch.linalg.eigvalsh(matrix @ matrix.t()).flip(0).clamp(min=0).tolist()
+        return values
+    rows: list[float] = matrix.square().view(len(matrix), -1).sum(1).tolist()
+    return [sum(rows)] if part.whole else rows
+
+
+def _together(costs: list[list[int]], most: int) -> list[int]:
+    """Of parts that get their units together; a part that is full costs no more."""
+    return [sum(part[min(n, len(part) - 1)] for part in costs) for n in range(most)]
+
+
+def _summed(gains: list[list[float]], most: int) -> list[float]:
+    return [sum(part[n] for part in gains if n < len(part)) for n in range(most)]

@@ -1,0 +1,256 @@
+"""``choose``: which layers deserve how much of a budget, told by short trainings on the user's pictures."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparsetune.adapt import adapt_
+from sparsetune.allocation import Rule, Unit, allocate
+from sparsetune.choice import Choice, Trial
+from sparsetune.config import FitConfig
+from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
+from sparsetune.errors import DataError, DivergedError
+from sparsetune.gradients import mean_gradients
+from sparsetune.inference import predict_logits
+from sparsetune.learn import Learn
+from sparsetune.plan import plan
+from sparsetune.processes import Processes, processes
+from sparsetune.training import fit
+
+SHARE = 0.1
+"""Most of the training's steps that the comparison may take."""
+LEAST = 24
+"""Steps of a trial from which anything can be told."""
+SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
+"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
+at zero, and short trials would prefer slices where a whole training does not."""
+FEW, FASTEST = 250, "slices, first third"
+"""Whole trainings of fewer steps end too early for low rank under these optimisers, and what is best."""
+FINALISTS = 3
+HELD_OUT, HELD_SHARE = 512, 0.2
+"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
+ERRORS = 2.0
+"""By so many standard errors another candidate must beat the default."""
+
+CANDIDATES: dict[str, tuple[Unit, Rule, int | None]] = {
+    "low rank, uniform": ("rank", "number", None),
+    "low rank, by signal": ("rank", "signal", None),
+    "slices, middle third": ("filters", "fraction", 1),
+    "slices, by signal": ("filters", "signal", None),
+    "slices, last third": ("filters", "fraction", 2),
+    "slices, first third": ("filters", "fraction", 0),
+    "slices, uniform": ("filters", "fraction", None),
+}
+"""Unit, rule and third of the depth; the default first, then the ones to try first where time is short."""
+DEFAULT = next(iter(CANDIDATES))
+
+
+def choose(
+    net: nn.Module,
+    data: Data,
+    config: FitConfig,
+    nbytes: int,
+    *,
+    base: Learn | None = None,
+    watch: Callable[[Trial], None] | None = None,
+) -> Choice:
+    """Choose what to learn of ``net`` on ``data`` within a budget of bytes.
+
+    Candidates that all take the whole budget are each trained for a few steps on a part of the training
+    pictures and judged by the loss on others, which are training pictures too. The best three are trained
+    again for longer (successive halving, Jamieson and Talwalkar, 2016), each with the whole schedule of
+    ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
+    lower by two standard errors of the mean over the pictures. All steps together, and those that judging
+    takes as long as, are at most a tenth of the training's; where that is too few, uniform low rank is chosen
+    untried, or slices of the first third of the layers where SGD takes less than 250 steps.
+
+    Args:
+        net: A plain model; it is not changed.
+        data: What it shall learn; test pictures are not looked at.
+        config: The training that will follow.
+        nbytes: The most that a float32 delta may take.
+        base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
+        watch: Called after each trial; of several processes, by the main one.
+
+    Returns:
+        The choice; the same for the same arguments.
+
+    Raises:
+        ConfigError: When the budget is below the least that a delta of the model takes, or as ``fit`` raises.
+        DataError: When there are no training pictures, or one cannot be read.
+    """
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; fit needs some.")
+    with processes(config.device, config.amp) as group:
+        made: Choice = group.from_main(
+            _Comparison(net, data, data.train, config, group, watch).choice(nbytes, base)
+        )
+        return made
+
+
+class _Comparison:
+    """The pictures of a comparison, and its steps so far."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Data,
+        train: Split,
+        config: FitConfig,
+        group: Processes,
+        watch: Callable[[Trial], None] | None,
+    ) -> None:
+        self.net, self.data, self.config, self.group, self.watch = net, data, config, group, watch
+        share = min(HELD_SHARE, HELD_OUT / len(train))
+        self.part, self.held = split_in_two(train, share, config.seed)
+        self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
+        self.judging = math.ceil(len(self.held) / config.batch_size / 3)
+        self.steps = 0
+        self.losses: dict[str, Tensor] = {}
+
+    def choice(self, nbytes: int, base: Learn | None) -> Choice:
+        """Run the trials and choose."""
+        trials = self._candidates(nbytes, base or Learn(filters=0))
+        rounds = self._rounds(len(trials))
+        ranked = [*trials]
+        for count, steps in rounds:
+            for name in ranked[:count]:
+                trials[name] = self._try(trials[name], steps)
+            tried = sorted(ranked[:count], key=lambda name: _loss(trials[name]))
+            ranked = [*tried, *ranked[count:]]
+            if DEFAULT in ranked[FINALISTS:count]:
+                ranked.insert(FINALISTS - 1, ranked.pop(ranked.index(DEFAULT)))
+        name, why = self._best(trials, ranked) if rounds else self._untried(trials)
+        return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()))
+
+    def _candidates(self, nbytes: int, base: Learn) -> dict[str, Trial]:
+        """Every candidate that differs from those before it."""
+        names = _layer_names(self.net, base)
+        thirds = [names[len(names) * i // 3 : len(names) * (i + 1) // 3] for i in range(3)]
+        gradients = self._gradients() if self._rounds(len(CANDIDATES)) else None
+        found: dict[Learn, Trial] = {}
+        for name, (unit, rule, third) in CANDIDATES.items():
+            if (rule == "signal" and gradients is None) or (third is not None and not thirds[third]):
+                continue
+            learn = allocate(
+                self.net,
+                nbytes,
+                unit,
+                rule,
+                gradients=gradients,
+                layers=() if third is None else thirds[third],
+                base=base,
+                classes=self.data.classes,
+            )
+            made = plan(self.net, learn)
+            found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.delta_bytes))
+        trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
+        return trials
+
+    def _gradients(self) -> dict[str, Tensor]:
+        count = max(1, min(4, self.limit // 20))
+        self.steps += count
+        batches = self._feed(self.part, self.data.augment).epoch(self.config.seed)
+        return mean_gradients(self.net, itertools.islice(batches, count), self.group.device, self.config.seed)
+
+    def _rounds(self, candidates: int) -> list[tuple[int, int]]:
+        """How many candidates are trained for how many steps, round after round."""
+        left = self.limit - max(1, min(4, self.limit // 20))
+        first, last = (left // 2 // count - self.judging for count in (candidates, FINALISTS))
+        if candidates > FINALISTS and first >= LEAST:
+            return [(candidates, first), (FINALISTS, last)]
+        count = min(candidates, left // (LEAST + self.judging))
+        return [(count, left // count - self.judging)] if count >= min(candidates, FINALISTS) > 1 else []
+
+    def _try(self, trial: Trial, steps: int) -> Trial:
+        config = replace(self.config, compile=False, epochs=1)
+        if config.opt in SLOW:
+            config = replace(config, opt="adamw", lr=config.lr / 10)
+        wanted = steps * config.batch_size
+        if wanted < len(self.part):
+            part = balanced(self.part, wanted, config.seed, "the trial's limit")
+        else:
+            part = self.part
+            config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
+        net = adapt_(copy.deepcopy(self.net), trial.learn)
+        self.steps += steps
+        unread = self.held.take(np.arange(self.group.count))  # fit tests; judged are all, here
+        try:
+            fit(net, replace(self.data, train=part, test=unread), config)
+            logits, labels = predict_logits(_unsettled(net), self._feed(self.held).epoch(config.seed))
+            losses = F.cross_entropy(logits.double(), labels, reduction="none")
+            loss, top1 = losses.mean().item(), (logits.argmax(1) == labels).double().mean().item()
+        except DivergedError:
+            loss = top1 = math.nan
+        known = math.isfinite(loss)
+        if known:
+            self.losses[trial.name] = losses
+        done: Trial = self.group.from_main(
+            replace(trial, steps=steps, loss=loss if known else None, top1=top1 if known else None)
+        )
+        if self.watch and self.group.is_main:
+            self.watch(done)
+        return done
+
+    def _best(self, trials: dict[str, Trial], ranked: list[str]) -> tuple[str, str]:
+        most = max(trial.steps for trial in trials.values())
+        final = [name for name in ranked if trials[name].steps == most and trials[name].loss is not None]
+        if not final or final[0] == DEFAULT:
+            return DEFAULT, "no candidate has a lower held-out loss."
+        best = final[0]
+        if DEFAULT not in final:
+            return best, f"{DEFAULT} diverged, and this has the lowest held-out loss."
+        gaps = self.losses[DEFAULT] - self.losses[best]
+        gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
+        said = f"{gap:.3f} ± {error:.3f}"
+        if gap > ERRORS * error:
+            return best, f"its held-out loss is below that of {DEFAULT} by {said}."
+        return DEFAULT, f"{best} has a lower held-out loss by {said}, which is within the noise."
+
+    def _untried(self, trials: dict[str, Trial]) -> tuple[str, str]:
+        if len(trials) == 1:
+            return DEFAULT, "all candidates come to the same."
+        needed = FINALISTS * (LEAST + self.judging) + 1
+        short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
+        if self.config.opt in SLOW and self.limit < SHARE * FEW and FASTEST in trials:
+            return FASTEST, f"{short}; in so few steps of {self.config.opt} this one mostly learns fastest."
+        return DEFAULT, f"{short}; this one is the best in most cases."
+
+    def _feed(self, split: Split, augment: Any = None) -> Feed:
+        config, form = self.config, self.data.preprocessing
+        return Feed(
+            split,
+            form,
+            self.group.device,
+            batch_size=config.batch_size,
+            augment=augment,
+            workers=config.workers,
+        )
+
+
+def _unsettled(net: nn.Module) -> nn.Module:
+    """Let batch norms go by the batch in evaluation too: so few steps settle no running statistics."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = None
+    return net
+
+
+def _loss(trial: Trial) -> float:
+    return math.inf if trial.loss is None else trial.loss
+
+
+def _layer_names(net: nn.Module, base: Learn) -> list[str]:
+    """Modules that may get a share, in the model's order."""
+    names = [part.homes[0][0] for part in plan(net, base) if part.layer]
+    return list(dict.fromkeys(names))

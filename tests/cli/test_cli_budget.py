@@ -1,0 +1,73 @@
+"""``fit --budget`` on the command line: the table, the JSON, the refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sparsetune as st
+
+SHORT = "fit --model test_resnet --budget 100KB --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
+
+
+def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
+    result = sparsetune(SHORT)
+    path = Path("runs/test_resnet-digits-100000B-s0/delta.safetensors")
+    assert 95_000 <= path.stat().st_size <= 100_000
+    lines = result.err.splitlines()
+    assert lines[0].split() == [
+        "candidate",
+        "learned",
+        "bytes",
+        "steps",
+        "held-out",
+        "loss",
+        "accuracy",
+    ]
+    rows = [line for line in lines if line.startswith(("low rank, ", "slices, "))]
+    assert [row.split("  ")[0] for row in rows] == [
+        "low rank, uniform",
+        "slices, middle third",
+        "slices, last third",
+        "slices, first third",
+        "slices, uniform",
+    ]
+    assert [row.rstrip().endswith("chosen") for row in rows] == [False, False, False, True, False]
+    assert any(
+        line.startswith("chosen  slices, first third: a tenth of the training is 0 steps") for line in lines
+    )
+    assert st.inspect(path).learn.by_layer
+
+
+def test_json_has_the_choice(sparsetune):
+    value = sparsetune(SHORT, "--out", "r", "--json").json
+    choice = st.Choice.from_json(value["choice"])
+    assert choice.budget == 100_000
+    assert {trial.name: trial.learn for trial in choice.trials}[choice.name] == choice.learn
+    assert value["learned_parameters"] == next(
+        trial.learned_parameters for trial in choice.trials if trial.name == choice.name
+    )
+
+
+def test_trials_are_told_as_they_end(sparsetune):
+    result = sparsetune(SHORT, "--epochs", 160, "--batch-size", 32, "--time-budget", "0s")
+    lines = [line for line in result.err.splitlines() if line.startswith("trial  ")]
+    assert 3 <= len(lines) <= 10
+    assert lines[0].startswith("trial  low rank, uniform: held-out loss ")
+
+
+def test_it_excludes_what_it_chooses(sparsetune):
+    result = sparsetune(SHORT, "--rank", 3, "--dim", "in", "--frozen", "zero", "--budget", "much", code=2)
+    assert result.err.splitlines() == [
+        "error: --budget chooses what is learned, and so would --rank and --dim; leave these out.",
+        "       --budget chooses among low ranks too, which --frozen zero excludes; leave one out.",
+        "       size 'much' is not a number with KB, MB, KiB or MiB behind it, such as 200KB.",
+    ]
+
+
+@pytest.mark.parametrize("budget", ["1KB", "500"])
+def test_less_than_the_least_is_refused(refused, budget):
+    said = refused(SHORT, "--budget", budget)
+    assert "the least that a delta of this model takes" in said
+    assert not Path("runs").exists()

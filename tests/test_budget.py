@@ -1,0 +1,182 @@
+"""``choose`` and ``fit --budget``: the choice, what it costs, and what is kept of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sparsetune as st
+from sparsetune.budget import CANDIDATES, DEFAULT, FASTEST
+from sparsetune.choice import Trial
+from sparsetune.errors import ConfigError, DataError
+from sparsetune.members import run_members
+from sparsetune.runs import run
+from sparsetune.settings import Run
+
+LONG = st.FitConfig(epochs=170, batch_size=64, lr=0.05)
+"""Of 300 digits: 5 steps an epoch, 850 in all."""
+
+
+@pytest.fixture(scope="module")
+def few():
+    return st.open_data("digits", train_limit=300, test_limit=20)
+
+
+def plain():
+    return st.create("wrn28_4", depth=10, width=1, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def chosen(few):
+    seen = []
+    state = torch.get_rng_state()
+    net = plain()
+    choice = st.choose(net, few, LONG, 25_000, watch=seen.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain().parameters(), strict=True))
+    return choice, seen
+
+
+def test_trials_take_at_most_a_tenth_of_the_steps(chosen):
+    choice, seen = chosen
+    assert 3 * 20 < choice.steps <= 0.1 * 170 * 5
+    assert sum(trial.steps for trial in seen) + 4 == choice.steps
+    assert [trial.name for trial in seen] == list(CANDIDATES)[: len(seen)]
+    assert len(seen) >= 3
+
+
+def test_every_candidate_keeps_the_budget_and_uses_it(chosen):
+    choice, _ = chosen
+    assert len(choice.trials) == len(CANDIDATES)
+    for trial in choice.trials:
+        made = st.plan(plain(), trial.learn)
+        assert (made.learned_parameters, made.delta_bytes) == (trial.learned_parameters, trial.delta_bytes)
+        assert 0.8 * 25_000 <= trial.delta_bytes <= 25_000
+    assert choice.learn == {trial.name: trial.learn for trial in choice.trials}[choice.name]
+
+
+def test_the_choice_is_the_best_or_the_default(chosen):
+    choice, seen = chosen
+    best = min(seen, key=lambda trial: trial.loss)
+    assert choice.name in (best.name, DEFAULT)
+    assert all(0 <= trial.top1 <= 1 for trial in seen)
+
+
+def test_the_same_arguments_choose_the_same(chosen, few):
+    assert st.choose(plain(), few, LONG, 25_000) == chosen[0]
+
+
+def test_test_pictures_are_not_looked_at(chosen, few):
+    other = replace(few, test=few.test.take(few.test.rows[:1] * 0))
+    assert st.choose(plain(), other, LONG, 25_000) == chosen[0]
+
+
+def test_json_keeps_the_choice(chosen):
+    choice, _ = chosen
+    assert st.Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    for wrong in ({}, None, {"trials": []}, {**choice.to_json(), "trials": [{}]}):
+        with pytest.raises(ConfigError):
+            st.Choice.from_json(wrong)
+
+
+def test_halving_keeps_the_default_and_trains_the_best_for_longer(few):
+    """Enough steps for two rounds: all seven, then three."""
+    seen = []
+    config = replace(LONG, epochs=1100, batch_size=64)
+    choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
+    first, second = seen[:7], seen[7:]
+    assert [trial.name for trial in first] == list(CANDIDATES)
+    assert len(second) == 3
+    ranked = sorted(first, key=lambda trial: trial.loss)
+    kept = [trial.name for trial in ranked[:3]]
+    wanted = kept if DEFAULT in kept else [*kept[:2], DEFAULT]
+    assert {trial.name for trial in second} == set(wanted)
+    assert min(trial.steps for trial in second) > max(trial.steps for trial in first)
+    assert choice.steps <= 0.1 * 1100 * 5
+
+
+@pytest.mark.parametrize(
+    ("opt", "epochs", "name"),
+    [("momentum", 10, FASTEST), ("momentum", 100, DEFAULT), ("adamw", 10, DEFAULT)],
+)
+def test_where_steps_are_too_few_nothing_is_tried(few, opt, epochs, name):
+    seen = []
+    config = st.FitConfig(epochs=epochs, opt=opt)
+    choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
+    assert (choice.name, choice.steps, seen) == (name, 0, [])
+    assert choice.why.startswith(f"a tenth of the training is {epochs // 2} steps, and a comparison needs")
+
+
+def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):
+    choice = st.choose(plain(), few, LONG, 9_470)
+    assert choice.learn == st.Learn(filters=0)
+    assert choice.why == "all candidates come to the same."
+
+
+def test_without_training_pictures_nothing_is_chosen(few):
+    with pytest.raises(DataError, match="no training pictures"):
+        st.choose(plain(), replace(few, train=None), LONG, 25_000)
+
+
+def test_a_trial_that_diverges_is_not_chosen(few):
+    seen = []
+    choice = st.choose(plain(), few, replace(LONG, opt="sgdw", lr=1e30), 25_000, watch=seen.append)
+    assert any(trial.loss is None for trial in seen)
+    assert choice.name == DEFAULT or choice.trials[list(CANDIDATES).index(choice.name)].loss is not None
+
+
+RUN = Run(
+    model="wrn28_4",
+    model_kwargs={"depth": 10, "width": 1},
+    learn=st.Learn(filters=0),
+    config=st.FitConfig(epochs=2, lr=0.05),
+    train_limit=300,
+    test_limit=50,
+    budget=25_000,
+)
+
+
+def test_a_run_learns_what_was_chosen_and_keeps_to_the_budget(tmp_path):
+    told = []
+    outcome = run(RUN, tmp_path / "r", choosing=told.append)
+    assert told[-1] == outcome.choice
+    path = tmp_path / "r" / "delta.safetensors"
+    assert 0.95 * 25_000 <= path.stat().st_size <= 25_000
+    assert st.inspect(path).learn == outcome.choice.learn
+    assert RUN.name == "wrn28_4-digits-25000B-s0"
+
+
+def test_resume_goes_on_with_the_recorded_choice(tmp_path):
+    """The recorded choice is changed by hand, so that a second comparison would be seen."""
+    folder = tmp_path / "r"
+    first = run(RUN, folder, time_budget=0.0)
+    assert not first.finished
+    value = json.loads((folder / "config.json").read_text())
+    assert st.Choice.from_json(value["choice"]) == first.choice
+    value["choice"]["why"] = "by hand"
+    (folder / "config.json").write_text(json.dumps(value))
+    told = []
+    again = run(RUN, folder, resume=True, choosing=told.append)
+    assert again.finished
+    assert [type(event) for event in told] == [st.Choice]
+    assert again.choice.why == "by hand"
+    assert st.load(folder / "delta.safetensors")
+    straight = run(RUN, tmp_path / "s")
+    assert straight.history[-1].test_loss == again.history[-1].test_loss
+    with pytest.raises(ConfigError, match="budget = 25000, not 30000"):
+        run(replace(RUN, budget=30_000), folder, resume=True)
+
+
+def test_a_delta_to_start_from_has_chosen_already(tmp_path):
+    st.save(st.adapt_(plain(), st.Learn(filters=1)), tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match="is a delta, which says what is learned, and so would the budget"):
+        run(replace(RUN, init_from=str(tmp_path / "a.safetensors")), tmp_path / "r")
+
+
+def test_members_learn_what_the_first_one_chose(tmp_path):
+    told = []
+    together = run_members(RUN, 2, tmp_path / "m", choosing=told.append)
+    specs = {st.inspect(delta).learn for delta in together.deltas}
+    assert specs == {together.members[0].choice.learn}
+    assert len([event for event in told if not isinstance(event, Trial)]) == 1
