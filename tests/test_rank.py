@@ -1,6 +1,7 @@
 """``Learn(rank=r)``: a low-rank sum over each layer's frozen weight, from plan to file and back."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -63,8 +64,9 @@ def test_the_start_comes_from_the_seeded_generator(net):
     adapt_(net, st.Learn(rank=2))
     a = net.conv1.weight_A if hasattr(net.conv1, "weight_A") else net.conv1[0].weight_A
     name = next(name for name, value in net.named_parameters() if value is a)
-    bound = a[0].numel() ** -0.5
+    bound = math.sqrt(27 / a[0].numel())
     assert torch.equal(a, draw(0, name, a.shape, Law("uniform", -bound, bound)))
+    assert a.flatten(1).norm(dim=1).mean().item() == pytest.approx(3, rel=0.15)
     assert not any(value.any() for name, value in net.named_parameters() if name.endswith("_B"))
 
 
