@@ -24,8 +24,8 @@ UNSENT = "_ddp_params_and_buffers_to_ignore"
 RESET = "reset_classifier"
 """timm's method that replaces a model's head."""
 ROW = 3.0
-"""Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its gradient
-within the rows' span, times the square of their length; LoRA's own rows have 0.58, and start slowly."""
+"""Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
+gradient within the rows' span, times the square of their length; LoRA's own have 0.58, and start slowly."""
 
 
 @dataclass(frozen=True)
