@@ -34,8 +34,6 @@ LEAST = 24
 SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would prefer slices where a whole training does not."""
-FEW, FASTEST = 250, "slices, first third"
-"""Whole trainings of fewer steps end too early for low rank under these optimisers, and what is best."""
 FINALISTS = 3
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
@@ -72,7 +70,7 @@ def choose(
     ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
     lower by two standard errors of the mean over the pictures. All steps together, and those that judging
     takes as long as, are at most a tenth of the training's; where that is too few, uniform low rank is chosen
-    untried, or slices of the first third of the layers where SGD takes less than 250 steps.
+    untried.
 
     Args:
         net: A plain model; it is not changed.
@@ -222,8 +220,6 @@ class _Comparison:
             return DEFAULT, "all candidates come to the same."
         needed = FINALISTS * (LEAST + self.judging) + 1
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
-        if self.config.opt in SLOW and self.limit < SHARE * FEW and FASTEST in trials:
-            return FASTEST, f"{short}; in so few steps of {self.config.opt} this one mostly learns fastest."
         return DEFAULT, f"{short}; this one is the best in most cases."
 
     def _feed(self, split: Split, augment: Any = None) -> Feed:

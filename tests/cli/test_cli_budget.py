@@ -33,9 +33,9 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
         "slices, first third",
         "slices, uniform",
     ]
-    assert [row.rstrip().endswith("chosen") for row in rows] == [False, False, False, True, False]
+    assert [row.rstrip().endswith("chosen") for row in rows] == [True, False, False, False, False]
     assert any(
-        line.startswith("chosen  slices, first third: a tenth of the training is 0 steps") for line in lines
+        line.startswith("chosen  low rank, uniform: a tenth of the training is 0 steps") for line in lines
     )
     assert st.inspect(path).learn.by_layer
 
