@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sparsetune.cli import console
+from sparsetune.cli.shown import Shown
 from sparsetune.errors import ConfigError
 from sparsetune.reproduce.crew import Crew, Processes
 from sparsetune.reproduce.estimate import estimate
 from sparsetune.reproduce.jobs import Job
 from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.runner import Progress
-from sparsetune.reproduce.store import Row, open_store
+from sparsetune.reproduce.runner import Progress, go
+from sparsetune.reproduce.sources import missing
+from sparsetune.reproduce.store import Row, Store, open_store
 from sparsetune.words import duration
+
+TimeBudget = Annotated[
+    str | None,
+    typer.Option("--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
+]
 
 
 def seeds_from(text: str) -> tuple[int, ...]:
@@ -38,6 +51,31 @@ def crew_of(address: str | None, jobs: int, place: Place) -> Crew:
     from sparsetune.reproduce.ray import Cluster
 
     return Cluster(address, jobs, place)
+
+
+def with_data(wanted: Sequence[Job], sources: Mapping[str, str]) -> tuple[list[Job], list[str]]:
+    """Return the jobs whose data is here, and the names of what is not; these are left out with a word."""
+    absent = missing(wanted, sources)
+    for name, reason in absent.items():
+        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
+    return [job for job in wanted if not job.data & absent.keys()], sorted(absent)
+
+
+def work_through(
+    chosen: list[Job], groups: Mapping[str, list[Job]], store: Store, crew: Crew, deadline: float | None
+) -> Progress:
+    """Do the jobs, and show how far they are.
+
+    Args:
+        chosen: Those that are not in ``store`` are done.
+        groups: What stands in a row of the table -> its jobs.
+        store: Takes the results.
+        crew: Does the jobs.
+        deadline: Of ``time.monotonic``, for a clean stop.
+    """
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    with Shown(groups, chosen, store.rows()) as shown:
+        return go(chosen, store, crew, time_budget=left, watch=shown)
 
 
 def rows_in(folder: Path) -> list[Row]:

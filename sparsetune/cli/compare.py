@@ -9,8 +9,17 @@ from typing import Annotated
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import crew_of, rows_in, seeds_from, tell_done, tell_open
-from sparsetune.cli.shown import Shown
+from sparsetune.cli.batch import (
+    DryRun,
+    TimeBudget,
+    crew_of,
+    rows_in,
+    seeds_from,
+    tell_done,
+    tell_open,
+    with_data,
+    work_through,
+)
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import THEIRS
@@ -22,8 +31,7 @@ from sparsetune.files import write_text
 from sparsetune.lowrank import is_installed
 from sparsetune.reproduce.jobs import Job
 from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.runner import go
-from sparsetune.reproduce.sources import missing, sources_from
+from sparsetune.reproduce.sources import sources_from
 from sparsetune.reproduce.store import Row, open_store
 
 RESULTS, PICTURE = "results.jsonl", "comparison.png"
@@ -52,18 +60,11 @@ def compare(
         int,
         typer.Option("--jobs", "-j", min=1, help="Trainings side by side; they disturb each other's times."),
     ] = 1,
-    time_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."
-        ),
-    ] = None,
+    time_budget: TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the picture.")
     ] = Path("runs/compare"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare accuracy a byte and a second: slices, low rank, all, PEFT LoRA.
@@ -73,8 +74,7 @@ def compare(
     Each method's learning rate is tuned on held-out pictures. What is finished is kept; the same
     command goes on. Ends in results.jsonl and comparison.png.
     """
-    started = time.monotonic()
-    budget = None if time_budget is None else seconds_from(time_budget)
+    deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     families = tuple(only.split(",")) if only else None
     comparison = Comparison(preset=preset, only=families, seeds=seeds_from(seeds))
     sources = sources_from(data or ())
@@ -85,19 +85,14 @@ def compare(
     chosen = _possible(wanted, sources)
     with open_store(out, write=True) as store:
         crew = crew_of(None, jobs, Place(out.absolute(), sources))
-        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
-        with Shown(comparison.groups, chosen, store.rows()) as shown:
-            progress = go(chosen, store, crew, time_budget=left, watch=shown)
+        progress = work_through(chosen, comparison.groups, store, crew, deadline)
         files = _write(store.rows(), comparison, out, as_json)
     tell_done(progress, chosen, files, as_json)
 
 
 def _possible(wanted: list[Job], sources: dict[str, str]) -> list[Job]:
     """Leave out, with a word, what lacks its data, or PEFT."""
-    absent = missing(wanted, sources)
-    for name, reason in absent.items():
-        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
-    chosen = [job for job in wanted if not job.data & set(absent)]
+    chosen, absent = with_data(wanted, sources)
     if not is_installed() and any(job.settings["kind"] == THEIRS for job in chosen):
         console.err.print("left out: PEFT is not installed; pip install 'sparsetune[peft]'.")
         chosen = [job for job in chosen if job.settings["kind"] != THEIRS]

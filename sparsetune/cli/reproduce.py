@@ -9,15 +9,23 @@ from typing import Annotated
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import crew_of, rows_in, seeds_from, tell_done, tell_open
-from sparsetune.cli.shown import Shown
+from sparsetune.cli.batch import (
+    DryRun,
+    TimeBudget,
+    crew_of,
+    rows_in,
+    seeds_from,
+    tell_done,
+    tell_open,
+    with_data,
+    work_through,
+)
 from sparsetune.durations import seconds_from
 from sparsetune.errors import DataError
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.report import read_results, write_report
-from sparsetune.reproduce.runner import go
 from sparsetune.reproduce.selection import Selection
-from sparsetune.reproduce.sources import missing, sources_from
+from sparsetune.reproduce.sources import sources_from
 from sparsetune.reproduce.store import open_store
 
 SELECTION = "selection"
@@ -57,18 +65,11 @@ def paper(
         str | None,
         typer.Option("--ray", help="Address of a Ray cluster that does them; needs sparsetune[ray]."),
     ] = None,
-    time_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."
-        ),
-    ] = None,
+    time_budget: TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the report.")
     ] = Path("runs/paper"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the experiments of the paper, and show ours beside theirs.
@@ -77,8 +78,7 @@ def paper(
 
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
-    started = time.monotonic()
-    budget = None if time_budget is None else seconds_from(time_budget)
+    deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     selection = Selection(
         preset=preset,
         only=tuple(only.split(",")) if only else None,
@@ -93,18 +93,13 @@ def paper(
     if dry_run:
         tell_open("experiment", groups, wanted, rows_in(out), jobs, as_json)
         return
-    absent = missing(wanted, sources)
-    chosen = [job for job in wanted if job.settings["data"] not in absent]
-    for name, reason in absent.items():
-        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
+    chosen, absent = with_data(wanted, sources)
     if not chosen:
         raise DataError("no experiment has its data here; say where it is with --data NAME=FOLDER.")
     with open_store(out, write=True) as store:
-        store.note(SELECTION, {**selection.to_json(), "absent": sorted(absent)})
+        store.note(SELECTION, {**selection.to_json(), "absent": absent})
         crew = crew_of(ray, jobs, Place(out.absolute(), sources))
-        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
-        with Shown(groups, chosen, store.rows()) as shown:
-            progress = go(chosen, store, crew, time_budget=left, watch=shown)
+        progress = work_through(chosen, groups, store, crew, deadline)
         console.err.print("writing the report ...")
         page = write_report(store.rows(), store.noted(SELECTION), out / REPORT)
     tell_done(progress, chosen, {"report": str(page)}, as_json)
