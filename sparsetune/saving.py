@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.adapt import (
@@ -26,6 +27,7 @@ from sparsetune.adapt import (
 from sparsetune.backbone import fingerprint, origin_of
 from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
+from sparsetune.files import write_bytes
 from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
 from sparsetune.precision import PRECISIONS, Precision
@@ -90,6 +92,21 @@ def save(
         versions={name: version(name) for name in LIBRARIES},
     )
     write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
+
+
+def write_plain(net: nn.Module, path: str | Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a plain model's ``state_dict``; the file appears whole or not at all.
+
+    Args:
+        net: The model.
+        path: The file.
+        about: More metadata of it.
+
+    Raises:
+        StorageError: When the file cannot be written.
+    """
+    tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
+    write_bytes(path, to_bytes(tensors, metadata={"format": "pt", **(about or {})}))
 
 
 def load(

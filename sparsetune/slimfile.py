@@ -13,15 +13,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.delta import LIMIT
 from sparsetune.errors import BackboneError, DeltaError
-from sparsetune.files import write_bytes
 from sparsetune.header import Header, header_text, parse_header, text_digest
 from sparsetune.narrow import narrow_
 from sparsetune.rebuild import other_versions
+from sparsetune.saving import write_plain
 from sparsetune.slim import input_size
 from sparsetune.weights import HUB
 from sparsetune.zoo import skeleton
@@ -40,8 +39,7 @@ def write_slim(path: str | Path, net: nn.Module, header: Header) -> None:
     Raises:
         StorageError: When the file cannot be written.
     """
-    tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
-    write_bytes(path, to_bytes(tensors, metadata={"format": "pt", KEY: header_text(header)}))
+    write_plain(net, path, {KEY: header_text(header)})
 
 
 def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_network: bool = False) -> nn.Module:

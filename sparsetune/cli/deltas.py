@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from safetensors.torch import save as to_bytes
 
 from sparsetune.adapt import merge_
 from sparsetune.cli import console, options
 from sparsetune.errors import SparsetuneError
 from sparsetune.fetch import fetch
-from sparsetune.files import write_bytes
 from sparsetune.header import Header
-from sparsetune.saving import inspect, load
+from sparsetune.saving import inspect, load, write_plain
 from sparsetune.saving import verify as check
 
 
@@ -79,11 +77,12 @@ def merge(
     options.check_out(out, delta, "merge", "checkpoint")
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
-    tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
-    write_bytes(out, to_bytes(tensors, metadata={"format": "pt"}))
+    write_plain(net, out)
     use = f"{header.library}: {header.model}, num_classes={header.num_classes}"
     if as_json:
-        console.print_json({"checkpoint": str(out), "bytes": out.stat().st_size, "tensors": len(tensors)})
+        console.print_json(
+            {"checkpoint": str(out), "bytes": out.stat().st_size, "tensors": len(net.state_dict())}
+        )
     else:
         console.out.print(f"{out}  ({console.size(out.stat().st_size)}, a plain checkpoint of {use})")
 

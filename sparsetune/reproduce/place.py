@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save as to_bytes
-
 from sparsetune.adapt import merge_
-from sparsetune.files import write_bytes
 from sparsetune.folders import DELTA
 from sparsetune.reproduce.jobs import Settings
-from sparsetune.saving import load
+from sparsetune.saving import load, write_plain
 
 RUNS, WHOLE = "runs", "whole.safetensors"
 
@@ -44,7 +41,5 @@ class Place:
         folder = self.run(settings["init_from"])
         path = folder / WHOLE
         if not path.is_file():
-            net = merge_(load(folder / DELTA))
-            tensors = {name: value.contiguous() for name, value in net.state_dict().items()}
-            write_bytes(path, to_bytes(tensors, metadata={"format": "pt"}))
+            write_plain(merge_(load(folder / DELTA)), path)
         return path
