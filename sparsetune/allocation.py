@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparsetune.amounts import matches
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
-from sparsetune.part import Part
+from sparsetune.part import Part, full_rank
 from sparsetune.plan import Plan, plan
 
 Unit = Literal["filters", "rank"]
@@ -40,11 +40,14 @@ class _Layer:
     costs: tuple[int, ...]
     gains: tuple[float, ...]
 
+    def cost(self, have: int) -> int:
+        """Values of the next unit, when it has so many."""
+        return self.costs[have] - (self.costs[have - 1] if have else 0)
+
     def priority(self, have: int, rule: Rule) -> float:
-        """How much the next unit is wanted, when it has so many."""
+        """How much that unit is wanted."""
         if rule == "signal":
-            before = self.costs[have - 1] if have else 0
-            return self.gains[have] / max(self.costs[have] - before, 1)
+            return self.gains[have] / max(self.cost(have), 1)
         wanted = {"number": have + 1, "fraction": (have + 1) / len(self.costs), "bytes": self.costs[have]}
         return -float(wanted[rule])
 
@@ -88,16 +91,17 @@ def allocate(
         UnknownNameError: When a pattern matches no layer.
     """
     if rule == "signal" and gradients is None:
-        raise ConfigError("rule 'signal' needs gradients; pass those that sparsetune.gains gives.")
+        raise ConfigError(
+            "rule 'signal' needs gradients; pass those of mean_gradients in sparsetune.gradients."
+        )
     base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes))
     found = _layers(net, unit, tuple(layers), gradients or {})
     have = dict.fromkeys((layer.name for layer in found), 0)
     heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found)]
-    heap.sort(key=lambda item: item[:2])
+    heapify(heap)
     while heap:
         _, i, layer = heappop(heap)
-        before = layer.costs[have[layer.name] - 1] if have[layer.name] else 0
-        cost = layer.costs[have[layer.name]] - before
+        cost = layer.cost(have[layer.name])
         if cost > left:
             continue
         left -= cost
@@ -166,14 +170,10 @@ def _costs(one: Part, two: Part) -> list[int]:
     """Learned values of a part with one unit, with two, and so on to the last that is worth its bytes."""
     if one.rank:
         each = one.learned_numel
-        return [each * n for n in range(1, max(1, min(_most(one), one.numel // each)) + 1)]
+        return [each * n for n in range(1, max(1, min(full_rank(one.shape), one.numel // each)) + 1)]
     first = one.learned_numel
     step = two.learned_numel - first
     return [first] if one.whole else [first + step * n for n in range(one.size)]
-
-
-def _most(part: Part) -> int:
-    return min(part.shape[0], torch.Size(part.shape[1:]).numel())
 
 
 def _gains(part: Part, gradient: Tensor) -> list[float]:

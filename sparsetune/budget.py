@@ -112,6 +112,7 @@ class _Comparison:
         share = min(HELD_SHARE, HELD_OUT / len(train))
         self.part, self.held = split_in_two(train, share, config.seed)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
+        self.probed = max(1, min(4, self.limit // 20))
         self.judging = math.ceil(len(self.held) / config.batch_size / 3)
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
@@ -156,14 +157,14 @@ class _Comparison:
         return trials
 
     def _gradients(self) -> dict[str, Tensor]:
-        count = max(1, min(4, self.limit // 20))
-        self.steps += count
+        self.steps += self.probed
         batches = self._feed(self.part, self.data.augment).epoch(self.config.seed)
-        return mean_gradients(self.net, itertools.islice(batches, count), self.group.device, self.config.seed)
+        some = itertools.islice(batches, self.probed)
+        return mean_gradients(self.net, some, self.group.device, self.config.seed)
 
     def _rounds(self, candidates: int) -> list[tuple[int, int]]:
         """How many candidates are trained for how many steps, round after round."""
-        left = self.limit - max(1, min(4, self.limit // 20))
+        left = self.limit - self.probed
         first, last = (left // 2 // count - self.judging for count in (candidates, FINALISTS))
         if candidates > FINALISTS and first >= LEAST:
             return [(candidates, first), (FINALISTS, last)]

@@ -110,3 +110,8 @@ class Buffer:
 def factor_names(name: str) -> tuple[str, str]:
     """Return what ``A`` and ``B`` of the parameter ``name`` are called where ``W + B @ A`` is learned."""
     return f"{name}_A", f"{name}_B"
+
+
+def full_rank(shape: tuple[int, ...]) -> int:
+    """Return the smaller side of a weight as a matrix with a row for each first index; 0 for a bias."""
+    return min(shape[0], torch.Size(shape[1:]).numel()) if len(shape) > 1 else 0

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
@@ -15,7 +14,7 @@ from sparsetune.amounts import matches
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
-from sparsetune.part import Buffer, Part
+from sparsetune.part import Buffer, Part, full_rank
 
 
 @dataclass(frozen=True)
@@ -161,14 +160,9 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
         layer = True
         own = learn.at(site.module_name)
         dim, k = _slice(site, own) if own and own.rank is None else (0, 0)
-        rank = _rank(shape, own.rank) if own and isinstance(own.rank, int) else 0
+        rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
     return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
-
-
-def _rank(shape: tuple[int, ...], wanted: int) -> int:
-    """Of a weight as a matrix with a row for each first index; of a bias none."""
-    return min(wanted, shape[0], torch.Size(shape[1:]).numel()) if len(shape) > 1 else 0
 
 
 def _slice(site: Site, learn: Learn) -> tuple[int, int]:
