@@ -70,11 +70,11 @@ def amount_words(kind: str, amount: Any) -> str:
     """Return an amount in words: ``fraction 0.1``, ``2 filters``, ``rank 8 in block1, 2 in block3``."""
     if not isinstance(amount, tuple):
         return _words(kind, amount)
-    shown = [f"{number:g} in {pattern}" for pattern, number in amount[:SHOWN]]
-    first = _words(kind, amount[0][1])
-    shown[0] = f"{first} in {amount[0][0]}"
+    (pattern, number), *others = amount
+    said = [f"{_words(kind, number)} in {pattern}"]
+    said += [f"{number:g} in {pattern}" for pattern, number in others[: SHOWN - 1]]
     left = len(amount) - SHOWN
-    return ", ".join([*shown, f"and so on for {left} more patterns"] if left > 0 else shown)
+    return ", ".join([*said, f"and so on for {left} more patterns"] if left > 0 else said)
 
 
 def _words(kind: str, number: float) -> str:

@@ -11,6 +11,9 @@ from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, check_seeds, in_order
 
+TUNED = 0
+"""The seed on which learning rates are chosen."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -107,7 +110,3 @@ class Comparison:
         )
         found = {**common, "lr": None, "of": [job.id for job in tuning]}
         return tuple(Job({**found, "seed": seed}, (*start, *tuning)) for seed in self.seeds)
-
-
-TUNED = 0
-"""The seed on which learning rates are chosen."""

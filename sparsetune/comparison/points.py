@@ -12,11 +12,12 @@ from statistics import fmean
 from sparsetune.comparison.comparison import Comparison, Entry
 from sparsetune.comparison.methods import THEIRS, WHOLE
 from sparsetune.errors import DataError
+from sparsetune.reproduce.contest import FEWER_BITS
 from sparsetune.reproduce.results import Spread
 from sparsetune.reproduce.sources import KNOWN
 from sparsetune.reproduce.store import Row
 
-DTYPES = ("float32", "bf16", "int8")
+DTYPES = ("float32", *FEWER_BITS)
 BUDGETS = (5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_250_000, 2_500_000)
 """Bytes at which ours and PEFT's are compared."""
 

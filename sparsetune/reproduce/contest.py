@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sparsetune.adapt import adapt_
 from sparsetune.arithmetic import compress
 from sparsetune.config import FitConfig
-from sparsetune.data import Data, loader, open_data
-from sparsetune.data.splits import split_in_two
+from sparsetune.data import Data, loader, open_data, split_in_two
 from sparsetune.errors import DivergedError
 from sparsetune.folders import CHECKPOINT, DELTA
 from sparsetune.inference import predict_logits
@@ -115,11 +114,10 @@ class _Clock:
         self.steps = 0
 
     def __call__(self, event: Step | Epoch) -> None:
-        now = time.monotonic()
-        if self.last is not None and isinstance(event, Step):
-            self.times.append(now - self.last)
         if isinstance(event, Step):
             self.steps = event.steps
+            if self.last is not None:
+                self.times.append(time.monotonic() - self.last)
         if self.watch:
             self.watch(event)
         self.last = time.monotonic() if isinstance(event, Step) else None
