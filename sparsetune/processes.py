@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,12 @@ class Processes:
                 torch.distributed.broadcast(tensor, 0)
 
 
+def _leave() -> None:
+    """Take apart the group of processes: its threads can abort an interpreter that ends (torch PR 179291)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @contextmanager
 def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
     """Join the processes of a training for as long as the context lasts.
@@ -96,6 +103,7 @@ def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
         raise ConfigError("amp 'fp16' needs a GPU; choose bf16, or leave it out.")
     if picked.index is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(f"device '{device}' is one for all processes; say {picked.type}, or leave it out.")
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     kept = [(state, dict(state._shared_state)) for state in SHARED]
     for state in SHARED:
         state._shared_state.clear()
@@ -109,6 +117,8 @@ def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
                 "model in each process; launch it with torchrun, or with `accelerate launch --multi_gpu`."
             )
         yield Processes(accelerator, picked if accelerator.num_processes == 1 else accelerator.device)
+        if alone and accelerator.num_processes > 1:
+            atexit.register(_leave)
     finally:
         for state, values in kept:
             state._shared_state.clear()

@@ -30,6 +30,7 @@ def trained(folder: Path, name: str) -> list[tuple[dict, dict]]:
     """What each of two processes came to: its state, and what it tells."""
     done = launch(together.__file__, str(folder), name)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left") == 2
     return [
         (torch.load(folder / f"{name}-{rank}.pt"), json.loads((folder / f"{name}-{rank}.json").read_text()))
         for rank in (0, 1)

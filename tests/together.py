@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ def case(name: str, folder: Path) -> tuple[torch.nn.Module, list[st.Epoch]]:
 if __name__ == "__main__":
     torch.nn.parallel.DistributedDataParallel = Counting
     folder, name = Path(sys.argv[1]), sys.argv[2]
+    atexit.register(lambda: print("joined" if torch.distributed.is_initialized() else "left"))
     net, history = case(name, folder)
     index = torch.distributed.get_rank()
     told = [{**record.to_json(), "seconds": 0} for record in history]
