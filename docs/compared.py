@@ -7,8 +7,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.points import Point, Verdict, find, read_lines, verdicts
-from sparsetune.comparison.tables import Table, budgets, methods
+from sparsetune.comparison.points import Point, Verdict, choices, find, read_lines, verdicts
+from sparsetune.comparison.tables import Table, budgets, chosen, methods
 
 RESULTS = Path(__file__).parent / "results"
 MARK = "<!-- compare -->"
@@ -49,6 +49,8 @@ def _found(path: Path) -> str:
         if here := [point for point in points if point.ground == name]:
             judged = verdicts(here)
             pieces += [f"### {ground.title}", _told(here, judged), _markdown(budgets(judged))]
+            if picked := choices(here):
+                pieces += [_told_choices(picked), _markdown(chosen(picked))]
             pieces.append(f'??? note "Every method"\n\n{_indented(_markdown(methods(here)))}')
     lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
     pieces += [f"{name} was a lossy JPEG copy." for name in lossy]
@@ -71,6 +73,14 @@ def _told(points: list[Point], judged: list[Verdict]) -> str:
         said += f" It takes more than 0.85 of LoRA's time at {sizes}."
     seeds = {len(point.top1.values) for point in points}
     return said + (" With one seed there is no spread." if seeds == {1} else " ± is over seeds.")
+
+
+def _told_choices(picked: list[Verdict]) -> str:
+    decided = [verdict for verdict in picked if verdict.holds is not None]
+    good = sum(bool(verdict.holds) for verdict in decided)
+    return (
+        f"What `fit --budget` chose is as good as the best fixed method at {good} of {len(decided)} budgets."
+    )
 
 
 def _markdown(table: Table) -> str:

@@ -23,8 +23,8 @@ from sparsetune.cli.batch import (
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import THEIRS
-from sparsetune.comparison.points import find, lines, verdicts
-from sparsetune.comparison.tables import Table, budgets, methods
+from sparsetune.comparison.points import choices, find, lines, verdicts
+from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.files import write_text
@@ -42,7 +42,7 @@ def compare(
         str,
         typer.Option(
             "--preset",
-            help="smoke: does it work; digits; cifar10, transfer: small, for a CPU; full: for a GPU.",
+            help="smoke: does it work; digits; small: six grounds, for a CPU; full: for a GPU.",
         ),
     ] = "digits",
     only: Annotated[
@@ -116,7 +116,7 @@ def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) ->
         for name, title in titles.items():
             here = [point for point in points if point.ground == name]
             console.out.print(f"{title}:")
-            for table in (methods(here), budgets(verdicts(here))):
+            for table in (methods(here), budgets(verdicts(here)), chosen(choices(here))):
                 _print(table)
     return {**files, "picture": str(out / PICTURE)}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparsetune.comparison.methods import FAMILIES
+from sparsetune.comparison.methods import FAMILIES, rows_of
 from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, check_seeds, in_order
@@ -95,7 +95,7 @@ class Comparison:
     def _entries(self) -> Iterator[Entry]:
         for name, ground in self.grounds.items():
             for family in self.only or FAMILIES:
-                for method, settings in FAMILIES[family].rows.items():
+                for method, settings in rows_of(family, ground.budgets).items():
                     yield Entry(name, family, method, self._trainings(ground, settings))
 
     def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparsetune.reproduce.jobs import Settings
@@ -46,11 +47,25 @@ FAMILIES = {
         },
     ),
     "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
+    "budget": Family("what --budget chooses", "#e377c2", {}),
     "everything": Family("everything", "#d98200", {"everything": {"kind": "ours", "fraction": 1.0}}),
     "lora": Family("PEFT LoRA", "#c0392b", {f"LoRA {r}": {"kind": "lora", "rank": r} for r in RANKS}),
 }
 """By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
 WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
 
-THEIRS, WHOLE = "lora", "everything"
-"""The family that is PEFT's, and the one that is no delta of a part but the yardstick of both sides."""
+THEIRS, WHOLE, CHOSEN = "lora", "everything", "budget"
+"""The family that is PEFT's, the one that is no delta of a part but the yardstick of both sides, and the one
+whose sizes each ground has for itself."""
+
+
+def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
+    """Return the methods of a family by name.
+
+    Args:
+        family: A name out of ``FAMILIES``.
+        budgets: The bytes that ``budget`` may spend on this ground.
+    """
+    if family != CHOSEN:
+        return FAMILIES[family].rows
+    return {f"budget {nbytes / 1000:,.0f} KB": {"kind": "ours", "budget": nbytes} for nbytes in budgets}

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from sparsetune.comparison.comparison import Comparison, Entry
-from sparsetune.comparison.methods import THEIRS, WHOLE
+from sparsetune.comparison.methods import CHOSEN, THEIRS, WHOLE
 from sparsetune.errors import DataError
 from sparsetune.reproduce.contest import FEWER_BITS
 from sparsetune.reproduce.results import Spread
@@ -29,7 +29,8 @@ class Point:
     Attributes:
         ground: The ground's name.
         family: The method's family.
-        name: The method's.
+        name: The method's; with what its budget was spent on, where it has one.
+        budget: The bytes that it was given to spend; ``None`` where its size is fixed.
         dtype: How its values are stored.
         bytes: How many they take; of several seeds the most.
         top1: Accuracies over seeds, in percent; a training that did not converge counts as chance.
@@ -41,6 +42,7 @@ class Point:
     ground: str
     family: str
     name: str
+    budget: int | None
     dtype: str
     bytes: int
     top1: Spread
@@ -56,12 +58,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ours and PEFT's at equal bytes.
+    """Ours and another at equal bytes.
 
     Attributes:
         budget: Bytes that neither may exceed.
         ours: Our best of at most that size; ``None`` where there is none.
-        theirs: PEFT's.
+        theirs: The other's.
     """
 
     budget: int
@@ -102,6 +104,13 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
     return [Verdict(budget, _best(ours, budget), _best(theirs, budget)) for budget in BUDGETS]
 
 
+def choices(points: Sequence[Point]) -> list[Verdict]:
+    """Compare what ``--budget`` chose with the best fixed method of ours of at most its bytes, in float32."""
+    plain = [point for point in points if point.dtype == DTYPES[0]]
+    fixed = [point for point in plain if point.family not in (CHOSEN, THEIRS)]
+    return [Verdict(point.budget, point, _best(fixed, point.budget)) for point in plain if point.budget]
+
+
 def lines(rows: Sequence[Row], comparison: Comparison) -> str:
     """Return JSON lines: what was compared, then each row of it with machine, versions, date and commit."""
     wanted = {job.id for job in comparison.jobs}
@@ -132,10 +141,12 @@ def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float
     )
     times = [result["train_seconds"] for result in done if result["train_seconds"]]
     rate = done[0]["lr"]
+    chosen = dict.fromkeys(result["choice"]["name"] for result in done if "choice" in result)
     return Point(
         ground=entry.ground,
         family=entry.family,
-        name=entry.name,
+        name=": ".join([entry.name, *([" / ".join(chosen)] if chosen else [])]),
+        budget=entry.jobs[0].settings["budget"],
         dtype=DTYPES[number],
         bytes=max(result["stored"][number]["bytes"] for result in done),
         top1=Spread(values, len(rows) - len(done)),

@@ -9,9 +9,8 @@ from sparsetune.reproduce.jobs import Settings
 HELD_OUT = 0.2
 """Share of the training pictures on which learning rates are chosen."""
 
-SMALL: Settings = {"model": "wrn28_4", "model_kwargs": {"depth": 16, "width": 2}}
+SMALL: Settings = {"model": "wrn28_4", "model_kwargs": {"depth": 10, "width": 2}}
 PAPERS: Settings = {"model": "wrn28_4"}
-TINY: Settings = {"data": "tiny-imagenet", "fraction": 1.0}
 
 
 @dataclass(frozen=True)
@@ -22,12 +21,14 @@ class Ground:
         title: For people.
         settings: Of every training on it; only what differs from the defaults.
         rates: Learning rates that are tried for each method.
+        budgets: Bytes that ``--budget`` may spend.
         backbone: The training that gives the backbone; ``None`` for random values.
     """
 
     title: str
     settings: Settings
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    budgets: tuple[int, ...] = (160_000, 640_000, 2_500_000)
     backbone: Settings | None = None
 
 
@@ -40,24 +41,30 @@ _SMOKE: Settings = {
     "batch_size": 32,
     "epochs": 1,
 }
-_CPU: Settings = {
+_DIGITS: Settings = {**SMALL, "data": "digits", "epochs": 20, "batch_size": 16}
+_SUBSET: Settings = {
     **SMALL,
-    "train_limit": 4000,
-    "test_limit": 2000,
+    "train_limit": 2000,
+    "test_limit": 1000,
     "size": 16,
-    "batch_size": 64,
-    "epochs": 6,
+    "batch_size": 16,
+    "epochs": 9,
 }
+_TINY: Settings = {**_SUBSET, "data": "tiny-imagenet"}
+_BEFORE: Settings = {**_SUBSET, "fraction": 1.0, "train_limit": 20_000, "batch_size": 64, "epochs": 10}
+_ON_CIFAR10, _ON_TINY = _BEFORE, {**_BEFORE, "data": "tiny-imagenet"}
+_BYTES, _MANY_CLASSES = (60_000, 250_000), (160_000, 350_000)
 _WHOLE: Settings = {**PAPERS, "epochs": 10}
 
 PRESETS: dict[str, dict[str, Ground]] = {
     "smoke": {
-        "random": Ground("WRN-10-1, random backbone, digits: does it work?", _SMOKE, (0.1,)),
+        "random": Ground("WRN-10-1, random backbone, digits: does it work?", _SMOKE, (0.1,), (30_000,)),
         "trained": Ground(
             "WRN-10-1, backbone trained on digits, digits: does it work?",
             _SMOKE,
             (0.1,),
-            {**_SMOKE, "fraction": 1.0},
+            (30_000,),
+            backbone={**_SMOKE, "fraction": 1.0},
         ),
     },
     "digits": {
@@ -66,13 +73,25 @@ PRESETS: dict[str, dict[str, Ground]] = {
             {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 32},
         )
     },
-    "cifar10": {"random": Ground("WRN-16-2, random backbone, CIFAR-10 at 16x16", _CPU)},
-    "transfer": {
-        "trained": Ground(
-            "WRN-16-2, backbone trained on Tiny-ImageNet, CIFAR-10 at 16x16",
-            _CPU,
-            backbone={**SMALL, **TINY, "train_limit": 20_000, "test_limit": 2000, "size": 16, "epochs": 10},
-        )
+    "small": {
+        "digits": Ground("WRN-10-2, random backbone, digits", _DIGITS, budgets=_BYTES),
+        "digits-trained": Ground(
+            "WRN-10-2, backbone trained on Tiny-ImageNet, digits", _DIGITS, backbone=_ON_TINY, budgets=_BYTES
+        ),
+        "cifar10": Ground("WRN-10-2, random backbone, CIFAR-10 at 16x16", _SUBSET, budgets=_BYTES),
+        "cifar10-trained": Ground(
+            "WRN-10-2, backbone trained on Tiny-ImageNet, CIFAR-10 at 16x16",
+            _SUBSET,
+            backbone=_ON_TINY,
+            budgets=_BYTES,
+        ),
+        "tiny": Ground("WRN-10-2, random backbone, Tiny-ImageNet at 16x16", _TINY, budgets=_MANY_CLASSES),
+        "tiny-trained": Ground(
+            "WRN-10-2, backbone trained on CIFAR-10, Tiny-ImageNet at 16x16",
+            _TINY,
+            backbone=_ON_CIFAR10,
+            budgets=_MANY_CLASSES,
+        ),
     },
     "full": {
         "random": Ground("WRN-28-4, random backbone, CIFAR-10", _WHOLE),
@@ -80,7 +99,7 @@ PRESETS: dict[str, dict[str, Ground]] = {
             "WRN-28-4, backbone trained on Tiny-ImageNet, CIFAR-10",
             _WHOLE,
             (0.01, 0.03, 0.1),
-            {**PAPERS, **TINY, "size": 32, "epochs": 30},
+            backbone={**PAPERS, "data": "tiny-imagenet", "fraction": 1.0, "size": 32, "epochs": 30},
         ),
     },
 }

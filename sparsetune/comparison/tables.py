@@ -1,4 +1,4 @@
-"""The comparison as tables of words: every method, and ours beside PEFT's at equal bytes."""
+"""The comparison as tables of words: every method, and ours beside others at equal bytes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,18 @@ def methods(points: Sequence[Point]) -> Table:
 
 
 def budgets(found: Sequence[Verdict]) -> Table:
-    """Return a row for each budget at which either side has something."""
+    """Return a row for each budget at which ours or PEFT's has something."""
     header = ["at most", "ours", "top-1 (%)", "PEFT LoRA", "top-1 (%)", "ours / LoRA, time", "ours wins"]
+    return header, _judged(found)
+
+
+def chosen(found: Sequence[Verdict]) -> Table:
+    """Return a row for each budget that was left to ``--budget``."""
+    header = ["at most", "chosen", "top-1 (%)", "best fixed", "top-1 (%)", "chosen / fixed, time", "as good"]
+    return header, _judged(found)
+
+
+def _judged(found: Sequence[Verdict]) -> list[list[str]]:
     words = {True: "yes", False: "no", None: ""}
     rows = []
     for verdict in found:
@@ -34,7 +44,7 @@ def budgets(found: Sequence[Verdict]) -> Table:
             sides = [cell for side in (verdict.ours, verdict.theirs) for cell in _side(side)]
             shown = "" if ratio is None else f"{ratio:.2f}"
             rows.append([f"{verdict.budget / 1000:,.0f} KB", *sides, shown, words[verdict.holds]])
-    return header, rows
+    return rows
 
 
 def _side(point: Point | None) -> list[str]:

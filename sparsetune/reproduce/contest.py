@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sparsetune.adapt import adapt_
 from sparsetune.arithmetic import compress
+from sparsetune.budget import choose
+from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, loader, open_data, split_in_two
 from sparsetune.errors import DivergedError
@@ -54,8 +56,8 @@ def contend(
 
     Returns:
         What was measured, or ``None`` when the time was up before the end. ``seconds`` is the time of all of
-        it since the last start; ``train_seconds`` that of the training steps alone: their median times their
-        number, so that neither tests nor interruptions count.
+        it since the last start; ``train_seconds`` that of choosing, where there is a budget, and of the
+        training steps: their median times their number, so that neither tests nor interruptions count.
 
     Raises:
         DivergedError: When a loss does not stay finite, or none did in tuning.
@@ -63,8 +65,9 @@ def contend(
     """
     clock = _Clock(watch)
     lr = settings["lr"] if settings["lr"] is not None else best_rate(settings, place)
-    data, net = _data(settings, place), _model(settings, place)
     config = FitConfig(**{**{name: settings[name] for name in TRAINING}, "lr": lr})
+    data = _data(settings, place)
+    net, choice, choosing = _adapt(_model(settings, place), settings, data, config)
     checkpoint = folder / CHECKPOINT
     same = {"entry": settings}
     history = train(
@@ -82,8 +85,10 @@ def contend(
         "train_loss": last.train_loss,
         "train_pictures": len(data.train or ()),
         "learned_parameters": sum(value.numel() for value in net.parameters() if value.requires_grad),
-        "train_seconds": clock.training(config.epochs),
+        "train_seconds": clock.training(config.epochs, choosing),
     }
+    if choice:
+        result["choice"] = choice.to_json()
     if not settings["held_out"]:
         result["stored"] = [*_stored(net, settings, data, folder, last)]
     checkpoint.unlink(missing_ok=True)
@@ -122,9 +127,9 @@ class _Clock:
             self.watch(event)
         self.last = time.monotonic() if isinstance(event, Step) else None
 
-    def training(self, epochs: int) -> float | None:
-        """Return the seconds of all training steps; ``None`` where too few were taken since the start."""
-        return median(self.times) * self.steps * epochs if self.times else None
+    def training(self, epochs: int, before: float) -> float | None:
+        """Return the seconds of all training steps and ``before``; ``None`` where too few were taken."""
+        return median(self.times) * self.steps * epochs + before if self.times else None
 
 
 def _data(settings: Settings, place: Place) -> Data:
@@ -137,18 +142,28 @@ def _data(settings: Settings, place: Place) -> Data:
 
 
 def _model(settings: Settings, place: Place) -> nn.Module:
-    net = create(
+    return create(
         settings["model"],
         num_classes=KNOWN[settings["data"]].classes,
         seed=settings["seed"],
         checkpoint=place.start(settings),
         **settings["model_kwargs"] or {},
     )
-    if settings["kind"] == "ours":
-        return adapt_(net, Learn(**{name: settings[name] for name in LEARN}))
-    with torch.random.fork_rng():
-        torch.manual_seed(settings["seed"])
-        return uniform_lora(net, settings["rank"])
+
+
+def _adapt(
+    net: nn.Module, settings: Settings, data: Data, config: FitConfig
+) -> tuple[nn.Module, Choice | None, float]:
+    """Make the plain model learn; return it, what its budget is spent on, and the seconds of choosing."""
+    if settings["kind"] == "lora":
+        with torch.random.fork_rng():
+            torch.manual_seed(settings["seed"])
+            return uniform_lora(net, settings["rank"]), None, 0.0
+    if settings["budget"] is None:
+        return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None, 0.0
+    began = time.monotonic()
+    choice = choose(net, data, config, settings["budget"])
+    return adapt_(net, choice.learn), choice, time.monotonic() - began
 
 
 def _stored(

@@ -22,6 +22,7 @@ DEFAULTS: Settings = {
     "fraction": None,
     "filters": None,
     "rank": None,
+    "budget": None,
     "dim": "out",
     "layers": None,
     "norm": True,
@@ -45,8 +46,8 @@ DEFAULTS: Settings = {
 ``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together), ``weights`` (the
 magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from``
 and ``of`` name other jobs by their id. An entry with ``held_out`` is scored on that share of the training
-pictures; one without ``lr`` takes the best of the entries ``of``. ``size`` is of pictures, where it is not
-their own.
+pictures; one without ``lr`` takes the best of the entries ``of``, and one with ``budget`` chooses what it
+learns within so many bytes. ``size`` is of pictures, where it is not their own.
 """
 
 TRAININGS = ("fit", "ours", "lora")
@@ -94,7 +95,7 @@ class Job:
         held = self.settings
         if held["kind"] == "weights" and held["of"] is None:
             return f"{held['model']} weights as drawn"
-        sizes = {"f": held["fraction"], "n": held["filters"], "r": held["rank"]}
+        sizes = {"f": held["fraction"], "n": held["filters"], "r": held["rank"], "B": held["budget"]}
         size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
         words = [] if held["kind"] == "fit" else [held["kind"]]
         words = [held["model"], *words, held["data"], size, *(held["layers"] or ())]

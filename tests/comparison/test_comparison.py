@@ -45,7 +45,7 @@ def rows_of(comparison, values):
 
 
 def test_every_final_training_needs_its_tuning_and_its_backbone():
-    comparison = Comparison(preset="transfer", seeds=(0, 5))
+    comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
     assert len(place) == len(comparison.jobs) == 1 + 24 * (3 + 2)
     backbone = comparison.jobs[0]
