@@ -31,6 +31,8 @@ SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
 LEAST = 24
 """Steps of a trial from which anything can be told."""
+SETUP = 10
+"""Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would prefer slices where a whole training does not."""
@@ -68,9 +70,9 @@ def choose(
     pictures and judged by the loss on others, which are training pictures too. The best three are trained
     again for longer (successive halving, Jamieson and Talwalkar, 2016), each with the whole schedule of
     ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
-    lower by two standard errors of the mean over the pictures. All steps together, and those that judging
-    takes as long as, are at most a tenth of the training's; where that is too few, uniform low rank is chosen
-    untried.
+    lower by two standard errors of the mean over the pictures. All steps together, and those that setting up
+    and judging take as long as, are at most a tenth of the training's; where that is too few, uniform low
+    rank is chosen untried.
 
     Args:
         net: A plain model; it is not changed.
@@ -113,7 +115,8 @@ class _Comparison:
         self.part, self.held = split_in_two(train, share, config.seed)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
         self.probed = max(1, min(4, self.limit // 20))
-        self.judging = math.ceil(len(self.held) / config.batch_size / 3)
+        self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
+        self.judged = self._feed(self.held)
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
 
@@ -165,11 +168,11 @@ class _Comparison:
     def _rounds(self, candidates: int) -> list[tuple[int, int]]:
         """How many candidates are trained for how many steps, round after round."""
         left = self.limit - self.probed
-        first, last = (left // 2 // count - self.judging for count in (candidates, FINALISTS))
+        first, last = (left // 2 // count - self.extra for count in (candidates, FINALISTS))
         if candidates > FINALISTS and first >= LEAST:
             return [(candidates, first), (FINALISTS, last)]
-        count = min(candidates, left // (LEAST + self.judging))
-        return [(count, left // count - self.judging)] if count >= min(candidates, FINALISTS) > 1 else []
+        count = min(candidates, left // (LEAST + self.extra))
+        return [(count, left // count - self.extra)] if count >= min(candidates, FINALISTS) > 1 else []
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         config = replace(self.config, compile=False, epochs=1)
@@ -186,7 +189,7 @@ class _Comparison:
         unread = self.held.take(np.arange(self.group.count))  # fit tests; judged are all, here
         try:
             fit(net, replace(self.data, train=part, test=unread), config)
-            logits, labels = predict_logits(_unsettled(net), self._feed(self.held).epoch(config.seed))
+            logits, labels = predict_logits(_unsettled(net), self.judged.epoch(config.seed))
             losses = F.cross_entropy(logits.double(), labels, reduction="none")
             loss, top1 = losses.mean().item(), (logits.argmax(1) == labels).double().mean().item()
         except DivergedError:
@@ -219,7 +222,7 @@ class _Comparison:
     def _untried(self, trials: dict[str, Trial]) -> tuple[str, str]:
         if len(trials) == 1:
             return DEFAULT, "all candidates come to the same."
-        needed = FINALISTS * (LEAST + self.judging) + 1
+        needed = FINALISTS * (LEAST + self.extra) + 1
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return DEFAULT, f"{short}; this one is the best in most cases."
 

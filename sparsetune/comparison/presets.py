@@ -47,7 +47,7 @@ _SUBSET: Settings = {
     "train_limit": 2000,
     "test_limit": 1000,
     "size": 16,
-    "batch_size": 16,
+    "batch_size": 12,
     "epochs": 9,
 }
 _TINY: Settings = {**_SUBSET, "data": "tiny-imagenet"}
