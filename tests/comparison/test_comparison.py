@@ -13,9 +13,9 @@ import sparsetune as st
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import FAMILIES
-from sparsetune.comparison.points import find, lines, read_lines, verdicts
+from sparsetune.comparison.points import choices, find, lines, read_lines, verdicts
 from sparsetune.comparison.presets import PRESETS
-from sparsetune.comparison.tables import budgets, methods
+from sparsetune.comparison.tables import budgets, chosen, methods
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.lowrank import learned_tensors, uniform_lora
 from sparsetune.reproduce.counts import learned_parameters
@@ -47,13 +47,15 @@ def rows_of(comparison, values):
 def test_every_final_training_needs_its_tuning_and_its_backbone():
     comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
-    assert len(place) == len(comparison.jobs) == 1 + 24 * (3 + 2)
-    backbone = comparison.jobs[0]
+    assert len(place) == len(comparison.jobs) == 1 + 2 * 27 * (3 + 2)
+    (backbone,) = [job for job in comparison.jobs if job.settings["kind"] == "fit"]
     assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
-    for entry in comparison.entries:
+    trained = [entry for entry in comparison.entries if entry.ground == "trained"]
+    assert len(trained) == 27
+    for entry in trained:
         for job, seed in zip(entry.jobs, (0, 5), strict=True):
             tuning = [each for each in job.needs if each.settings["held_out"]]
-            assert [each.settings["lr"] for each in tuning] == list(PRESETS["transfer"]["trained"].rates)
+            assert [each.settings["lr"] for each in tuning] == list(PRESETS["full"]["trained"].rates)
             assert {each.settings["seed"] for each in tuning} == {0}
             assert (job.settings["seed"], job.settings["lr"], job.settings["held_out"]) == (seed, None, None)
             assert job.settings["of"] == [each.id for each in tuning]
@@ -65,7 +67,7 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_all_methods_of_a_preset_differ_in_the_method_alone(preset):
     comparison = Comparison(preset=preset)
-    own = {"kind", "fraction", "filters", "rank", "layers", "norm", "of"}
+    own = {"kind", "fraction", "filters", "rank", "budget", "layers", "norm", "of"}
     for ground in comparison.grounds:
         same = {
             json.dumps({k: v for k, v in job.settings.items() if k not in own and k != "seed"})
@@ -86,6 +88,7 @@ def test_ours_and_peft_meet_at_equal_bytes_on_the_papers_network():
     counts = {
         (entry.family, entry.name): learned_parameters(entry.jobs[0].settings)
         for entry in Comparison(preset="digits").entries
+        if entry.family != "budget"
     }
     assert counts["head", "head"] == 257 * 10
     assert counts["norm", "norm and head"] == 9_770
@@ -151,6 +154,42 @@ def test_a_verdict_takes_the_best_of_each_side_below_the_budget():
     assert (large.ours.name, large.theirs.name, large.holds) == ("rank 1", "LoRA 2", False)
     header, cells = budgets([*found.values()])
     assert [row[-1] for row in cells[-3:]] == ["no", "no", "no"]
+    assert len(header) == len(cells[0])
+
+
+def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits():
+    comparison = Comparison(preset="digits", only=("norm", "rank", "budget", "lora"), seeds=(0, 1))
+    made = {
+        "norm and head": (70_000, (0.70, 0.70)),
+        "rank 1": (150_000, (0.76, 0.84)),
+        "rank 2": (170_000, (0.90, 0.90)),
+        "LoRA 1": (150_000, (0.99, 0.99)),
+        "budget 160 KB": (159_000, (0.75, 0.77)),
+        "budget 640 KB": (500_000, (0.89, 0.89)),
+    }
+
+    def values(entry, seed):
+        if entry.name not in made:
+            return None
+        count, shares = made[entry.name]
+        return count, shares[seed], 5.0
+
+    rows = rows_of(comparison, values)
+    names = iter(("low rank", "slices", "slices", "slices"))
+    for row in rows:
+        if row.settings["budget"] and "stored" in row.result:
+            row.result["choice"] = {"name": next(names)}
+    one, other = choices(find(rows, comparison))
+    assert (one.budget, one.ours.name, one.theirs.name) == (
+        160_000,
+        "budget 160 KB: low rank / slices",
+        "rank 1",
+    )
+    assert one.holds  # 76 is 80 less the standard error, 4
+    assert (other.budget, other.ours.name, other.theirs.name) == (640_000, "budget 640 KB: slices", "rank 2")
+    assert not other.holds
+    header, cells = chosen([one, other])
+    assert [row[-1] for row in cells] == ["yes", "no"]
     assert len(header) == len(cells[0])
 
 

@@ -55,6 +55,20 @@ def test_a_tuning_learns_from_the_rest_and_is_scored_on_what_was_held_out(small,
     assert "stored" not in result
 
 
+def test_a_budget_is_spent_as_choose_says_and_choosing_counts_as_training(small, place):
+    job = small(kind="ours", fraction=None, budget=20_000, epochs=2)
+    result = perform(job.id, job.settings, place)
+    data = st.open_data("digits", train_limit=100, test_limit=50)
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+    choice = st.choose(net, data, st.FitConfig(epochs=2, batch_size=32), 20_000)
+    assert result["choice"] == choice.to_json()
+    st.adapt_(net, choice.learn)
+    last = st.fit(net, data, st.FitConfig(epochs=2, batch_size=32))[-1]
+    assert (result["top1"], result["loss"]) == (last.test_top1, last.test_loss)
+    assert 15_000 < result["stored"][0]["bytes"] <= 20_000
+    assert 0 < result["train_seconds"] < result["seconds"]
+
+
 def test_lora_trains_by_the_same_loop_and_its_bytes_are_its_values(small, place):
     job = small(kind="lora", fraction=None, rank=2)
     result = perform(job.id, job.settings, place)
