@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsetune.adapt import adapt_
-from sparsetune.allocation import Rule, Unit, allocate
+from sparsetune.candidates import CANDIDATES, DEFAULT, candidate
 from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
@@ -37,22 +37,12 @@ SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would prefer slices where a whole training does not."""
 FINALISTS = 3
+PROBED = 4
+"""Most batches whose gradients are the signal."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
 ERRORS = 2.0
 """By so many standard errors another candidate must beat the default."""
-
-CANDIDATES: dict[str, tuple[Unit, Rule, int | None]] = {
-    "low rank, uniform": ("rank", "number", None),
-    "low rank, by signal": ("rank", "signal", None),
-    "slices, middle third": ("filters", "fraction", 1),
-    "slices, by signal": ("filters", "signal", None),
-    "slices, last third": ("filters", "fraction", 2),
-    "slices, first third": ("filters", "fraction", 0),
-    "slices, uniform": ("filters", "fraction", None),
-}
-"""Unit, rule and third of the depth; the default first, then the ones to try first where time is short."""
-DEFAULT = next(iter(CANDIDATES))
 
 
 def choose(
@@ -114,7 +104,7 @@ class _Comparison:
         share = min(HELD_SHARE, HELD_OUT / len(train))
         self.part, self.held = split_in_two(train, share, config.seed)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
-        self.probed = max(1, min(4, self.limit // 20))
+        self.probed = max(1, min(PROBED, self.limit // 20))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
         self.judged = self._feed(self.held)
         self.steps = 0
@@ -122,7 +112,7 @@ class _Comparison:
 
     def choice(self, nbytes: int, base: Learn | None) -> Choice:
         """Run the trials and choose."""
-        trials = self._candidates(nbytes, base or Learn(filters=0))
+        trials = self._candidates(nbytes, base)
         rounds = self._rounds(len(trials))
         ranked = [*trials]
         for count, steps in rounds:
@@ -135,25 +125,16 @@ class _Comparison:
         name, why = self._best(trials, ranked) if rounds else self._untried(trials)
         return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()))
 
-    def _candidates(self, nbytes: int, base: Learn) -> dict[str, Trial]:
+    def _candidates(self, nbytes: int, base: Learn | None) -> dict[str, Trial]:
         """Every candidate that differs from those before it."""
-        names = _layer_names(self.net, base)
-        thirds = [names[len(names) * i // 3 : len(names) * (i + 1) // 3] for i in range(3)]
         gradients = self._gradients() if self._rounds(len(CANDIDATES)) else None
         found: dict[Learn, Trial] = {}
-        for name, (unit, rule, third) in CANDIDATES.items():
-            if (rule == "signal" and gradients is None) or (third is not None and not thirds[third]):
-                continue
-            learn = allocate(
-                self.net,
-                nbytes,
-                unit,
-                rule,
-                gradients=gradients,
-                layers=() if third is None else thirds[third],
-                base=base,
-                classes=self.data.classes,
+        for name in CANDIDATES:
+            learn = candidate(
+                name, self.net, nbytes, gradients=gradients, base=base, classes=self.data.classes
             )
+            if learn is None:
+                continue
             made = plan(self.net, learn)
             found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.delta_bytes))
         trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
@@ -248,9 +229,3 @@ def _unsettled(net: nn.Module) -> nn.Module:
 
 def _loss(trial: Trial) -> float:
     return math.inf if trial.loss is None else trial.loss
-
-
-def _layer_names(net: nn.Module, base: Learn) -> list[str]:
-    """Modules that may get a share, in the model's order."""
-    names = [part.homes[0][0] for part in plan(net, base) if part.layer]
-    return list(dict.fromkeys(names))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.budget import CANDIDATES, DEFAULT
+from sparsetune.candidates import CANDIDATES, DEFAULT
 from sparsetune.choice import Trial
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.members import run_members

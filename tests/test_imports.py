@@ -23,6 +23,7 @@ COLUMN = [
     "choice",
     "plan",
     "allocation",
+    "candidates",
     "gradients",
     "cost",
     "weight_gradient",

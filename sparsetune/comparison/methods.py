@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparsetune.candidates import CANDIDATES
 from sparsetune.reproduce.jobs import Settings
 
 
@@ -47,6 +48,7 @@ FAMILIES = {
         },
     ),
     "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
+    "spread": Family("one budget, spread otherwise", "#17a2a2", {}),
     "budget": Family("what --budget chooses", "#e377c2", {}),
     "everything": Family("everything", "#d98200", {"everything": {"kind": "ours", "fraction": 1.0}}),
     "lora": Family("PEFT LoRA", "#c0392b", {f"LoRA {r}": {"kind": "lora", "rank": r} for r in RANKS}),
@@ -54,9 +56,9 @@ FAMILIES = {
 """By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
 WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
 
-THEIRS, WHOLE, CHOSEN = "lora", "everything", "budget"
-"""The family that is PEFT's, the one that is no delta of a part but the yardstick of both sides, and the one
-whose sizes each ground has for itself."""
+THEIRS, WHOLE, CHOSEN, SPREAD = "lora", "everything", "budget", "spread"
+"""The family that is PEFT's, the one that is no delta of a part but the yardstick of both sides, and the two
+that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in every way open to it."""
 
 
 def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
@@ -64,8 +66,11 @@ def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
 
     Args:
         family: A name out of ``FAMILIES``.
-        budgets: The bytes that ``budget`` may spend on this ground.
+        budgets: The bytes that may be spent on this ground.
     """
-    if family != CHOSEN:
-        return FAMILIES[family].rows
-    return {f"budget {nbytes / 1000:,.0f} KB": {"kind": "ours", "budget": nbytes} for nbytes in budgets}
+    if family == CHOSEN:
+        return {f"budget {n / 1000:,.0f} KB": {"kind": "ours", "budget": n} for n in budgets}
+    if family == SPREAD:
+        least = min(budgets)
+        return {name: {"kind": "ours", "budget": least, "spread": name} for name in CANDIDATES}
+    return FAMILIES[family].rows

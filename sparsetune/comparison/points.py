@@ -14,7 +14,7 @@ from sparsetune.comparison.methods import CHOSEN, THEIRS, WHOLE
 from sparsetune.errors import DataError
 from sparsetune.reproduce.contest import FEWER_BITS
 from sparsetune.reproduce.results import Spread
-from sparsetune.reproduce.sources import KNOWN
+from sparsetune.reproduce.sources import class_count
 from sparsetune.reproduce.store import Row
 
 DTYPES = ("float32", *FEWER_BITS)
@@ -30,7 +30,7 @@ class Point:
         ground: The ground's name.
         family: The method's family.
         name: The method's; with what its budget was spent on, where it has one.
-        budget: The bytes that it was given to spend; ``None`` where its size is fixed.
+        budget: The bytes that ``--budget`` was given; ``None`` for another method.
         dtype: How its values are stored.
         bytes: How many they take; of several seeds the most.
         top1: Accuracies over seeds, in percent; a training that did not converge counts as chance.
@@ -135,7 +135,7 @@ def read_lines(path: Path) -> tuple[list[Row], Comparison]:
 
 def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float]) -> Point:
     done = [row.result for row in rows if "stored" in row.result]
-    chance = 100 / KNOWN[rows[0].settings["data"]].classes
+    chance = 100 / class_count(rows[0].settings)
     values = tuple(
         100 * row.result["stored"][number]["top1"] if "stored" in row.result else chance for row in rows
     )
@@ -146,7 +146,7 @@ def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float
         ground=entry.ground,
         family=entry.family,
         name=": ".join([entry.name, *([" / ".join(chosen)] if chosen else [])]),
-        budget=entry.jobs[0].settings["budget"],
+        budget=entry.jobs[0].settings["budget"] if entry.family == CHOSEN else None,
         dtype=DTYPES[number],
         bytes=max(result["stored"][number]["bytes"] for result in done),
         top1=Spread(values, len(rows) - len(done)),

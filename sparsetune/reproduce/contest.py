@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,25 +11,29 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsetune.adapt import adapt_
 from sparsetune.arithmetic import compress
-from sparsetune.budget import choose
+from sparsetune.budget import PROBED, choose
+from sparsetune.candidates import candidate
 from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
-from sparsetune.data import Data, loader, open_data, split_in_two
-from sparsetune.errors import DivergedError
+from sparsetune.data import Data, Feed, balanced, loader, open_data, split_in_two
+from sparsetune.errors import ConfigError, DivergedError
 from sparsetune.folders import CHECKPOINT, DELTA
+from sparsetune.gradients import mean_gradients
 from sparsetune.inference import predict_logits
 from sparsetune.learn import Learn
 from sparsetune.lowrank import learned_tensors, uniform_lora
+from sparsetune.machine import pick_device
 from sparsetune.metrics import scores
 from sparsetune.precision import Precision, decode, encode
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
 from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.sources import KNOWN
+from sparsetune.reproduce.sources import class_count
 from sparsetune.reproduce.store import open_store
 from sparsetune.saving import fill, save
 from sparsetune.training import Epoch, Step, Watch, train
@@ -133,18 +138,30 @@ class _Clock:
 
 
 def _data(settings: Settings, place: Place) -> Data:
-    limits = {name: settings[name] for name in ("size", "train_limit", "test_limit")}
-    data = open_data(place.data(settings), **limits)
+    data = _first_classes(open_data(place.data(settings), size=settings["size"]), class_count(settings))
+    if data.train is not None and settings["train_limit"]:
+        data = replace(data, train=balanced(data.train, settings["train_limit"], 0, "train_limit"))
+    if settings["test_limit"]:
+        data = replace(data, test=balanced(data.test, settings["test_limit"], 0, "test_limit"))
     if settings["held_out"] and data.train is not None:
         rest, held_out = split_in_two(data.train, settings["held_out"], seed=0)
         data = replace(data, train=rest, test=held_out)
     return replace(data, name=settings["data"])
 
 
+def _first_classes(data: Data, count: int) -> Data:
+    if count == len(data.classes):
+        return data
+    labels = np.arange(len(data.classes))
+    new = np.where(labels < count, labels, -1)
+    train = data.train and data.train.relabel(new)
+    return replace(data, train=train, test=data.test.relabel(new), classes=data.classes[:count])
+
+
 def _model(settings: Settings, place: Place) -> nn.Module:
     return create(
         settings["model"],
-        num_classes=KNOWN[settings["data"]].classes,
+        num_classes=class_count(settings),
         seed=settings["seed"],
         checkpoint=place.start(settings),
         **settings["model_kwargs"] or {},
@@ -162,8 +179,28 @@ def _adapt(
     if settings["budget"] is None:
         return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None, 0.0
     began = time.monotonic()
-    choice = choose(net, data, config, settings["budget"])
-    return adapt_(net, choice.learn), choice, time.monotonic() - began
+    if settings["spread"] is None:
+        choice = choose(net, data, config, settings["budget"])
+        return adapt_(net, choice.learn), choice, time.monotonic() - began
+    learn = _spread(net, settings, data, config)
+    return adapt_(net, learn), None, time.monotonic() - began
+
+
+def _spread(net: nn.Module, settings: Settings, data: Data, config: FitConfig) -> Learn:
+    """What comes to a budget, spread over the layers in one way."""
+    gradients = None
+    if data.train is not None:
+        device = pick_device(config.device)
+        feed = Feed(
+            data.train, data.preprocessing, device, batch_size=config.batch_size, augment=data.augment
+        )
+        batches = itertools.islice(feed.epoch(config.seed), PROBED)
+        gradients = mean_gradients(net, batches, device, config.seed)
+    name, nbytes = settings["spread"], settings["budget"]
+    learn = candidate(name, net, nbytes, gradients=gradients, classes=data.classes)
+    if learn is None:
+        raise ConfigError(f"{settings['model']} has no layers for '{name}'; leave out --only spread.")
+    return learn
 
 
 def _stored(

@@ -15,6 +15,7 @@ DEFAULTS: Settings = {
     "model": None,
     "model_kwargs": None,
     "data": "cifar10",
+    "classes": None,
     "train_limit": None,
     "test_limit": None,
     "held_out": None,
@@ -23,6 +24,7 @@ DEFAULTS: Settings = {
     "filters": None,
     "rank": None,
     "budget": None,
+    "spread": None,
     "dim": "out",
     "layers": None,
     "norm": True,
@@ -46,8 +48,9 @@ DEFAULTS: Settings = {
 ``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together), ``weights`` (the
 magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from``
 and ``of`` name other jobs by their id. An entry with ``held_out`` is scored on that share of the training
-pictures; one without ``lr`` takes the best of the entries ``of``, and one with ``budget`` chooses what it
-learns within so many bytes. ``size`` is of pictures, where it is not their own.
+pictures; one without ``lr`` takes the best of the entries ``of``, and one with ``budget`` learns what
+comes to so many bytes, spread over the layers as ``spread`` says or, without, as ``--budget`` chooses.
+``size`` is of pictures, where it is not their own; of ``classes``, where it is not all, the first are taken.
 """
 
 TRAININGS = ("fit", "ours", "lora")

@@ -45,6 +45,11 @@ KNOWN = {
 }
 
 
+def class_count(settings: Settings) -> int:
+    """Return how many classes a job tells apart."""
+    return settings.get("classes") or KNOWN[settings["data"]].classes
+
+
 def sources_from(given: Iterable[str]) -> dict[str, str]:
     """Read ``NAME=FOLDER`` words, such as ``cifar10=data/cifar10``.
 
