@@ -1,0 +1,50 @@
+"""Ways to spend a budget: where the bytes go, told by the layers' order in the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparsetune as st
+from sparsetune.candidates import CANDIDATES, DEFAULT, candidate
+
+BUDGET = 30_000
+
+
+def plain():
+    return st.create("wrn28_4", depth=10, width=1, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(value.shape, generator=generator) for name, value in plain().named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", [*CANDIDATES])
+def test_each_keeps_the_budget_and_uses_it(name, gradients):
+    learn = candidate(name, plain(), BUDGET, gradients=gradients)
+    assert 0.8 * BUDGET < st.plan(plain(), learn).delta_bytes <= BUDGET
+    kind = {"low rank": "rank", "slices": "filters"}[name.split(",")[0]]
+    assert {*learn.amounts} == {kind}
+
+
+@pytest.mark.parametrize(("number", "third"), [(0, "first"), (1, "middle"), (2, "last")])
+def test_a_third_of_the_depth_gets_all_of_it(number, third):
+    convs = [name for name, module in plain().named_modules() if isinstance(module, torch.nn.Conv2d)]
+    count = len(convs)
+    wanted = convs[count * number // 3 : count * (number + 1) // 3]
+    made = st.plan(plain(), candidate(f"slices, {third} third", plain(), BUDGET))
+    learned = [part.homes[0][0] for part in made if part.layer and part.learned]
+    assert learned
+    assert {*learned} <= {*wanted}
+    assert {part.name for part in made if part.learned} >= {"fc.weight", "fc.bias"}
+
+
+def test_what_a_model_has_not_is_none():
+    assert candidate("low rank, by signal", plain(), BUDGET) is None
+    one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    assert candidate("slices, first third", one, BUDGET) is None
+    assert candidate(DEFAULT, one, BUDGET) is not None
