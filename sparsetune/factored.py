@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sparsetune.ops import autocast, by_position, linear
-from sparsetune.weight_gradient import (
-    Geometry,
-    conv_input_gradient,
-    conv_of_few,
-    conv_weight_gradient,
-    convolve,
-    linear_weight_gradient,
-)
+from sparsetune.shifts import Geometry, conv_of_few, convolve
+from sparsetune.weight_gradient import conv_input_gradient, conv_weight_gradient, linear_weight_gradient
 
 
 def summed(a: Tensor, b: Tensor, frozen: Tensor) -> Tensor:

@@ -18,13 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sparsetune.weight_gradient import (
-    Geometry,
-    conv_input_gradient,
-    conv_weight_gradient,
-    convolve,
-    linear_weight_gradient,
-)
+from sparsetune.shifts import Geometry, convolve
+from sparsetune.weight_gradient import conv_input_gradient, conv_weight_gradient, linear_weight_gradient
 
 
 class _ByPosition(Signature):

@@ -8,25 +8,16 @@ two AVX2 cores, over the layers of WRN-28-4, densenet100_12 and resnet50 at frac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
-"""Stride, padding, dilation (one value for each spatial dimension) and groups of a convolution."""
+from sparsetune.shifts import SHIFT_MIN_INPUTS, Geometry, moves_by_one, shifted_gradient, summed_products
 
 INPUT_MIN_POSITIONS = 64
 """From this many positions on, a product beats the library's 1x1 input gradient."""
-FLAT_RATIO = 3
-"""Values that one product over the whole batch may copy for each that a product a picture adds up."""
-SHIFT_MIN_INPUTS = 2
-"""With this many inputs for each filter, shifted gradients and a product beat the library."""
-SHIFT_VALUES = 2**20
-"""Shifted gradients in memory at one time: so many stay in a cache, all of a batch would not."""
 
 
 def conv_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -62,34 +53,6 @@ def conv_weight_gradient(
     if dim == 1:
         return _first_inputs(grad, x, weight, k, geometry)
     return _first_positions(grad, x, weight, dim, k, geometry)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Return the backend's convolution ``(N, O, *out)``; arguments as for the gradients."""
-    stride, padding, dilation, groups = geometry
-    zeros = (0,) * len(stride)
-    return torch.convolution(x, weight, bias, stride, padding, dilation, False, zeros, groups)
-
-
-def conv_of_few(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Convolve with few filters, without groups or bias.
-
-    The library computes 8 or 16 filters where there are 4; on a CPU a product and shifts take less time.
-
-    Args:
-        x: Input, ``(N, C, *spatial)``.
-        weight: ``(k, C, *kernel)``.
-        geometry: ``(stride, padding, dilation, 1)``.
-
-    Returns:
-        ``(N, k, *out)``.
-    """
-    few, padding = weight.shape[1] >= SHIFT_MIN_INPUTS * weight.shape[0], geometry[1]
-    if x.is_cpu and x.dim() == 4 and x.is_contiguous() and few and _keeps_size(weight, geometry):
-        values = weight[:, 0].numel() * x.shape[2:].numel()
-        pieces = x.split(max(1, SHIFT_VALUES // max(1, values)))
-        return torch.cat([_shifted_outputs(piece, weight, padding) for piece in pieces])
-    return convolve(x, weight, None, geometry)
 
 
 def linear_weight_gradient(grad: Tensor, x: Tensor, dim: int, k: int) -> Tensor:
@@ -151,10 +114,10 @@ def _ungrouped(grad: Tensor, x: Tensor, part: Tensor, geometry: Geometry) -> Ten
     """Gradient of all of ``part``, the weight between the channels of ``x`` and of ``grad``."""
     stride, padding, _, _ = geometry
     if _is_product(grad, part, geometry):
-        return _summed(grad, _reached(x, stride)).view(part.shape)
+        return summed_products(grad, _reached(x, stride)).view(part.shape)
     few = part.shape[1] >= SHIFT_MIN_INPUTS * part.shape[0]
-    if grad.is_cpu and grad.dim() == 4 and few and _keeps_size(part, geometry):
-        return _shifted(grad, x, part, padding)
+    if grad.is_cpu and grad.dim() == 4 and few and moves_by_one(part, geometry):
+        return shifted_gradient(grad, x, part, padding)
     return _library(grad, x, part, geometry)
 
 
@@ -202,50 +165,6 @@ def _spread(reached: Tensor, x: Tensor, stride: Sequence[int]) -> Tensor:
     return spread
 
 
-def _shifted(grad: Tensor, x: Tensor, part: Tensor, padding: Sequence[int]) -> Tensor:
-    """Stride 1: shift the gradient, not the input, for each position of the kernel.
-
-    Stacking the shifted gradients copies as many channels as are learned where unfolding the input would copy
-    all of them; one product with the input does the rest, a few pictures at a time.
-    """
-    (kh, kw), (height, width) = part.shape[2:], x.shape[2:]
-    around = (kw - 1 - padding[1],) * 2 + (kh - 1 - padding[0],) * 2
-    shifts = F.pad(grad, around).unfold(2, height, 1).unfold(3, width, 1)
-    pictures = max(1, SHIFT_VALUES // max(1, shifts[:1].numel()))
-    products = map(_summed, shifts.split(pictures), x.split(pictures))
-    total: Tensor = reduce(torch.add, products)
-    return total.flip(1, 2).permute(0, 3, 1, 2)
-
-
-def _shifted_outputs(x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
-    """Stride 1: one product for all positions of the kernel, whose results are shifted and added up."""
-    (filters, inputs, kh, kw), (height, width) = weight.shape, x.shape[2:]
-    products = weight.permute(2, 3, 0, 1).reshape(-1, inputs) @ x.flatten(2)
-    products = products.view(x.shape[0], kh, kw, filters, height, width)
-    total = x.new_zeros(x.shape[0], filters, height + kh - 1, width + kw - 1)
-    for i, j in product(range(kh), range(kw)):
-        total[:, :, kh - 1 - i :, kw - 1 - j :][:, :, :height, :width] += products[:, i, j]
-    top, left = kh - 1 - padding[0], kw - 1 - padding[1]
-    return total[:, :, top : total.shape[2] - top, left : total.shape[3] - left]
-
-
-def _summed(rows: Tensor, x: Tensor) -> Tensor:
-    """Sum ``rows[n, ..., i, j] * x[n, c, i, j]`` over pictures and positions: ``(..., C)``.
-
-    A product for each picture leaves one result a picture to add up; one product over all pictures copies
-    what has its channels before its positions.
-    """
-    between, positions = rows.shape[1:-2], rows.shape[-2:].numel()
-    copied = 0 if x.stride(1) == 1 else x.shape[1] + (rows.dim() == 4) * rows.shape[1]
-    if between.numel() * x.shape[1] >= FLAT_RATIO * copied * positions:
-        flat = rows.movedim(0, -3).flatten(-3).flatten(0, -2)
-        summed = flat @ x.permute(0, 2, 3, 1).flatten(0, 2)
-    else:
-        stacked = rows.flatten(-2).flatten(1, -2)
-        summed = torch.bmm(stacked, x.flatten(2).transpose(1, 2)).sum(0)
-    return summed.view(*between, x.shape[1])
-
-
 def _is_product(grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether the convolution is a matrix product over positions, and products are at hand."""
     _, padding, _, groups = geometry
@@ -259,16 +178,6 @@ def _reached(x: Tensor, stride: Sequence[int]) -> Tensor:
         return x
     index: Any = (..., *(slice(None, None, step) for step in stride))
     return x[index]
-
-
-def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:
-    stride, padding, dilation, _ = geometry
-    kernel = weight.shape[2:]
-    return (
-        all(s == 1 for s in stride)
-        and all(d == 1 for d in dilation)
-        and all(p <= size - 1 for p, size in zip(padding, kernel, strict=True))
-    )
 
 
 def _layout(x: Tensor) -> torch.memory_format:

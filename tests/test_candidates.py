@@ -18,9 +18,7 @@ def plain():
 @pytest.fixture(scope="module")
 def gradients():
     generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(value.shape, generator=generator) for name, value in plain().named_parameters()
-    }
+    return {name: torch.randn(value.shape, generator=generator) for name, value in plain().named_parameters()}
 
 
 @pytest.mark.parametrize("name", [*CANDIDATES])

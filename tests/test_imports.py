@@ -26,6 +26,7 @@ COLUMN = [
     "candidates",
     "gradients",
     "cost",
+    "shifts",
     "weight_gradient",
     "ops",
     "factored",

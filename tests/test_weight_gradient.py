@@ -12,10 +12,9 @@ from torch.autograd import grad as gradient
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsetune.shifts import SHIFT_VALUES
 from sparsetune.weight_gradient import (
-    SHIFT_VALUES,
     conv_input_gradient,
-    conv_of_few,
     conv_weight_gradient,
     linear_weight_gradient,
 )
@@ -231,32 +230,3 @@ def test_all_inputs_of_a_batch_of_one_keep_their_strides():
     geometry = ([1, 1], [0, 0], [1, 1], 2)
     x, weight, grad, whole = operands((2, 2, 1, 2), (1, 4, 1, 2), geometry, channels_last=True)
     torch.testing.assert_close(conv_weight_gradient(grad, x, weight, 1, 2, geometry), whole)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    st.tuples(st.integers(0, 3), st.integers(1, 8), st.integers(3, 7), st.integers(3, 7)),
-    st.integers(1, 3),
-    st.booleans(),
-)
-def test_few_filters_convolve_as_many_do(kernel, padding, stride, shape, filters, channels_last):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    weight = torch.randn((filters, shape[1], *kernel), generator=generator, dtype=torch.float64)
-    wanted = F.conv2d(x, weight, None, stride, padding)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(conv_of_few(x, weight, (stride, padding, (1, 1), 1)), wanted)
-
-
-@pytest.mark.parametrize(("filters", "way"), [(4, "product"), (16, "library")])
-def test_few_filters_are_a_product_in_pieces_that_fit_a_cache(filters, way):
-    x, weight = torch.randn(40, 16, 32, 32), torch.randn(filters, 16, 3, 3)
-    assert 40 * filters * 9 * 32 * 32 > SHIFT_VALUES
-    with Kernels() as kernels:
-        found = conv_of_few(x, weight, ((1, 1), (1, 1), (1, 1), 1))
-    assert ("convolution" in kernels.count) == (way == "library")
-    torch.testing.assert_close(found, F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
