@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from pathlib import Path
 from statistics import fmean
 
@@ -64,18 +64,20 @@ class Verdict:
         budget: Bytes that neither may exceed.
         ours: Our best of at most that size; ``None`` where there is none.
         theirs: The other's.
+        slack: By how much our mean may be lower and still hold, in percent points.
     """
 
     budget: int
     ours: Point | None
     theirs: Point | None
+    slack: float = 0.0
 
     @property
     def holds(self) -> bool | None:
-        """Whether our mean is at least theirs less its standard error; ``None`` without one of the two."""
+        """Whether our mean is at least theirs less the slack; ``None`` without one of the two."""
         if self.ours is None or self.theirs is None:
             return None
-        return self.ours.top1.mean >= self.theirs.top1.mean - self.theirs.error
+        return self.ours.top1.mean >= self.theirs.top1.mean - self.slack
 
     @property
     def time_ratio(self) -> float | None:
@@ -98,17 +100,32 @@ def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
 
 
 def verdicts(points: Sequence[Point]) -> list[Verdict]:
-    """Compare the best of each side at every budget; ``points`` are of one ground."""
+    """Compare the best of each side at every budget; the slack is the standard error of PEFT's mean.
+
+    Args:
+        points: Of one ground.
+    """
     ours = [point for point in points if point.family not in (THEIRS, WHOLE)]
     theirs = [point for point in points if point.family == THEIRS]
-    return [Verdict(budget, _best(ours, budget), _best(theirs, budget)) for budget in BUDGETS]
+    best = [(budget, _best(ours, budget), _best(theirs, budget)) for budget in BUDGETS]
+    return [Verdict(budget, one, other, other.error if other else 0.0) for budget, one, other in best]
 
 
 def choices(points: Sequence[Point]) -> list[Verdict]:
-    """Compare what ``--budget`` chose with the best fixed method of ours of at most its bytes, in float32."""
+    """Compare what ``--budget`` chose with the best fixed method of ours of at most its bytes, in float32.
+
+    The slack is the standard error of the difference of the two means.
+
+    Args:
+        points: Of one ground.
+    """
     plain = [point for point in points if point.dtype == DTYPES[0]]
     fixed = [point for point in plain if point.family not in (CHOSEN, THEIRS)]
-    return [Verdict(point.budget, point, _best(fixed, point.budget)) for point in plain if point.budget]
+    best = [(point, point.budget, _best(fixed, point.budget)) for point in plain if point.budget]
+    return [
+        Verdict(budget, point, other, hypot(point.error, other.error) if other else 0.0)
+        for point, budget, other in best
+    ]
 
 
 def lines(rows: Sequence[Row], comparison: Comparison) -> str:

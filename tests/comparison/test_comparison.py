@@ -47,11 +47,11 @@ def rows_of(comparison, values):
 def test_every_final_training_needs_its_tuning_and_its_backbone():
     comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
-    assert len(place) == len(comparison.jobs) == 1 + 2 * 27 * (3 + 2)
+    assert len(place) == len(comparison.jobs) == 1 + 2 * 34 * (3 + 2)
     (backbone,) = [job for job in comparison.jobs if job.settings["kind"] == "fit"]
     assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
     trained = [entry for entry in comparison.entries if entry.ground == "trained"]
-    assert len(trained) == 27
+    assert len(trained) == 34
     for entry in trained:
         for job, seed in zip(entry.jobs, (0, 5), strict=True):
             tuning = [each for each in job.needs if each.settings["held_out"]]
@@ -67,7 +67,7 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_all_methods_of_a_preset_differ_in_the_method_alone(preset):
     comparison = Comparison(preset=preset)
-    own = {"kind", "fraction", "filters", "rank", "budget", "layers", "norm", "of"}
+    own = {"kind", "fraction", "filters", "rank", "budget", "spread", "layers", "norm", "of"}
     for ground in comparison.grounds:
         same = {
             json.dumps({k: v for k, v in job.settings.items() if k not in own and k != "seed"})
@@ -88,7 +88,7 @@ def test_ours_and_peft_meet_at_equal_bytes_on_the_papers_network():
     counts = {
         (entry.family, entry.name): learned_parameters(entry.jobs[0].settings)
         for entry in Comparison(preset="digits").entries
-        if entry.family != "budget"
+        if entry.jobs[0].settings["budget"] is None
     }
     assert counts["head", "head"] == 257 * 10
     assert counts["norm", "norm and head"] == 9_770
@@ -164,7 +164,7 @@ def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits():
         "rank 1": (150_000, (0.76, 0.84)),
         "rank 2": (170_000, (0.90, 0.90)),
         "LoRA 1": (150_000, (0.99, 0.99)),
-        "budget 160 KB": (159_000, (0.75, 0.77)),
+        "budget 160 KB": (159_000, (0.72, 0.78)),
         "budget 640 KB": (500_000, (0.89, 0.89)),
     }
 
@@ -185,7 +185,8 @@ def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits():
         "budget 160 KB: low rank / slices",
         "rank 1",
     )
-    assert one.holds  # 76 is 80 less the standard error, 4
+    assert one.slack == pytest.approx((3**2 + 4**2) ** 0.5)
+    assert one.holds  # 75 is 80 less that, 5
     assert (other.budget, other.ours.name, other.theirs.name) == (640_000, "budget 640 KB: slices", "rank 2")
     assert not other.holds
     header, cells = chosen([one, other])
