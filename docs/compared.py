@@ -76,11 +76,11 @@ def _told(points: list[Point], judged: list[Verdict]) -> str:
 
 
 def _told_choices(picked: list[Verdict]) -> str:
+    """Say how often ``--budget`` chose well."""
     decided = [verdict for verdict in picked if verdict.holds is not None]
-    good = sum(bool(verdict.holds) for verdict in decided)
-    return (
-        f"What `fit --budget` chose is as good as the best fixed method at {good} of {len(decided)} budgets."
-    )
+    good, whole = sum(bool(verdict.holds) for verdict in decided), len(decided)
+    found = f"at {good} of {whole} budgets" if whole > 1 else "here" if good else "**not** here"
+    return f"What `fit --budget` chose is as good as the best fixed method {found}."
 
 
 def _markdown(table: Table) -> str:
