@@ -1,5 +1,6 @@
 """MkDocs hook: what `sparsetune compare` found, as figures and tables on the page that helps to choose."""
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,9 +10,10 @@ from mkdocs.structure.files import File, Files
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.points import Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
+from sparsetune.reproduce.results import Spread
 
 RESULTS = Path(__file__).parent / "results"
-MARK = "<!-- compare -->"
+MARK, MIXED = "<!-- compare -->", "<!-- mixed -->"
 NOTHING = "Nothing yet: no results of `sparsetune compare` are among the data files of these pages."
 
 
@@ -29,10 +31,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace the mark by all that was found."""
-    if MARK not in markdown:
-        return markdown
-    return markdown.replace(MARK, "\n\n".join(map(_found, _measured())) or NOTHING)
+    """Replace each mark by all that was found."""
+    if MARK in markdown:
+        markdown = markdown.replace(MARK, "\n\n".join(map(_found, _measured())) or NOTHING)
+    return markdown.replace(MIXED, _mixed()) if MIXED in markdown else markdown
 
 
 def _measured() -> list[Path]:
@@ -47,21 +49,41 @@ def _found(path: Path) -> str:
     pieces = [f"![Accuracy against bytes and against seconds](results/{path.stem}.png)"]
     for name, ground in comparison.grounds.items():
         if here := [point for point in points if point.ground == name]:
-            judged = verdicts(here)
-            pieces += [f"### {ground.title}", _told(here, judged), _markdown(budgets(judged))]
+            judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
+            beside = any(verdict.theirs for verdict in judged)
+            pieces += [f"### {ground.title}"]
+            pieces += [_told(here, judged), _markdown(budgets(judged))] if beside else []
             if picked := choices(here):
                 pieces += [_told_choices(picked), _markdown(chosen(picked))]
-            pieces.append(f'??? note "Every method"\n\n{_indented(_markdown(methods(here)))}')
+            fold = "???" if beside else "???+"
+            pieces.append(f'{fold} note "Every method"\n\n{_indented(_markdown(methods(here)))}')
     lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
     pieces += [f"{name} was a lossy JPEG copy." for name in lossy]
     return "\n\n".join([*pieces, "\n".join(sorted({_note(row.about) for row in rows}))])
+
+
+def _mixed() -> str:
+    """What slices and a low-rank sum on one layer came to, beside either alone."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("mixed-*.json"))]
+    rows = [
+        [each["ground"], row["choice"], f"{row['learned']:,}", str(_spread(row["top1"])), f"{row['lr']:g}"]
+        for each in found
+        for row in each["rows"]
+    ]
+    table = _markdown((["ground", "each layer learns", "learned values", "top-1 (%)", "lr"], rows))
+    notes = {_note({**each, "jobs": 1}) for each in found}
+    return "\n\n".join([table, "\n".join(sorted(notes))])
+
+
+def _spread(shares: list[float]) -> Spread:
+    return Spread(tuple(100 * share for share in shares), 0)
 
 
 def _told(points: list[Point], judged: list[Verdict]) -> str:
     """Say where ours wins, and where not."""
     decided = [verdict for verdict in judged if verdict.holds is not None]
     if not decided:
-        return "One of the two sides was not run, so nothing is decided."
+        return "Ours was not run, so nothing is decided."
     lost = [verdict for verdict in decided if not verdict.holds]
     slow = [verdict for verdict in decided if verdict.time_ratio and verdict.time_ratio > 0.85]
     said = f"Ours wins at {len(decided) - len(lost)} of {len(decided)} budgets."
