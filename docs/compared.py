@@ -7,8 +7,10 @@ from tempfile import TemporaryDirectory
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from sparsetune.candidates import CANDIDATES
 from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.points import Point, Verdict, choices, find, read_lines, verdicts
+from sparsetune.comparison.methods import CHOSEN, SPREAD, THEIRS
+from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
 
@@ -46,20 +48,44 @@ def _found(path: Path) -> str:
     points = find(rows, comparison)
     if not points:
         return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
-    pieces = [f"![Accuracy against bytes and against seconds](results/{path.stem}.png)"]
-    for name, ground in comparison.grounds.items():
-        if here := [point for point in points if point.ground == name]:
+    grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
+    pieces = [f"## Preset {comparison.preset}", *_spreads(grounds)]
+    pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
+    for name, here in grounds.items():
+        title = comparison.grounds[name].title
+        if any(point.family == THEIRS for point in here):
             judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
-            beside = any(verdict.theirs for verdict in judged)
-            pieces += [f"### {ground.title}"]
-            pieces += [_told(here, judged), _markdown(budgets(judged))] if beside else []
-            if picked := choices(here):
-                pieces += [_told_choices(picked), _markdown(chosen(picked))]
-            fold = "???" if beside else "???+"
-            pieces.append(f'{fold} note "Every method"\n\n{_indented(_markdown(methods(here)))}')
+            pieces += [f"### {title}", _told(here, judged), _markdown(budgets(judged))]
+        if here:
+            pieces.append(f'??? note "Every method: {title}"\n\n{_indented(_markdown(methods(here)))}')
     lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
     pieces += [f"{name} was a lossy JPEG copy." for name in lossy]
     return "\n\n".join([*pieces, "\n".join(sorted({_note(row.about) for row in rows}))])
+
+
+def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
+    """One budget, spread in every way and as ``--budget`` chose, a column for each ground."""
+    plain = {
+        name: {p.family if p.family == CHOSEN else p.name: p for p in here if p.dtype == DTYPES[0]}
+        for name, here in grounds.items()
+        if any(point.family == SPREAD for point in here)
+    }
+    if not plain:
+        return []
+    best = {name: max(row[way].top1.mean for way in CANDIDATES) for name, row in plain.items()}
+    lines = []
+    for way in ("norm and head", *CANDIDATES, CHOSEN):
+        cells = []
+        for name, row in plain.items():
+            mark = "**" if row[way].top1.mean == best[name] and way in CANDIDATES else ""
+            cells.append(f"{mark}{row[way].top1}{mark}<br>{row[way].seconds or 0:.0f} s")
+        lines.append(["what `--budget` chose" if way == CHOSEN else way, *cells])
+    picked = [verdict for name in plain for verdict in choices(grounds[name])]
+    good = sum(bool(verdict.holds) for verdict in picked)
+    said = (
+        f"What `fit --budget` chose is as good as the best fixed method on {good} of {len(picked)} grounds."
+    )
+    return [_markdown((["top-1 (%), seconds of training", *plain], lines)), said, _markdown(chosen(picked))]
 
 
 def _mixed() -> str:
@@ -95,14 +121,6 @@ def _told(points: list[Point], judged: list[Verdict]) -> str:
         said += f" It takes more than 0.85 of LoRA's time at {sizes}."
     seeds = {len(point.top1.values) for point in points}
     return said + (" With one seed there is no spread." if seeds == {1} else " ± is over seeds.")
-
-
-def _told_choices(picked: list[Verdict]) -> str:
-    """Say how often ``--budget`` chose well."""
-    decided = [verdict for verdict in picked if verdict.holds is not None]
-    good, whole = sum(bool(verdict.holds) for verdict in decided), len(decided)
-    found = f"at {good} of {whole} budgets" if whole > 1 else "here" if good else "**not** here"
-    return f"What `fit --budget` chose is as good as the best fixed method {found}."
 
 
 def _markdown(table: Table) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsetune.comparison.methods import FAMILIES
+from sparsetune.comparison.methods import FAMILIES, SPREAD
 from sparsetune.comparison.points import DTYPES, Point
 from sparsetune.files import replacing
 
@@ -17,7 +17,7 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     """Draw accuracy against delta bytes and against training seconds, and write a PNG.
 
     Each method has a mark at its mean over seeds, in float32 with a line of one standard deviation to both
-    sides; those of a family are joined. Against bytes there is a mark for each precision.
+    sides; those of a family that differ in size are joined. Against bytes there is a mark for each precision.
 
     Args:
         points: At least one.
@@ -77,7 +77,7 @@ def _line(panel: Any, points: list[Point], axis: str) -> None:
         markerfacecolor=_fill(dtype),
         markersize=5 if plain else 4,
         linewidth=1.2 if plain else 0.6,
-        linestyle="-" if plain else ":",
+        linestyle="none" if points[0].family == SPREAD else "-" if plain else ":",
         elinewidth=1,
     )
 
