@@ -105,6 +105,7 @@ class Job:
         words += [f"along {held['dim']}"] * (held["dim"] != "out") + ["no norm"] * (not held["norm"])
         words += ["no head"] * (not held["head"]) + [f"rest {held['frozen']}"] * bool(held["frozen"])
         words += [held["opt"]] * (held["opt"] != DEFAULTS["opt"])
+        words += [held["spread"]] if held["spread"] else []
         words += [f"tuning lr {held['lr']:g}"] if held["held_out"] else []
         return " ".join([*words, f"s{held['seed']}"])
 

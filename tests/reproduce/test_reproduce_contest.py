@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sparsetune as st
+from sparsetune.candidates import candidate
 from sparsetune.data import loader
 from sparsetune.data.splits import split_in_two
 from sparsetune.errors import DivergedError
@@ -67,6 +68,27 @@ def test_a_budget_is_spent_as_choose_says_and_choosing_counts_as_training(small,
     assert (result["top1"], result["loss"]) == (last.test_top1, last.test_loss)
     assert 15_000 < result["stored"][0]["bytes"] <= 20_000
     assert 0 < result["train_seconds"] < result["seconds"]
+
+
+def test_a_budget_is_spread_as_the_job_says(small, place):
+    job = small(kind="ours", fraction=None, budget=20_000, spread="slices, last third")
+    perform(job.id, job.settings, place)
+    net = st.load(place.run(job.id) / "delta.safetensors")
+    plain = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+    wanted = candidate("slices, last third", plain, 20_000, classes=map(str, range(10)))
+    assert st.adapted(net).plan.learn == wanted
+    assert "slices, last third" in job.name
+
+
+def test_the_first_classes_are_all_that_is_learned(small, place):
+    job = small(kind="ours", classes=3, train_limit=60, test_limit=30)
+    result = perform(job.id, job.settings, place)
+    header = st.inspect(place.run(job.id) / "delta.safetensors")
+    assert header.classes == ("0", "1", "2")
+    assert result["train_pictures"] == 60
+    digits = st.open_data("digits")
+    assert min((digits.train.labels == label).sum() for label in range(3)) > 20
+    assert st.load(place.run(job.id) / "delta.safetensors").num_classes == 3
 
 
 def test_lora_trains_by_the_same_loop_and_its_bytes_are_its_values(small, place):
