@@ -20,6 +20,8 @@ FLAT_RATIO = 3
 """Values that one product over the whole batch may copy for each that a product a picture adds up."""
 SHIFT_MIN_INPUTS = 2
 """With this many inputs for each filter, shifted gradients and a product beat the library."""
+FEW, FEW_MIN_INPUTS = 8, 4
+"""Up to so many filters, of so many inputs each for every filter, shifted outputs beat the library's blocks."""
 SHIFT_VALUES = 2**20
 """Shifted gradients in memory at one time: so many stay in a cache, all of a batch would not."""
 
@@ -44,7 +46,7 @@ def conv_of_few(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         ``(N, k, *out)``.
     """
-    few = weight.shape[1] >= SHIFT_MIN_INPUTS * weight.shape[0]
+    few = weight.shape[0] <= FEW and weight.shape[1] >= FEW_MIN_INPUTS * weight.shape[0]
     if x.is_cpu and x.dim() == 4 and x.is_contiguous() and few and _keeps_size(weight, geometry):
         values = weight[:, 0].numel() * x.shape[2:].numel()
         pieces = x.split(max(1, SHIFT_VALUES // max(1, values)))
