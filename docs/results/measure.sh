@@ -16,3 +16,4 @@ bench bench-cpu-densenet100_12-f0.4.json --model densenet100_12 --fraction 0.4
 bench bench-cpu-resnet50-f0.1.json --model resnet50 --fraction 0.1 --batch-size 16 --size 96
 bench bench-cpu-vit_small-f0.1.json --model vit_small_patch16_224 --fraction 0.1 --batch-size 16 --size 224 --rounds 6
 bench bench-cpu-wrn28_4-r4.json --model wrn28_4 --rank 4
+bench bench-cpu-wrn28_4-r16.json --model wrn28_4 --rank 16
