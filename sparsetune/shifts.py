@@ -21,7 +21,7 @@ FLAT_RATIO = 3
 SHIFT_MIN_INPUTS = 2
 """With this many inputs for each filter, shifted gradients and a product beat the library."""
 FEW, FEW_MIN_INPUTS = 8, 4
-"""Up to so many filters, with so many inputs for each, shifted outputs beat the library's filters in blocks."""
+"""Up to so many filters, with so many inputs for each, shifted outputs beat the library's blocks."""
 SHIFT_VALUES = 2**20
 """Shifted gradients in memory at one time: so many stay in a cache, all of a batch would not."""
 
