@@ -162,7 +162,7 @@ def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float
     return Point(
         ground=entry.ground,
         family=entry.family,
-        name=": ".join([entry.name, *([" / ".join(chosen)] if chosen else [])]),
+        name=f"{entry.name}: {' / '.join(chosen)}" if chosen else entry.name,
         budget=entry.jobs[0].settings["budget"] if entry.family == CHOSEN else None,
         dtype=DTYPES[number],
         bytes=max(result["stored"][number]["bytes"] for result in done),

@@ -11,7 +11,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +137,9 @@ class _Clock:
 
 
 def _data(settings: Settings, place: Place) -> Data:
-    data = _first_classes(open_data(place.data(settings), size=settings["size"]), class_count(settings))
+    data = open_data(place.data(settings), size=settings["size"])
+    if settings["classes"]:
+        data = data.regroup(data.name, {name: [name] for name in data.classes[: settings["classes"]]})
     if data.train is not None and settings["train_limit"]:
         data = replace(data, train=balanced(data.train, settings["train_limit"], 0, "train_limit"))
     if settings["test_limit"]:
@@ -147,15 +148,6 @@ def _data(settings: Settings, place: Place) -> Data:
         rest, held_out = split_in_two(data.train, settings["held_out"], seed=0)
         data = replace(data, train=rest, test=held_out)
     return replace(data, name=settings["data"])
-
-
-def _first_classes(data: Data, count: int) -> Data:
-    if count == len(data.classes):
-        return data
-    labels = np.arange(len(data.classes))
-    new = np.where(labels < count, labels, -1)
-    train = data.train and data.train.relabel(new)
-    return replace(data, train=train, test=data.test.relabel(new), classes=data.classes[:count])
 
 
 def _model(settings: Settings, place: Place) -> nn.Module:

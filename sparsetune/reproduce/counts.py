@@ -14,7 +14,7 @@ from sparsetune.backbone import Backbone, Origin
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.reproduce.jobs import LEARN, Settings
-from sparsetune.reproduce.sources import KNOWN
+from sparsetune.reproduce.sources import KNOWN, class_count
 from sparsetune.zoo import skeleton
 
 
@@ -34,7 +34,7 @@ def forward_work(settings: Settings) -> int:
 
 
 def _model(settings: Settings) -> tuple[str, str, int]:
-    return settings["model"], json.dumps(settings["model_kwargs"]), KNOWN[settings["data"]].classes
+    return settings["model"], json.dumps(settings["model_kwargs"]), class_count(settings)
 
 
 def _learn(settings: Settings) -> str:
