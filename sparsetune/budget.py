@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
 from sparsetune.errors import DataError, DivergedError
-from sparsetune.gradients import mean_gradients
+from sparsetune.gradients import data_gradients
 from sparsetune.inference import predict_logits
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
@@ -106,7 +104,13 @@ class _Comparison:
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
         self.probed = max(1, min(PROBED, self.limit // 20))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
-        self.judged = self._feed(self.held)
+        self.judged = Feed(
+            self.held,
+            data.preprocessing,
+            group.device,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        )
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
 
@@ -142,9 +146,8 @@ class _Comparison:
 
     def _gradients(self) -> dict[str, Tensor]:
         self.steps += self.probed
-        batches = self._feed(self.part, self.data.augment).epoch(self.config.seed)
-        some = itertools.islice(batches, self.probed)
-        return mean_gradients(self.net, some, self.group.device, self.config.seed)
+        part = replace(self.data, train=self.part)
+        return data_gradients(self.net, part, self.config, self.group.device, self.probed)
 
     def _rounds(self, candidates: int) -> list[tuple[int, int]]:
         """How many candidates are trained for how many steps, round after round."""
@@ -206,17 +209,6 @@ class _Comparison:
         needed = FINALISTS * (LEAST + self.extra) + 1
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return DEFAULT, f"{short}; this one is the best in most cases."
-
-    def _feed(self, split: Split, augment: Any = None) -> Feed:
-        config, form = self.config, self.data.preprocessing
-        return Feed(
-            split,
-            form,
-            self.group.device,
-            batch_size=config.batch_size,
-            augment=augment,
-            workers=config.workers,
-        )
 
 
 def _unsettled(net: nn.Module) -> nn.Module:

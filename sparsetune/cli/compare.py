@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from sparsetune.cli.batch import (
 )
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.methods import THEIRS
+from sparsetune.comparison.methods import FAMILIES, THEIRS
 from sparsetune.comparison.points import choices, find, lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.durations import seconds_from
@@ -78,6 +79,8 @@ def compare(
     families = tuple(only.split(",")) if only else None
     comparison = Comparison(preset=preset, only=families, seeds=seeds_from(seeds))
     sources = sources_from(data or ())
+    if not is_installed():
+        comparison = _without_peft(comparison)
     wanted = comparison.jobs
     if dry_run:
         tell_open("group", comparison.groups, wanted, rows_in(out), jobs, as_json)
@@ -90,16 +93,23 @@ def compare(
     tell_done(progress, chosen, files, as_json)
 
 
+def _without_peft(comparison: Comparison) -> Comparison:
+    """Leave out, with a word, what needs PEFT."""
+    families = comparison.only or tuple(FAMILIES)
+    left = tuple(name for name in families if name != THEIRS)
+    if left == families:
+        return comparison
+    if not left:
+        raise ConfigError("nothing is left to compare; install PEFT, or choose other families with --only.")
+    console.err.print("left out: PEFT is not installed; pip install 'sparsetune[peft]'.")
+    return replace(comparison, only=left)
+
+
 def _possible(wanted: list[Job], sources: dict[str, str]) -> list[Job]:
-    """Leave out, with a word, what lacks its data, or PEFT."""
+    """Leave out, with a word, what lacks its data."""
     chosen, absent = with_data(wanted, sources)
-    if not is_installed() and any(job.settings["kind"] == THEIRS for job in chosen):
-        console.err.print("left out: PEFT is not installed; pip install 'sparsetune[peft]'.")
-        chosen = [job for job in chosen if job.settings["kind"] != THEIRS]
     if absent and not chosen:
         raise DataError("no comparison has its data here; say where it is with --data NAME=FOLDER.")
-    if not chosen:
-        raise ConfigError("nothing is left to compare; install PEFT, or choose other families with --only.")
     return chosen
 
 

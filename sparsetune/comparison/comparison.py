@@ -75,12 +75,23 @@ class Comparison:
         found: dict[str, list[Job]] = {}
         for entry in self.entries:
             found.setdefault(f"{entry.ground}: {FAMILIES[entry.family].title}", []).extend(entry.jobs)
+        found |= {f"{ground}: time of a step": [pace] for ground, pace in self.paces.items()}
         return {name: [*in_order(jobs)] for name, jobs in found.items()}
+
+    @property
+    def paces(self) -> dict[str, Job]:
+        """What takes the time of a step of each method, by ground; they need the first seed's trainings."""
+        found = {}
+        for name, ground in self.grounds.items():
+            first = tuple(entry.jobs[0] for entry in self.entries if entry.ground == name)
+            settings = {**DEFAULTS, **ground.settings, "kind": "pace", "of": [job.id for job in first]}
+            found[name] = Job(settings, first)
+        return found
 
     @property
     def jobs(self) -> list[Job]:
         """Every job once, each after those that it needs."""
-        return [*in_order([job for entry in self.entries for job in entry.jobs])]
+        return [*in_order([*(job for entry in self.entries for job in entry.jobs), *self.paces.values()])]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from sparsetune.comparison.comparison import Comparison, Entry
 from sparsetune.comparison.methods import CHOSEN, THEIRS, WHOLE
+from sparsetune.data import count_steps
 from sparsetune.errors import DataError
 from sparsetune.reproduce.contest import FEWER_BITS
 from sparsetune.reproduce.results import Spread
@@ -34,7 +36,8 @@ class Point:
         dtype: How its values are stored.
         bytes: How many they take; of several seeds the most.
         top1: Accuracies over seeds, in percent; a training that did not converge counts as chance.
-        seconds: Mean time of its training steps; ``None`` where it was not taken.
+        seconds: Time of its training steps, each as long as the median of those that were taken in turn with
+            the other methods', and of choosing; ``None`` where it was not taken.
         rate: The learning rate that was chosen.
         at_edge: Whether that is the smallest or largest that was tried.
     """
@@ -90,12 +93,14 @@ class Verdict:
 def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
     """Return the points of all methods that have results, in the comparison's order."""
     by_id = {row.id: row for row in rows}
+    paces = [by_id[job.id] for job in comparison.paces.values() if job.id in by_id]
+    steps = {step["id"]: step["ms"] / 1000 for row in paces for step in row.result["steps"]}
     found: list[Point] = []
     for entry in comparison.entries:
         mine = [by_id[job.id] for job in entry.jobs if job.id in by_id]
         if any("stored" in row.result for row in mine):
-            rates = comparison.grounds[entry.ground].rates
-            found += [_point(entry, mine, number, rates) for number in range(len(DTYPES))]
+            rates, step = comparison.grounds[entry.ground].rates, steps.get(entry.jobs[0].id)
+            found += [_point(entry, mine, number, rates, step) for number in range(len(DTYPES))]
     return found
 
 
@@ -150,13 +155,14 @@ def read_lines(path: Path) -> tuple[list[Row], Comparison]:
         ) from error
 
 
-def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float]) -> Point:
+def _point(
+    entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float], step: float | None
+) -> Point:
     done = [row.result for row in rows if "stored" in row.result]
     chance = 100 / class_count(rows[0].settings)
     values = tuple(
         100 * row.result["stored"][number]["top1"] if "stored" in row.result else chance for row in rows
     )
-    times = [result["train_seconds"] for result in done if result["train_seconds"]]
     rate = done[0]["lr"]
     chosen = dict.fromkeys(result["choice"]["name"] for result in done if "choice" in result)
     return Point(
@@ -167,10 +173,17 @@ def _point(entry: Entry, rows: Sequence[Row], number: int, rates: Sequence[float
         dtype=DTYPES[number],
         bytes=max(result["stored"][number]["bytes"] for result in done),
         top1=Spread(values, len(rows) - len(done)),
-        seconds=fmean(times) if times else None,
+        seconds=None if step is None else fmean(_seconds(entry, result, step) for result in done),
         rate=rate,
         at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
     )
+
+
+def _seconds(entry: Entry, result: Mapping[str, Any], step: float) -> float:
+    """Time of choosing and of all steps."""
+    config = entry.jobs[0].settings
+    count = config["epochs"] * count_steps(result["train_pictures"], config["batch_size"], 1)
+    return float(count * step + result.get("choosing_seconds", 0.0))
 
 
 def _best(points: Iterable[Point], budget: int) -> Point | None:

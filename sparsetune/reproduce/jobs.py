@@ -46,10 +46,11 @@ DEFAULTS: Settings = {
 """Every setting of a job; experiments and presets say only what differs.
 
 ``kind`` is ``fit`` (a training), ``ensemble`` (``members`` trainings judged together), ``weights`` (the
-magnitudes that a training left), or an entry of the comparison, ``ours`` or PEFT's ``lora``. ``init_from``
-and ``of`` name other jobs by their id. An entry with ``held_out`` is scored on that share of the training
-pictures; one without ``lr`` takes the best of the entries ``of``, and one with ``budget`` learns what
-comes to so many bytes, spread over the layers as ``spread`` says or, without, as ``--budget`` chooses.
+magnitudes that a training left), an entry of the comparison, ``ours`` or PEFT's ``lora``, or ``pace`` (what a
+training step of each entry ``of`` takes). ``init_from`` and ``of`` name other jobs by their id. An entry with
+``held_out`` is scored on that share of the training pictures; one without ``lr`` takes the best of the
+entries ``of``, and one with ``budget`` learns what comes to so many bytes, spread over the layers as
+``spread`` says or, without, as ``--budget`` chooses.
 ``size`` is of pictures, where it is not their own; of ``classes``, where it is not all, the first are taken.
 """
 
@@ -98,6 +99,8 @@ class Job:
         held = self.settings
         if held["kind"] == "weights" and held["of"] is None:
             return f"{held['model']} weights as drawn"
+        if held["kind"] == "pace":
+            return f"{held['model']} {held['data']} steps of {len(held['of'])} methods"
         sizes = {"f": held["fraction"], "n": held["filters"], "r": held["rank"], "B": held["budget"]}
         size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
         words = [] if held["kind"] == "fit" else [held["kind"]]

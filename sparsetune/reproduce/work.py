@@ -1,4 +1,4 @@
-"""Do one job: a training, an ensemble's evaluation, a look at the weights that a training left, an entry."""
+"""Do one job: a training, an ensemble's evaluation, a look at a training's weights, an entry, its pace."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sparsetune.machine import describe_machine
 from sparsetune.members import measure
 from sparsetune.reproduce.contest import contend
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
+from sparsetune.reproduce.pace import pace
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import KNOWN, describe_source
 from sparsetune.runs import Run, run
@@ -49,6 +50,8 @@ def perform(
         return contend(settings, place, place.run(identity), budget, watch)
     if settings["kind"] == "ensemble":
         return _ensemble(settings, place)
+    if settings["kind"] == "pace":
+        return {"steps": pace(settings, place)}
     return {"layers": _weights(settings, place)}
 
 
