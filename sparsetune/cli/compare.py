@@ -59,7 +59,7 @@ def compare(
     ] = None,
     jobs: Annotated[
         int,
-        typer.Option("--jobs", "-j", min=1, help="Trainings side by side; they disturb each other's times."),
+        typer.Option("--jobs", "-j", min=1, help="Trainings side by side."),
     ] = 1,
     time_budget: TimeBudget = None,
     out: Annotated[
@@ -72,8 +72,8 @@ def compare(
 
     Example: sparsetune compare --preset digits --time-budget 9m
 
-    Each method's learning rate is tuned on held-out pictures. What is finished is kept; the same
-    command goes on. Ends in results.jsonl and comparison.png.
+    Each method's learning rate is tuned on held-out pictures; at the end a step of each is timed, in
+    turn. What is finished is kept; the same command goes on. Ends in results.jsonl and comparison.png.
     """
     deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     families = tuple(only.split(",")) if only else None

@@ -68,12 +68,14 @@ class Verdict:
         ours: Our best of at most that size; ``None`` where there is none.
         theirs: The other's.
         slack: By how much our mean may be lower and still hold, in percent points.
+        fastest: Of ours that fit and hold, the one trained in the least time; ``None`` where none is known.
     """
 
     budget: int
     ours: Point | None
     theirs: Point | None
     slack: float = 0.0
+    fastest: Point | None = None
 
     @property
     def holds(self) -> bool | None:
@@ -85,9 +87,12 @@ class Verdict:
     @property
     def time_ratio(self) -> float | None:
         """Our training time over theirs."""
-        if self.ours is None or self.theirs is None or not self.ours.seconds or not self.theirs.seconds:
-            return None
-        return self.ours.seconds / self.theirs.seconds
+        return _ratio(self.ours, self.theirs)
+
+    @property
+    def fastest_ratio(self) -> float | None:
+        """The fastest's training time over theirs."""
+        return _ratio(self.fastest, self.theirs)
 
 
 def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
@@ -112,8 +117,14 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
     """
     ours = [point for point in points if point.family not in (THEIRS, WHOLE)]
     theirs = [point for point in points if point.family == THEIRS]
-    best = [(budget, _best(ours, budget), _best(theirs, budget)) for budget in BUDGETS]
-    return [Verdict(budget, one, other, other.error if other else 0.0) for budget, one, other in best]
+    found = []
+    for budget in BUDGETS:
+        best, other = _best(ours, budget), _best(theirs, budget)
+        slack = other.error if other else 0.0
+        good = [p for p in ours if p.bytes <= budget and other and p.top1.mean >= other.top1.mean - slack]
+        timed = [(point.seconds, number) for number, point in enumerate(good) if point.seconds is not None]
+        found.append(Verdict(budget, best, other, slack, good[min(timed)[1]] if timed else None))
+    return found
 
 
 def choices(points: Sequence[Point]) -> list[Verdict]:
@@ -189,3 +200,9 @@ def _seconds(entry: Entry, result: Mapping[str, Any], step: float) -> float:
 def _best(points: Iterable[Point], budget: int) -> Point | None:
     fitting = [point for point in points if point.bytes <= budget]
     return max(fitting, key=lambda point: point.top1.mean, default=None)
+
+
+def _ratio(one: Point | None, other: Point | None) -> float | None:
+    if one is None or other is None or not one.seconds or not other.seconds:
+        return None
+    return one.seconds / other.seconds

@@ -26,7 +26,12 @@ def methods(points: Sequence[Point]) -> Table:
 def budgets(found: Sequence[Verdict]) -> Table:
     """Return a row for each budget at which ours or PEFT's has something."""
     header = ["at most", "ours", "top-1 (%)", "PEFT LoRA", "top-1 (%)", "ours / LoRA, time", "ours wins"]
-    return header, _judged(found)
+    rows = []
+    for verdict, row in zip(_told(found), _judged(found), strict=True):
+        ratio = verdict.fastest_ratio
+        fastest = verdict.fastest and f"{verdict.fastest.name}, {verdict.fastest.dtype}: {ratio:.2f}"
+        rows.append([*row, fastest or ""])
+    return [*header, "our fastest as good, time"], rows
 
 
 def chosen(found: Sequence[Verdict]) -> Table:
@@ -38,13 +43,16 @@ def chosen(found: Sequence[Verdict]) -> Table:
 def _judged(found: Sequence[Verdict]) -> list[list[str]]:
     words = {True: "yes", False: "no", None: ""}
     rows = []
-    for verdict in found:
-        if verdict.ours or verdict.theirs:
-            ratio = verdict.time_ratio
-            sides = [cell for side in (verdict.ours, verdict.theirs) for cell in _side(side)]
-            shown = "" if ratio is None else f"{ratio:.2f}"
-            rows.append([f"{verdict.budget / 1000:,.0f} KB", *sides, shown, words[verdict.holds]])
+    for verdict in _told(found):
+        ratio = verdict.time_ratio
+        sides = [cell for side in (verdict.ours, verdict.theirs) for cell in _side(side)]
+        shown = "" if ratio is None else f"{ratio:.2f}"
+        rows.append([f"{verdict.budget / 1000:,.0f} KB", *sides, shown, words[verdict.holds]])
     return rows
+
+
+def _told(found: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in found if verdict.ours or verdict.theirs]
 
 
 def _side(point: Point | None) -> list[str]:

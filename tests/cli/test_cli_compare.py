@@ -63,4 +63,4 @@ def test_without_peft_it_is_left_out(sparsetune, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     told = sparsetune("compare --preset smoke --only norm,lora --seeds 0 --out o")
     assert told.err.splitlines()[0] == "left out: PEFT is not installed; pip install 'sparsetune[peft]'."
-    assert "5 of 5 jobs" in told.out
+    assert "7 of 7 jobs" in told.out

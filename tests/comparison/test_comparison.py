@@ -23,8 +23,12 @@ from sparsetune.reproduce.store import Row
 
 
 def rows_of(comparison, values):
-    """Results by hand: ``values`` gives an entry bytes, share and seconds for a seed; ``None``: diverged."""
-    found = []
+    """Results by hand: for an entry and a seed ``values`` gives bytes, share and seconds of a step.
+
+    ``None`` is one that diverged.
+    """
+    found, steps = [], {}
+    about = {"data": {"name": "digits", "lossy": False}}
     for entry in comparison.entries:
         for job in entry.jobs:
             value = values(entry, job.settings["seed"])
@@ -38,16 +42,21 @@ def rows_of(comparison, values):
                     ("int8", count // 4, top1 - 0.1),
                 )
                 stored = [{"dtype": d, "bytes": b, "top1": t, "loss": 1.0} for d, b, t in sizes]
-                result = {"lr": 0.1, "train_seconds": seconds, "stored": stored}
-            about = {"data": {"name": "digits", "lossy": False}}
+                result = {"lr": 0.1, "train_pictures": 1437, "stored": stored}
+                steps[job.id] = seconds
             found.append(Row(job.id, job.settings, result, about))
+    for pace in comparison.paces.values():
+        each = [{"id": i, "ms": 1000 * steps[i]} for i in pace.settings["of"] if steps.get(i)]
+        found.append(
+            Row(pace.id, pace.settings, {"steps": each}, {"data": {"name": "digits", "lossy": False}})
+        )
     return found
 
 
 def test_every_final_training_needs_its_tuning_and_its_backbone():
     comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
-    assert len(place) == len(comparison.jobs) == 1 + 2 * 34 * (3 + 2)
+    assert len(place) == len(comparison.jobs) == 1 + 2 * 34 * (3 + 2) + 2
     (backbone,) = [job for job in comparison.jobs if job.settings["kind"] == "fit"]
     assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
     trained = [entry for entry in comparison.entries if entry.ground == "trained"]
@@ -62,6 +71,11 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
             assert job.settings["init_from"] == tuning[0].settings["init_from"] == backbone.id
             assert job.data == {"cifar10", "tiny-imagenet"}
             assert max(place[each.id] for each in job.needs) < place[job.id]
+    assert {*comparison.paces} == {"random", "trained"}
+    for ground, pace in comparison.paces.items():
+        first = [entry.jobs[0].id for entry in comparison.entries if entry.ground == ground]
+        assert pace.settings["of"] == first == [each.id for each in pace.needs]
+        assert max(place[each] for each in first) < place[pace.id]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -114,7 +128,7 @@ def test_points_are_means_over_seeds_in_each_precision():
     assert whole.top1.values == pytest.approx((50, 60, 70))
     assert (whole.top1.mean, whole.top1.deviation) == pytest.approx((60, 10))
     assert whole.error == pytest.approx(10 / 3**0.5)
-    assert (whole.bytes, int8.bytes, whole.seconds) == (12_000, 3_000, 6.0)
+    assert (whole.bytes, int8.bytes, whole.seconds) == (12_000, 3_000, 4 * 45 * 5.0)  # 45 steps of 32
     assert int8.top1.mean == pytest.approx(50)
     assert points[3].top1.values == pytest.approx((80, 10, 80))  # one that diverged counts as chance
     assert points[3].top1.diverged == 1
@@ -149,12 +163,50 @@ def test_a_verdict_takes_the_best_of_each_side_below_the_budget():
     assert (near.ours.name, near.ours.dtype) == ("rank 1", "bf16")
     assert (near.theirs.name, near.theirs.dtype) == ("LoRA 1", "bf16")
     assert near.holds  # 79 is within 80 less the standard error, 4
-    assert near.time_ratio == pytest.approx(0.8)
+    assert near.time_ratio == near.fastest_ratio == pytest.approx(0.8)
     large = found[640_000]
     assert (large.ours.name, large.theirs.name, large.holds) == ("rank 1", "LoRA 2", False)
     header, cells = budgets([*found.values()])
-    assert [row[-1] for row in cells[-3:]] == ["no", "no", "no"]
-    assert len(header) == len(cells[0])
+    assert [row[-2:] for row in cells[-3:]] == [["no", ""]] * 3
+    assert {len(row) for row in cells} == {len(header)}
+
+
+def test_the_fastest_of_ours_that_is_as_good_is_told():
+    comparison = Comparison(preset="digits", only=("norm", "rank", "lora"), seeds=(0, 1))
+    made = {
+        "norm and head": (30_000, (0.60, 0.60), 2.0),
+        "rank 1": (60_000, (0.76, 0.76), 5.0),
+        "rank 2": (70_000, (0.90, 0.90), 9.0),
+        "rank 4": (900_000, (0.95, 0.95), 1.0),
+        "LoRA 1": (70_000, (0.75, 0.79), 10.0),
+    }
+
+    def values(entry, seed):
+        if entry.name not in made:
+            return None
+        count, shares, seconds = made[entry.name]
+        return count, shares[seed], seconds
+
+    found = {v.budget: v for v in verdicts(find(rows_of(comparison, values), comparison))}
+    assert (found[80_000].ours.name, found[80_000].fastest.name) == ("rank 2", "rank 1")
+    assert (found[80_000].time_ratio, found[80_000].fastest_ratio) == pytest.approx((0.9, 0.5))
+    assert (found[2_500_000].ours.name, found[2_500_000].fastest.name) == ("rank 4", "rank 4")
+    assert found[10_000].fastest is None  # LoRA has nothing so small
+    _, cells = budgets([found[80_000]])
+    told = "80 KB|rank 2, float32|90.00 ± 0.00|LoRA 1, float32|77.00 ± 2.83|0.90|yes|rank 1, float32: 0.50"
+    assert cells == [told.split("|")]
+    untimed = find([row for row in rows_of(comparison, values) if "steps" not in row.result], comparison)
+    assert {point.seconds for point in untimed} == {None}
+    assert {(v.time_ratio, v.fastest) for v in verdicts(untimed)} == {(None, None)}
+
+
+def test_choosing_counts_as_training():
+    comparison = Comparison(preset="digits", only=("budget",), seeds=(0, 1))
+    rows = rows_of(comparison, lambda entry, seed: (10_000, 0.5, 2.0))
+    for row in rows:
+        if "stored" in row.result:
+            row.result.update(choice={"name": "slices"}, choosing_seconds=1.0 + row.settings["seed"])
+    assert {point.seconds for point in find(rows, comparison)} == {4 * 45 * 2.0 + 1.5}
 
 
 def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits():

@@ -1,0 +1,27 @@
+"""The time of a step of each entry, taken in turn."""
+
+from __future__ import annotations
+
+from sparsetune.reproduce.jobs import Job, in_order
+from sparsetune.reproduce.runner import go
+from sparsetune.reproduce.store import open_store
+
+
+def test_every_entry_is_timed_but_one_whose_budget_was_never_spent(small, inline, place):
+    entries = (
+        small(kind="ours", fraction=1.0),
+        small(kind="ours", fraction=None, filters=0),
+        small(kind="lora", fraction=None, rank=4),
+        small(kind="ours", fraction=None, budget=25_000),
+        small(kind="ours", fraction=None, budget=25_000, spread="slices, by signal"),
+        small(kind="ours", fraction=None, budget=25_000, lr=1e30),
+    )
+    pace = Job({**entries[0].settings, "kind": "pace", "of": [each.id for each in entries]}, entries)
+    with open_store(place.folder, write=True) as store:
+        assert go([*in_order([pace])], store, inline).failed == {}
+        rows = {row.id: row for row in store.rows()}
+    assert "choice" not in rows[entries[-1].id].result
+    steps = rows[pace.id].result["steps"]
+    assert [step["id"] for step in steps] == pace.settings["of"][:5]
+    assert all(0 < step["low"] <= step["ms"] <= step["high"] for step in steps)
+    assert pace.name == "wrn28_4 digits steps of 6 methods"
