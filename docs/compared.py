@@ -7,12 +7,12 @@ from tempfile import TemporaryDirectory
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from sparsetune.candidates import CANDIDATES
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import CHOSEN, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
+from sparsetune.ways import WAYS
 
 RESULTS = Path(__file__).parent / "results"
 MARK, MIXED = "<!-- compare -->", "<!-- mixed -->"
@@ -74,12 +74,12 @@ def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
     }
     if not plain:
         return []
-    best = {name: max(row[way].top1.mean for way in CANDIDATES) for name, row in plain.items()}
+    best = {name: max(row[way].top1.mean for way in WAYS) for name, row in plain.items()}
     lines = []
-    for way in ("norm and head", *CANDIDATES, CHOSEN):
+    for way in ("norm and head", *WAYS, CHOSEN):
         cells = []
         for name, row in plain.items():
-            mark = "**" if row[way].top1.mean == best[name] and way in CANDIDATES else ""
+            mark = "**" if row[way].top1.mean == best[name] and way in WAYS else ""
             cells.append(f"{mark}{row[way].top1}{mark}<br>{row[way].seconds or 0:.0f} s")
         lines.append(["what `--budget` chose" if way == CHOSEN else way, *cells])
     picked = [verdict for name in plain for verdict in choices(grounds[name])]

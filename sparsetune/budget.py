@@ -13,30 +13,27 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsetune.adapt import adapt_
-from sparsetune.candidates import CANDIDATES, DEFAULT, candidate
 from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
 from sparsetune.errors import DataError, DivergedError
-from sparsetune.gradients import data_gradients
 from sparsetune.inference import predict_logits
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.processes import Processes, processes
 from sparsetune.training import fit
+from sparsetune.ways import CANDIDATES, DEFAULT, spend
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 24
-"""Steps of a trial from which anything can be told."""
+LEAST = 100
+"""Steps of a trial from which it tells what a whole training would; shorter ones prefer what starts fast."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would prefer slices where a whole training does not."""
 FINALISTS = 3
-PROBED = 4
-"""Most batches whose gradients are the signal."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
 ERRORS = 2.0
@@ -102,7 +99,6 @@ class _Comparison:
         share = min(HELD_SHARE, HELD_OUT / len(train))
         self.part, self.held = split_in_two(train, share, config.seed)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
-        self.probed = max(1, min(PROBED, self.limit // 20))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
         self.judged = Feed(
             self.held,
@@ -131,12 +127,9 @@ class _Comparison:
 
     def _candidates(self, nbytes: int, base: Learn | None) -> dict[str, Trial]:
         """Every candidate that differs from those before it."""
-        gradients = self._gradients() if self._rounds(len(CANDIDATES)) else None
         found: dict[Learn, Trial] = {}
         for name in CANDIDATES:
-            learn = candidate(
-                name, self.net, nbytes, gradients=gradients, base=base, classes=self.data.classes
-            )
+            learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes)
             if learn is None:
                 continue
             made = plan(self.net, learn)
@@ -144,19 +137,13 @@ class _Comparison:
         trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
         return trials
 
-    def _gradients(self) -> dict[str, Tensor]:
-        self.steps += self.probed
-        part = replace(self.data, train=self.part)
-        return data_gradients(self.net, part, self.config, self.group.device, self.probed)
-
     def _rounds(self, candidates: int) -> list[tuple[int, int]]:
         """How many candidates are trained for how many steps, round after round."""
-        left = self.limit - self.probed
-        first, last = (left // 2 // count - self.extra for count in (candidates, FINALISTS))
+        first, last = (self.limit // 2 // count - self.extra for count in (candidates, FINALISTS))
         if candidates > FINALISTS and first >= LEAST:
             return [(candidates, first), (FINALISTS, last)]
-        count = min(candidates, left // (LEAST + self.extra))
-        return [(count, left // count - self.extra)] if count >= min(candidates, FINALISTS) > 1 else []
+        count = min(candidates, self.limit // (LEAST + self.extra))
+        return [(count, self.limit // count - self.extra)] if count >= min(candidates, FINALISTS) > 1 else []
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         config = replace(self.config, compile=False, epochs=1)
@@ -206,7 +193,7 @@ class _Comparison:
     def _untried(self, trials: dict[str, Trial]) -> tuple[str, str]:
         if len(trials) == 1:
             return DEFAULT, "all candidates come to the same."
-        needed = FINALISTS * (LEAST + self.extra) + 1
+        needed = FINALISTS * (LEAST + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return DEFAULT, f"{short}; this one is the best in most cases."
 

@@ -47,7 +47,7 @@ class Choice:
         learn: What to learn.
         why: One sentence.
         budget: Most bytes of the delta.
-        steps: Training steps that the comparison took, gradients included.
+        steps: Training steps that the comparison took.
         trials: Every candidate.
     """
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.candidates import CANDIDATES, DEFAULT
 from sparsetune.choice import Trial
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.members import run_members
 from sparsetune.runs import run
 from sparsetune.settings import Run
+from sparsetune.ways import CANDIDATES, DEFAULT
 
-LONG = st.FitConfig(epochs=240, batch_size=64, lr=0.05)
-"""Of 300 digits: 5 steps an epoch, 1,200 in all."""
+LONG = st.FitConfig(epochs=680, batch_size=64, lr=0.05)
+"""Of 300 digits: 5 steps an epoch, 3,400 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def chosen(few):
 
 def test_trials_take_at_most_a_tenth_of_the_steps(chosen):
     choice, seen = chosen
-    assert 3 * 20 < choice.steps <= 0.1 * 240 * 5
-    assert sum(trial.steps for trial in seen) + 4 == choice.steps
+    assert 3 * 100 <= choice.steps <= 0.1 * 680 * 5
+    assert sum(trial.steps for trial in seen) == choice.steps
     assert [trial.name for trial in seen] == list(CANDIDATES)[: len(seen)]
     assert len(seen) >= 3
 
@@ -81,11 +81,11 @@ def test_json_keeps_the_choice(chosen):
 
 
 def test_halving_keeps_the_default_and_trains_the_best_for_longer(few):
-    """Enough steps for two rounds: all seven, then three."""
+    """Enough steps for two rounds: all five, then three."""
     seen = []
-    config = replace(LONG, epochs=1100, batch_size=64)
+    config = replace(LONG, epochs=2250)
     choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
-    first, second = seen[:7], seen[7:]
+    first, second = seen[:5], seen[5:]
     assert [trial.name for trial in first] == list(CANDIDATES)
     assert len(second) == 3
     ranked = sorted(first, key=lambda trial: trial.loss)
@@ -93,7 +93,7 @@ def test_halving_keeps_the_default_and_trains_the_best_for_longer(few):
     wanted = kept if DEFAULT in kept else [*kept[:2], DEFAULT]
     assert {trial.name for trial in second} == set(wanted)
     assert min(trial.steps for trial in second) > max(trial.steps for trial in first)
-    assert choice.steps <= 0.1 * 1100 * 5
+    assert choice.steps <= 0.1 * 2250 * 5
 
 
 @pytest.mark.parametrize(("opt", "epochs"), [("momentum", 10), ("momentum", 100), ("adamw", 10)])

@@ -24,7 +24,7 @@ COLUMN = [
     "choice",
     "plan",
     "allocation",
-    "candidates",
+    "ways",
     "cost",
     "shifts",
     "weight_gradient",

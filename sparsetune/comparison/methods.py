@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparsetune.candidates import CANDIDATES
 from sparsetune.reproduce.jobs import Settings
+from sparsetune.ways import WAYS
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
         return {f"budget {n / 1000:,.0f} KB": {"kind": "ours", "budget": n} for n in budgets}
     if family == SPREAD:
         least = min(budgets)
-        return {name: {"kind": "ours", "budget": least, "spread": name} for name in CANDIDATES}
+        return {name: {"kind": "ours", "budget": least, "spread": name} for name in WAYS}
     return FAMILIES[family].rows

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from sparsetune.adapt import adapt_
-from sparsetune.budget import PROBED, choose
-from sparsetune.candidates import candidate
+from sparsetune.budget import choose
 from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, balanced, open_data, split_in_two
@@ -21,7 +20,11 @@ from sparsetune.machine import pick_device
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import class_count
+from sparsetune.ways import spend
 from sparsetune.zoo import create
+
+SIGNAL = 4
+"""Batches whose gradients say where a filter or a rank gains most."""
 
 
 def config_of(settings: Settings, lr: float) -> FitConfig:
@@ -89,8 +92,8 @@ def learning(
         choice = choice or choose(net, data, config, settings["budget"])
         return adapt_(net, choice.learn), choice
     name, nbytes = settings["spread"], settings["budget"]
-    gradients = data_gradients(net, data, config, pick_device(config.device), PROBED)
-    learn = candidate(name, net, nbytes, gradients=gradients, classes=data.classes)
+    gradients = data_gradients(net, data, config, pick_device(config.device), SIGNAL)
+    learn = spend(name, net, nbytes, gradients=gradients, classes=data.classes)
     if learn is None:
         raise ConfigError(f"{settings['model']} has no layers for '{name}'; leave out --only spread.")
     return adapt_(net, learn), None

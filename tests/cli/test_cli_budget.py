@@ -30,8 +30,8 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
         "low rank, uniform",
         "slices, middle third",
         "slices, last third",
-        "slices, first third",
         "slices, uniform",
+        "slices, first third",
     ]
     assert [row.rstrip().endswith("chosen") for row in rows] == [True, False, False, False, False]
     assert any(
@@ -51,9 +51,9 @@ def test_json_has_the_choice(sparsetune):
 
 
 def test_trials_are_told_as_they_end(sparsetune):
-    result = sparsetune(SHORT, "--epochs", 160, "--batch-size", 32, "--time-budget", "0s")
+    result = sparsetune(SHORT, "--epochs", 480, "--batch-size", 32, "--time-budget", "0s")
     lines = [line for line in result.err.splitlines() if line.startswith("trial  ")]
-    assert 3 <= len(lines) <= 10
+    assert len(lines) == 3
     assert lines[0].startswith("trial  low rank, uniform: held-out loss ")
 
 

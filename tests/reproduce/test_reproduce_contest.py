@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.candidates import candidate
 from sparsetune.data import loader
 from sparsetune.data.splits import split_in_two
 from sparsetune.errors import DivergedError
@@ -15,6 +14,7 @@ from sparsetune.reproduce.jobs import Job, in_order
 from sparsetune.reproduce.runner import go
 from sparsetune.reproduce.store import open_store
 from sparsetune.reproduce.work import perform
+from sparsetune.ways import spend
 
 
 def accuracy(net, data):
@@ -75,7 +75,7 @@ def test_a_budget_is_spread_as_the_job_says(small, place):
     perform(job.id, job.settings, place)
     net = st.load(place.run(job.id) / "delta.safetensors")
     plain = st.create("wrn28_4", depth=10, width=1, num_classes=10)
-    wanted = candidate("slices, last third", plain, 20_000, classes=map(str, range(10)))
+    wanted = spend("slices, last third", plain, 20_000, classes=map(str, range(10)))
     assert st.adapted(net).plan.learn == wanted
     assert "slices, last third" in job.name
 

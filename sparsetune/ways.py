@@ -10,20 +10,22 @@ from sparsetune.allocation import Rule, Unit, allocate
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 
-CANDIDATES: dict[str, tuple[Unit, Rule, int | None]] = {
+WAYS: dict[str, tuple[Unit, Rule, int | None]] = {
     "low rank, uniform": ("rank", "number", None),
-    "low rank, by signal": ("rank", "signal", None),
     "slices, middle third": ("filters", "fraction", 1),
-    "slices, by signal": ("filters", "signal", None),
     "slices, last third": ("filters", "fraction", 2),
-    "slices, first third": ("filters", "fraction", 0),
     "slices, uniform": ("filters", "fraction", None),
+    "slices, first third": ("filters", "fraction", 0),
+    "low rank, by signal": ("rank", "signal", None),
+    "slices, by signal": ("filters", "signal", None),
 }
-"""Unit, rule and third of the depth; the default first, then the ones to try first where time is short."""
-DEFAULT = next(iter(CANDIDATES))
+"""Unit, rule and third of the depth; the default first, then those that were best most often."""
+DEFAULT = next(iter(WAYS))
+CANDIDATES = tuple(name for name, (_, rule, _) in WAYS.items() if rule != "signal")
+"""What ``--budget`` chooses among; by signal was the best nowhere that it was measured."""
 
 
-def candidate(
+def spend(
     name: str,
     net: nn.Module,
     nbytes: int,
@@ -35,7 +37,7 @@ def candidate(
     """Spend a budget in one of the ways.
 
     Args:
-        name: A key of ``CANDIDATES``.
+        name: A key of ``WAYS``.
         net: A plain model.
         nbytes: The most that a float32 delta may take.
         gradients: As for :func:`allocate`.
@@ -48,7 +50,7 @@ def candidate(
     Raises:
         ConfigError: As :func:`allocate` does.
     """
-    unit, rule, third = CANDIDATES[name]
+    unit, rule, third = WAYS[name]
     base = base or Learn(filters=0)
     layers = [] if third is None else _third(net, base, third)
     if (rule == "signal" and gradients is None) or (third is not None and not layers):

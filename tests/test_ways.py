@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.candidates import CANDIDATES, DEFAULT, candidate
+from sparsetune.ways import DEFAULT, WAYS, spend
 
 BUDGET = 30_000
 
@@ -21,9 +21,9 @@ def gradients():
     return {name: torch.randn(value.shape, generator=generator) for name, value in plain().named_parameters()}
 
 
-@pytest.mark.parametrize("name", [*CANDIDATES])
+@pytest.mark.parametrize("name", [*WAYS])
 def test_each_keeps_the_budget_and_uses_it(name, gradients):
-    learn = candidate(name, plain(), BUDGET, gradients=gradients)
+    learn = spend(name, plain(), BUDGET, gradients=gradients)
     assert 0.8 * BUDGET < st.plan(plain(), learn).delta_bytes <= BUDGET
     kind = {"low rank": "rank", "slices": "filters"}[name.split(",")[0]]
     assert {*learn.amounts} == {kind}
@@ -34,7 +34,7 @@ def test_a_third_of_the_depth_gets_all_of_it(number, third):
     convs = [name for name, module in plain().named_modules() if isinstance(module, torch.nn.Conv2d)]
     count = len(convs)
     wanted = convs[count * number // 3 : count * (number + 1) // 3]
-    made = st.plan(plain(), candidate(f"slices, {third} third", plain(), BUDGET))
+    made = st.plan(plain(), spend(f"slices, {third} third", plain(), BUDGET))
     learned = [part.homes[0][0] for part in made if part.layer and part.learned]
     assert learned
     assert {*learned} <= {*wanted}
@@ -42,7 +42,7 @@ def test_a_third_of_the_depth_gets_all_of_it(number, third):
 
 
 def test_what_a_model_has_not_is_none():
-    assert candidate("low rank, by signal", plain(), BUDGET) is None
+    assert spend("low rank, by signal", plain(), BUDGET) is None
     one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
-    assert candidate("slices, first third", one, BUDGET) is None
-    assert candidate(DEFAULT, one, BUDGET) is not None
+    assert spend("slices, first third", one, BUDGET) is None
+    assert spend(DEFAULT, one, BUDGET) is not None
