@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsetune.adapt import adapt_
 from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
-from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
-from sparsetune.errors import DataError, DivergedError
-from sparsetune.inference import predict_logits
+from sparsetune.data import Data, Split, count_steps, split_in_two
+from sparsetune.errors import DataError
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.processes import Processes, processes
-from sparsetune.training import fit
+from sparsetune.trials import try_out
 from sparsetune.ways import CANDIDATES, DEFAULT, spend
 
 SHARE = 0.1
@@ -30,9 +24,6 @@ LEAST = 100
 """Steps of a trial from which it tells what a whole training would; shorter ones prefer what starts fast."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
-SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
-"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
-at zero, and short trials would prefer slices where a whole training does not."""
 FINALISTS = 3
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
@@ -95,18 +86,12 @@ class _Comparison:
         group: Processes,
         watch: Callable[[Trial], None] | None,
     ) -> None:
-        self.net, self.data, self.config, self.group, self.watch = net, data, config, group, watch
+        self.net, self.config, self.group, self.watch = net, config, group, watch
         share = min(HELD_SHARE, HELD_OUT / len(train))
-        self.part, self.held = split_in_two(train, share, config.seed)
+        part, self.held = split_in_two(train, share, config.seed)
+        self.data = replace(data, train=part)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
-        self.judged = Feed(
-            self.held,
-            data.preprocessing,
-            group.device,
-            batch_size=config.batch_size,
-            workers=config.workers,
-        )
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
 
@@ -146,31 +131,13 @@ class _Comparison:
         return [(count, self.limit // count - self.extra)] if count >= min(candidates, FINALISTS) > 1 else []
 
     def _try(self, trial: Trial, steps: int) -> Trial:
-        config = replace(self.config, compile=False, epochs=1)
-        if config.opt in SLOW:
-            config = replace(config, opt="adamw", lr=config.lr / 10)
-        wanted = steps * config.batch_size
-        if wanted < len(self.part):
-            part = balanced(self.part, wanted, config.seed, "the trial's limit")
-        else:
-            part = self.part
-            config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
-        net = adapt_(copy.deepcopy(self.net), trial.learn)
         self.steps += steps
-        unread = self.held.take(np.arange(self.group.count))  # fit tests; judged are all, here
-        try:
-            fit(net, replace(self.data, train=part, test=unread), config)
-            logits, labels = predict_logits(_unsettled(net), self.judged.epoch(config.seed))
-            losses = F.cross_entropy(logits.double(), labels, reduction="none")
-            loss, top1 = losses.mean().item(), (logits.argmax(1) == labels).double().mean().item()
-        except DivergedError:
-            loss = top1 = math.nan
-        known = math.isfinite(loss)
-        if known:
-            self.losses[trial.name] = losses
-        done: Trial = self.group.from_main(
-            replace(trial, steps=steps, loss=loss if known else None, top1=top1 if known else None)
-        )
+        found = try_out(self.net, trial.learn, self.data, self.held, self.config, steps, self.group)
+        loss = top1 = None
+        if found is not None:
+            self.losses[trial.name], top1 = found
+            loss = self.losses[trial.name].mean().item()
+        done: Trial = self.group.from_main(replace(trial, steps=steps, loss=loss, top1=top1))
         if self.watch and self.group.is_main:
             self.watch(done)
         return done
@@ -196,14 +163,6 @@ class _Comparison:
         needed = FINALISTS * (LEAST + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return DEFAULT, f"{short}; this one is the best in most cases."
-
-
-def _unsettled(net: nn.Module) -> nn.Module:
-    """Let batch norms go by the batch in evaluation too: so few steps settle no running statistics."""
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.running_mean = module.running_var = None
-    return net
 
 
 def _loss(trial: Trial) -> float:

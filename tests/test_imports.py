@@ -77,6 +77,7 @@ COLUMN = [
     "gradients",
     "stepping",
     "training",
+    "trials",
     "budget",
     "curves",
     "folders",
