@@ -1,7 +1,9 @@
 """MkDocs hook: what `sparsetune compare` found, as figures and tables on the page that helps to choose."""
 
 import json
+from math import inf
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -12,10 +14,10 @@ from sparsetune.comparison.methods import CHOSEN, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
-from sparsetune.ways import WAYS
+from sparsetune.ways import DEFAULT, WAYS
 
 RESULTS = Path(__file__).parent / "results"
-MARK, MIXED = "<!-- compare -->", "<!-- mixed -->"
+MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"
 GOAL = 0.85
 """Share of LoRA's training time that ours shall not exceed."""
 NOTHING = "Nothing yet: no results of `sparsetune compare` are among the data files of these pages."
@@ -38,7 +40,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     """Replace each mark by all that was found."""
     if MARK in markdown:
         markdown = markdown.replace(MARK, "\n\n".join(map(_found, _measured())) or NOTHING)
-    return markdown.replace(MIXED, _mixed()) if MIXED in markdown else markdown
+    for mark, made in ((MIXED, _mixed), (TRIALS, _trials)):
+        markdown = markdown.replace(mark, made()) if mark in markdown else markdown
+    return markdown
 
 
 def _measured() -> list[Path]:
@@ -101,6 +105,25 @@ def _mixed() -> str:
     table = _markdown((["ground", "each layer learns", "learned values", "top-1 (%)", "lr"], rows))
     notes = {_note({**each, "jobs": 1}) for each in found}
     return "\n\n".join([table, "\n".join(sorted(notes))])
+
+
+def _trials() -> str:
+    """What trials of each length chose, by the accuracies that whole trainings had."""
+    value = json.loads((RESULTS / "trials.json").read_text())
+    points = find(*read_lines(RESULTS / "compare-small.jsonl"))
+    top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == DTYPES[0]}
+    losses: dict[int, dict[tuple[str, int], dict[str, float]]] = {}
+    for row in value["rows"]:
+        here = losses.setdefault(row["steps"], {}).setdefault((row["ground"], row["seed"]), {})
+        here[row["way"]] = inf if row["loss"] is None else row["loss"]
+    lines = []
+    for steps, found in losses.items():
+        picks = {place: min(each, key=lambda way: each[way]) for place, each in found.items()}
+        gains = [top1[ground, way] - top1[ground, DEFAULT] for (ground, _), way in picks.items()]
+        kept = sum(way == DEFAULT for way in picks.values())
+        lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
+    header = ["steps of a trial", f"{DEFAULT} wins", "gain of the winner, mean", "least"]
+    return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
 
 
 def _spread(shares: list[float]) -> Spread:

@@ -12,6 +12,8 @@ from sparsetune.plan import plan
 
 WAYS: dict[str, tuple[Unit, Rule, int | None]] = {
     "low rank, uniform": ("rank", "number", None),
+    "low rank, last third": ("rank", "number", 2),
+    "low rank, middle third": ("rank", "number", 1),
     "slices, middle third": ("filters", "fraction", 1),
     "slices, last third": ("filters", "fraction", 2),
     "slices, uniform": ("filters", "fraction", None),
@@ -19,10 +21,10 @@ WAYS: dict[str, tuple[Unit, Rule, int | None]] = {
     "low rank, by signal": ("rank", "signal", None),
     "slices, by signal": ("filters", "signal", None),
 }
-"""Unit, rule and third of the depth; the default first, then those that were best most often."""
-DEFAULT = next(iter(WAYS))
-CANDIDATES = tuple(name for name, (_, rule, _) in WAYS.items() if rule != "signal")
-"""What ``--budget`` chooses among; by signal was the best nowhere that it was measured."""
+"""Unit, rule and third of the depth."""
+CANDIDATES = (*WAYS,)[:5]
+"""What ``--budget`` chooses among: those that were within the noise of the best somewhere, the default first."""
+DEFAULT = CANDIDATES[0]
 
 
 def spend(

@@ -29,12 +29,13 @@ def test_each_keeps_the_budget_and_uses_it(name, gradients):
     assert {*learn.amounts} == {kind}
 
 
-@pytest.mark.parametrize(("number", "third"), [(0, "first"), (1, "middle"), (2, "last")])
-def test_a_third_of_the_depth_gets_all_of_it(number, third):
+@pytest.mark.parametrize("name", [name for name in WAYS if name.endswith("third")])
+def test_a_third_of_the_depth_gets_all_of_it(name):
+    number = ["first", "middle", "last"].index(name.split()[-2])
     convs = [name for name, module in plain().named_modules() if isinstance(module, torch.nn.Conv2d)]
     count = len(convs)
     wanted = convs[count * number // 3 : count * (number + 1) // 3]
-    made = st.plan(plain(), spend(f"slices, {third} third", plain(), BUDGET))
+    made = st.plan(plain(), spend(name, plain(), BUDGET))
     learned = [part.homes[0][0] for part in made if part.layer and part.learned]
     assert learned
     assert {*learned} <= {*wanted}

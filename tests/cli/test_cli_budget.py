@@ -28,10 +28,10 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
     rows = [line for line in lines if line.startswith(("low rank, ", "slices, "))]
     assert [row.split("  ")[0] for row in rows] == [
         "low rank, uniform",
+        "low rank, last third",
+        "low rank, middle third",
         "slices, middle third",
         "slices, last third",
-        "slices, uniform",
-        "slices, first third",
     ]
     assert [row.rstrip().endswith("chosen") for row in rows] == [True, False, False, False, False]
     assert any(

@@ -1,0 +1,67 @@
+"""Measures what trials of other lengths would choose for --budget, as JSON.
+
+On the grounds of ``sparsetune compare --preset small``, after it, for two seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from sparsetune.budget import HELD_OUT, HELD_SHARE
+from sparsetune.comparison.comparison import Comparison
+from sparsetune.data import split_in_two
+from sparsetune.machine import describe_machine
+from sparsetune.processes import processes
+from sparsetune.reproduce.entry import config_of, data_of, plain_of
+from sparsetune.reproduce.place import Place
+from sparsetune.reproduce.sources import sources_from
+from sparsetune.trials import try_out
+from sparsetune.ways import CANDIDATES, spend
+
+STEPS = (12, 25, 50, 100)
+SEEDS = (0, 1)
+RATE = 0.03
+"""The learning rate that was the best for low rank everywhere."""
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compared", type=Path, required=True, help="Folder of the comparison.")
+    parser.add_argument("--data", action="append", default=[], help="NAME=FOLDER, as for the comparison.")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    place = Place(options.compared.absolute(), sources_from(options.data))
+    rows = []
+    for entry in Comparison(preset="small", only=("budget",), seeds=SEEDS).entries:
+        for job in entry.jobs:
+            settings = job.settings
+            data, config = data_of(settings, place), config_of(settings, RATE)
+            part, held = split_in_two(
+                data.train, min(HELD_SHARE, HELD_OUT / len(data.train)), settings["seed"]
+            )
+            data, net = replace(data, train=part), plain_of(settings, place)
+            for way in CANDIDATES:
+                learn = spend(way, net, settings["budget"], classes=data.classes)
+                for steps in STEPS:
+                    with processes(config.device, config.amp) as group:
+                        found = try_out(net, learn, data, held, config, steps, group)
+                    loss = None if found is None else found[0].mean().item()
+                    rows.append(
+                        {
+                            "ground": entry.ground,
+                            "seed": settings["seed"],
+                            "way": way,
+                            "steps": steps,
+                            "loss": loss,
+                        }
+                    )
+            print(f"{entry.ground}, seed {settings['seed']}: done", flush=True)
+    options.out.write_text(json.dumps({"rate": RATE, "rows": rows, **describe_machine()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
