@@ -23,7 +23,7 @@ WAYS: dict[str, tuple[Unit, Rule, int | None]] = {
 }
 """Unit, rule and third of the depth."""
 CANDIDATES = (*WAYS,)[:5]
-"""What ``--budget`` chooses among: those that were within the noise of the best somewhere, the default first."""
+"""What ``--budget`` chooses among: those that were as good as the best somewhere; the default first."""
 DEFAULT = CANDIDATES[0]
 
 
