@@ -1,7 +1,6 @@
 """MkDocs hook: what `sparsetune compare` found, as figures and tables on the page that helps to choose."""
 
 import json
-from math import inf
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.methods import CHOSEN, SPREAD, THEIRS
+from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
@@ -55,7 +54,8 @@ def _found(path: Path) -> str:
     if not points:
         return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
     grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
-    pieces = [f"## Preset {comparison.preset}", *_spreads(grounds)]
+    only = ", ".join(FAMILIES[name].title for name in comparison.only or ())
+    pieces = [f"## Preset {comparison.preset}{only and f': {only}'}", *_spreads(grounds)]
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
     for name, here in grounds.items():
         title = comparison.grounds[name].title
@@ -112,16 +112,13 @@ def _trials() -> str:
     value = json.loads((RESULTS / "trials.json").read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
     top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == DTYPES[0]}
-    losses: dict[int, dict[tuple[str, int], dict[str, float]]] = {}
-    for row in value["rows"]:
-        here = losses.setdefault(row["steps"], {}).setdefault((row["ground"], row["seed"]), {})
-        here[row["way"]] = inf if row["loss"] is None else row["loss"]
     lines = []
-    for steps, found in losses.items():
-        picks = {place: min(each, key=lambda way: each[way]) for place, each in found.items()}
-        gains = [top1[ground, way] - top1[ground, DEFAULT] for (ground, _), way in picks.items()]
-        kept = sum(way == DEFAULT for way in picks.values())
-        lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
+    for steps in dict.fromkeys(row["steps"] for row in value["rows"]):
+        here = [row for row in value["rows"] if row["steps"] == steps]
+        won = [(row["ground"], min(row["losses"], key=lambda way: row["losses"][way])) for row in here]
+        gains = [top1[ground, way] - top1[ground, DEFAULT] for ground, way in won]
+        kept = sum(way == DEFAULT for _, way in won)
+        lines.append([f"{steps}", f"{kept} of {len(won)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
     header = ["steps of a trial", f"{DEFAULT} wins", "gain of the winner, mean", "least"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
 

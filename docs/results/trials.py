@@ -44,23 +44,18 @@ def main() -> None:
                 data.train, min(HELD_SHARE, HELD_OUT / len(data.train)), settings["seed"]
             )
             data, net = replace(data, train=part), plain_of(settings, place)
-            for way in CANDIDATES:
-                learn = spend(way, net, settings["budget"], classes=data.classes)
-                for steps in STEPS:
+            learns = {way: spend(way, net, settings["budget"], classes=data.classes) for way in CANDIDATES}
+            for steps in STEPS:
+                losses = {}
+                for way, learn in learns.items():
                     with processes(config.device, config.amp) as group:
                         found = try_out(net, learn, data, held, config, steps, group)
-                    loss = None if found is None else found[0].mean().item()
-                    rows.append(
-                        {
-                            "ground": entry.ground,
-                            "seed": settings["seed"],
-                            "way": way,
-                            "steps": steps,
-                            "loss": loss,
-                        }
-                    )
+                    losses[way] = None if found is None else found[0].mean().item()
+                rows.append(
+                    {"ground": entry.ground, "seed": settings["seed"], "steps": steps, "losses": losses}
+                )
             print(f"{entry.ground}, seed {settings['seed']}: done", flush=True)
-    options.out.write_text(json.dumps({"rate": RATE, "rows": rows, **describe_machine()}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**describe_machine(), "rate": RATE, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
