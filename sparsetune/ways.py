@@ -10,18 +10,21 @@ from sparsetune.allocation import Rule, Unit, allocate
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 
-WAYS: dict[str, tuple[Unit, Rule, int | None]] = {
-    "low rank, uniform": ("rank", "number", None),
-    "low rank, last third": ("rank", "number", 2),
-    "low rank, middle third": ("rank", "number", 1),
-    "slices, middle third": ("filters", "fraction", 1),
-    "slices, last third": ("filters", "fraction", 2),
-    "slices, uniform": ("filters", "fraction", None),
-    "slices, first third": ("filters", "fraction", 0),
-    "low rank, by signal": ("rank", "signal", None),
-    "slices, by signal": ("filters", "signal", None),
+ALL = (0, 3)
+"""All thirds of the depth."""
+WAYS: dict[str, tuple[Unit, Rule, tuple[int, int]]] = {
+    "low rank, uniform": ("rank", "number", ALL),
+    "low rank, last two thirds": ("rank", "number", (1, 3)),
+    "low rank, last third": ("rank", "number", (2, 3)),
+    "low rank, middle third": ("rank", "number", (1, 2)),
+    "slices, middle third": ("filters", "fraction", (1, 2)),
+    "slices, last third": ("filters", "fraction", (2, 3)),
+    "slices, uniform": ("filters", "fraction", ALL),
+    "slices, first third": ("filters", "fraction", (0, 1)),
+    "low rank, by signal": ("rank", "signal", ALL),
+    "slices, by signal": ("filters", "signal", ALL),
 }
-"""Unit, rule and third of the depth."""
+"""Unit, rule, and from which third of the depth to which."""
 CANDIDATES = (*WAYS,)[:5]
 """What ``--budget`` chooses among: those that were as good as the best somewhere; the default first."""
 DEFAULT = CANDIDATES[0]
@@ -52,17 +55,17 @@ def spend(
     Raises:
         ConfigError: As :func:`allocate` does.
     """
-    unit, rule, third = WAYS[name]
+    unit, rule, thirds = WAYS[name]
     base = base or Learn(filters=0)
-    layers = [] if third is None else _third(net, base, third)
-    if (rule == "signal" and gradients is None) or (third is not None and not layers):
+    layers = [] if thirds == ALL else _layers(net, base, *thirds)
+    if (rule == "signal" and gradients is None) or (thirds != ALL and not layers):
         return None
     return allocate(
         net, nbytes, unit, rule, gradients=gradients, layers=layers, base=base, classes=tuple(classes)
     )
 
 
-def _third(net: nn.Module, base: Learn, third: int) -> list[str]:
-    """Modules of that third of the depth that may get a share, in the model's order."""
+def _layers(net: nn.Module, base: Learn, start: int, stop: int) -> list[str]:
+    """Modules of these thirds of the depth that may get a share, in the model's order."""
     names = [*dict.fromkeys(part.homes[0][0] for part in plan(net, base) if part.layer)]
-    return names[len(names) * third // 3 : len(names) * (third + 1) // 3]
+    return names[len(names) * start // 3 : len(names) * stop // 3]
