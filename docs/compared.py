@@ -13,7 +13,7 @@ from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
-from sparsetune.ways import DEFAULT, WAYS
+from sparsetune.ways import WAYS
 
 RESULTS = Path(__file__).parent / "results"
 MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"
@@ -115,11 +115,12 @@ def _trials() -> str:
     lines = []
     for steps in dict.fromkeys(row["steps"] for row in value["rows"]):
         here = [row for row in value["rows"] if row["steps"] == steps]
-        won = [(row["ground"], min(row["losses"], key=lambda way: row["losses"][way])) for row in here]
-        gains = [top1[ground, way] - top1[ground, DEFAULT] for ground, way in won]
-        kept = sum(way == DEFAULT for _, way in won)
-        lines.append([f"{steps}", f"{kept} of {len(won)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
-    header = ["steps of a trial", f"{DEFAULT} wins", "gain of the winner, mean", "least"]
+        won = [(row["ground"], [*row["losses"]], row["losses"]) for row in here]
+        picks = [(ground, names[0], min(names, key=lambda way: losses[way])) for ground, names, losses in won]
+        gains = [top1[ground, way] - top1[ground, default] for ground, default, way in picks]
+        kept = sum(way == default for _, default, way in picks)
+        lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
+    header = ["steps of a trial", "the default wins", "gain of the winner, mean", "least"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
 
 

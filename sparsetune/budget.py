@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -16,15 +16,14 @@ from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
-from sparsetune.ways import CANDIDATES, DEFAULT, spend
+from sparsetune.ways import candidates, spend
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 100
-"""Steps of a trial from which it tells what a whole training would; shorter ones prefer what starts fast."""
+LEAST = 50
+"""Steps of a trial from which it tells what a whole training would; shorter ones tell who starts fast."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
-FINALISTS = 3
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
 ERRORS = 2.0
@@ -42,13 +41,12 @@ def choose(
 ) -> Choice:
     """Choose what to learn of ``net`` on ``data`` within a budget of bytes.
 
-    Candidates that all take the whole budget are each trained for a few steps on a part of the training
-    pictures and judged by the loss on others, which are training pictures too. The best three are trained
-    again for longer (successive halving, Jamieson and Talwalkar, 2016), each with the whole schedule of
-    ``config``, but AdamW in place of SGD. Another candidate than uniform low rank is chosen where its loss is
-    lower by two standard errors of the mean over the pictures. All steps together, and those that setting up
-    and judging take as long as, are at most a tenth of the training's; where that is too few, uniform low
-    rank is chosen untried.
+    Candidates, which all take the whole budget, are each trained for a few steps on a part of the training
+    pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss on
+    other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen
+    where its loss is lower by two standard errors of the mean over these. All steps together, and those that
+    setting up and judging take as long as, are at most a tenth of the training's; where they are too few for
+    two candidates, the default is chosen untried.
 
     Args:
         net: A plain model; it is not changed.
@@ -98,22 +96,20 @@ class _Comparison:
     def choice(self, nbytes: int, base: Learn | None) -> Choice:
         """Run the trials and choose."""
         trials = self._candidates(nbytes, base)
-        rounds = self._rounds(len(trials))
-        ranked = [*trials]
-        for count, steps in rounds:
-            for name in ranked[:count]:
-                trials[name] = self._try(trials[name], steps)
-            tried = sorted(ranked[:count], key=lambda name: _loss(trials[name]))
-            ranked = [*tried, *ranked[count:]]
-            if DEFAULT in ranked[FINALISTS:count]:
-                ranked.insert(FINALISTS - 1, ranked.pop(ranked.index(DEFAULT)))
-        name, why = self._best(trials, ranked) if rounds else self._untried(trials)
+        default, *_ = trials
+        count = min(len(trials), self.limit // (LEAST + self.extra))
+        if count < 2:
+            name, why = default, self._untried(len(trials))
+        else:
+            for name in [*trials][:count]:
+                trials[name] = self._try(trials[name], self.limit // count - self.extra)
+            name, why = decide(default, self.losses)
         return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()))
 
     def _candidates(self, nbytes: int, base: Learn | None) -> dict[str, Trial]:
         """Every candidate that differs from those before it."""
         found: dict[Learn, Trial] = {}
-        for name in CANDIDATES:
+        for name in candidates(self.net):
             learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes)
             if learn is None:
                 continue
@@ -121,14 +117,6 @@ class _Comparison:
             found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.delta_bytes))
         trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
         return trials
-
-    def _rounds(self, candidates: int) -> list[tuple[int, int]]:
-        """How many candidates are trained for how many steps, round after round."""
-        first, last = (self.limit // 2 // count - self.extra for count in (candidates, FINALISTS))
-        if candidates > FINALISTS and first >= LEAST:
-            return [(candidates, first), (FINALISTS, last)]
-        count = min(candidates, self.limit // (LEAST + self.extra))
-        return [(count, self.limit // count - self.extra)] if count >= min(candidates, FINALISTS) > 1 else []
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         self.steps += steps
@@ -142,28 +130,32 @@ class _Comparison:
             self.watch(done)
         return done
 
-    def _best(self, trials: dict[str, Trial], ranked: list[str]) -> tuple[str, str]:
-        most = max(trial.steps for trial in trials.values())
-        final = [name for name in ranked if trials[name].steps == most and trials[name].loss is not None]
-        if not final or final[0] == DEFAULT:
-            return DEFAULT, "no candidate has a lower held-out loss."
-        best = final[0]
-        if DEFAULT not in final:
-            return best, f"{DEFAULT} diverged, and this has the lowest held-out loss."
-        gaps = self.losses[DEFAULT] - self.losses[best]
-        gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
-        said = f"{gap:.3f} ± {error:.3f}"
-        if gap > ERRORS * error:
-            return best, f"its held-out loss is below that of {DEFAULT} by {said}."
-        return DEFAULT, f"{best} has a lower held-out loss by {said}, which is within the noise."
-
-    def _untried(self, trials: dict[str, Trial]) -> tuple[str, str]:
-        if len(trials) == 1:
-            return DEFAULT, "all candidates come to the same."
-        needed = FINALISTS * (LEAST + self.extra)
+    def _untried(self, count: int) -> str:
+        if count == 1:
+            return "all candidates come to the same."
+        needed = 2 * (LEAST + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
-        return DEFAULT, f"{short}; this one is the best in most cases."
+        return f"{short}; this one is the best in most cases."
 
 
-def _loss(trial: Trial) -> float:
-    return math.inf if trial.loss is None else trial.loss
+def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Choose the candidate of the least loss, if that is below the default's by more than noise.
+
+    Args:
+        default: A candidate's name.
+        losses: Of each that did not diverge, on the same pictures, ``(N,)``.
+
+    Returns:
+        A candidate's name, and why it is chosen.
+    """
+    best = min(losses, key=lambda name: losses[name].mean().item(), default=default)
+    if best == default:
+        return default, "no candidate has a lower held-out loss."
+    if default not in losses:
+        return best, f"{default} diverged, and this has the lowest held-out loss."
+    gaps = losses[default] - losses[best]
+    gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
+    said = f"{gap:.3f} ± {error:.3f}"
+    if gap > ERRORS * error:
+        return best, f"its held-out loss is below that of {default} by {said}."
+    return default, f"{best} has a lower held-out loss by {said}, which is within the noise."

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from sparsetune.allocation import Rule, Unit, allocate
+from sparsetune.backbone import origin_of
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 
@@ -25,9 +26,22 @@ WAYS: dict[str, tuple[Unit, Rule, tuple[int, int]]] = {
     "slices, by signal": ("filters", "signal", ALL),
 }
 """Unit, rule, and from which third of the depth to which."""
-CANDIDATES = (*WAYS,)[:5]
-"""What ``--budget`` chooses among: those that were as good as the best somewhere; the default first."""
-DEFAULT = CANDIDATES[0]
+UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low rank, middle third"
+
+
+def candidates(net: nn.Module) -> tuple[str, ...]:
+    """Return the ways that ``--budget`` chooses among, by their names, the default first.
+
+    That is uniform over a random backbone, whose first layers are worth learning too, and the last two thirds
+    over any other, whose first layers other tasks share. Slices, which start faster and end lower than low
+    rank, would mislead short trials, and signal was the best nowhere that it was measured.
+
+    Args:
+        net: A plain model.
+    """
+    origin = origin_of(net)
+    is_random = origin is not None and origin.backbone.kind == "seed"
+    return (UNIFORM, LATER, MIDDLE) if is_random else (LATER, UNIFORM, MIDDLE)
 
 
 def spend(
@@ -55,17 +69,14 @@ def spend(
     Raises:
         ConfigError: As :func:`allocate` does.
     """
-    unit, rule, thirds = WAYS[name]
+    unit, rule, (start, stop) = WAYS[name]
     base = base or Learn(filters=0)
-    layers = [] if thirds == ALL else _layers(net, base, *thirds)
-    if (rule == "signal" and gradients is None) or (thirds != ALL and not layers):
+    names = [*dict.fromkeys(part.homes[0][0] for part in plan(net, base) if part.layer)]
+    layers = names[len(names) * start // 3 : len(names) * stop // 3]
+    if (rule == "signal" and gradients is None) or (names and not layers):
         return None
+    if layers == names:
+        layers = []
     return allocate(
         net, nbytes, unit, rule, gradients=gradients, layers=layers, base=base, classes=tuple(classes)
     )
-
-
-def _layers(net: nn.Module, base: Learn, start: int, stop: int) -> list[str]:
-    """Modules of these thirds of the depth that may get a share, in the model's order."""
-    names = [*dict.fromkeys(part.homes[0][0] for part in plan(net, base) if part.layer)]
-    return names[len(names) * start // 3 : len(names) * stop // 3]

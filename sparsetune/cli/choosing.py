@@ -51,8 +51,9 @@ def tell(event: Trial | Choice) -> None:
         console.err.print(f"trial  {event.name}: {said} after {event.steps} steps")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("candidate", "learned", "bytes", "steps", "held-out loss", "accuracy", ""):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
+    for column in ("candidate", "learned", "bytes", "steps", "loss", "accuracy", ""):
+        is_name = column == "candidate"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
     for trial in event.trials:
         tried = trial.loss is not None and trial.top1 is not None
         table.add_row(
