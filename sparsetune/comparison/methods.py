@@ -58,7 +58,7 @@ WRN-28-4, whose three blocks these are; normalisation and head are learned by al
 
 THEIRS, WHOLE, CHOSEN, SPREAD = "lora", "everything", "budget", "spread"
 """The family that is PEFT's, the one that is no delta of a part but the yardstick of both sides, and the two
-that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in every way open to it."""
+that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in each of ``WAYS``."""
 
 
 def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
