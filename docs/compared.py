@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"
 GOAL = 0.85
 """Share of LoRA's training time that ours shall not exceed."""
-NOTHING = "Nothing yet: no results of `sparsetune compare` are among the data files of these pages."
+NOTHING = "Nothing yet: no results of it are among the data files of these pages."
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -78,13 +78,11 @@ def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
     }
     if not plain:
         return []
-    best = {name: max(row[way].top1.mean for way in WAYS) for name, row in plain.items()}
+    best = {name: max(row[way].top1.mean for way in WAYS if way in row) for name, row in plain.items()}
     lines = []
     for way in ("norm and head", *WAYS, CHOSEN):
-        cells = []
-        for name, row in plain.items():
-            mark = "**" if row[way].top1.mean == best[name] and way in WAYS else ""
-            cells.append(f"{mark}{row[way].top1}{mark}<br>{row[way].seconds or 0:.0f} s")
+        points = {name: row.get(way) for name, row in plain.items()}
+        cells = [_cell(point, best[name] if way in WAYS else None) for name, point in points.items()]
         lines.append(["what `--budget` chose" if way == CHOSEN else way, *cells])
     picked = [verdict for name in plain for verdict in choices(grounds[name])]
     good = sum(bool(verdict.holds) for verdict in picked)
@@ -92,6 +90,14 @@ def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
         f"What `fit --budget` chose is as good as the best fixed method on {good} of {len(picked)} grounds."
     )
     return [_markdown((["top-1 (%), seconds of training", *plain], lines)), said, _markdown(chosen(picked))]
+
+
+def _cell(point: Point | None, best: float | None) -> str:
+    if point is None:
+        return ""
+    mark = "**" if point.top1.mean == best else ""
+    seconds = "" if point.seconds is None else f"<br>{point.seconds:.1f} s"
+    return f"{mark}{point.top1}{mark}{seconds}"
 
 
 def _mixed() -> str:
@@ -109,7 +115,10 @@ def _mixed() -> str:
 
 def _trials() -> str:
     """What trials of each length chose, by the accuracies that whole trainings had."""
-    value = json.loads((RESULTS / "trials.json").read_text())
+    path = RESULTS / "trials.json"
+    if not path.is_file():
+        return NOTHING
+    value = json.loads(path.read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
     top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == DTYPES[0]}
     lines = []
