@@ -55,9 +55,10 @@ def contend(
     """
     began = time.monotonic()
     config = config_of(settings, best_rate(settings, place) if settings["lr"] is None else settings["lr"])
-    data = data_of(settings, place)
-    net, choice = learning(plain_of(settings, place), settings, data, config)
-    choosing = time.monotonic() - began
+    data, net = data_of(settings, place), plain_of(settings, place)
+    ready = time.monotonic()
+    net, choice = learning(net, settings, data, config)
+    choosing = time.monotonic() - ready
     checkpoint = folder / CHECKPOINT
     same = {"entry": settings}
     history = train(
