@@ -12,7 +12,7 @@ from sparsetune.errors import DataError
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.processes import processes
 from sparsetune.reproduce.entry import config_of, data_of, learning, plain_of
-from sparsetune.reproduce.jobs import Settings
+from sparsetune.reproduce.jobs import DEFAULTS, Settings
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.store import open_store
 from sparsetune.stepping import Stepper
@@ -49,7 +49,7 @@ def pace(settings: Settings, place: Place) -> list[dict[str, Any]]:
         size = (x.shape[1], x.shape[2], x.shape[3])
         actions = {}
         for identity in settings["of"]:
-            entry, choice = rows[identity].settings, rows[identity].result.get("choice")
+            entry, choice = {**DEFAULTS, **rows[identity].settings}, rows[identity].result.get("choice")
             if entry["budget"] and not entry["spread"] and choice is None:
                 continue
             made = Choice.from_json(choice) if choice else None

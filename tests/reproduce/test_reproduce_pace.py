@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsetune.reproduce.jobs import Job, in_order
 from sparsetune.reproduce.runner import go
 from sparsetune.reproduce.store import open_store
+from sparsetune.reproduce.work import perform
 
 
 def test_every_entry_is_timed_but_one_whose_budget_was_never_spent(small, inline, place):
@@ -25,3 +28,13 @@ def test_every_entry_is_timed_but_one_whose_budget_was_never_spent(small, inline
     assert [step["id"] for step in steps] == pace.settings["of"][:5]
     assert all(0 < step["low"] <= step["ms"] <= step["high"] for step in steps)
     assert pace.name == "wrn28_4 digits steps of 6 methods"
+
+
+def test_a_result_of_before_a_setting_was_there_is_timed(small, row, place):
+    entry = small(kind="ours")
+    old = {name: value for name, value in entry.settings.items() if name not in ("budget", "spread")}
+    pace = Job({**entry.settings, "kind": "pace", "of": [entry.id]}, (entry,))
+    with open_store(place.folder, write=True) as store:
+        store.add(replace(row(entry), settings=old))
+        (step,) = perform(pace.id, pace.settings, place)["steps"]
+    assert step["id"] == entry.id
