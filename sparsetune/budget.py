@@ -85,8 +85,7 @@ class _Comparison:
         watch: Callable[[Trial], None] | None,
     ) -> None:
         self.net, self.config, self.group, self.watch = net, config, group, watch
-        share = min(HELD_SHARE, HELD_OUT / len(train))
-        part, self.held = split_in_two(train, share, config.seed)
+        part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
@@ -136,6 +135,11 @@ class _Comparison:
         needed = 2 * (LEAST + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return f"{short}; this one is the best in most cases."
+
+
+def set_aside(train: Split, seed: int) -> tuple[Split, Split]:
+    """Return the training pictures that trials learn, and those that they are judged by."""
+    return split_in_two(train, min(HELD_SHARE, HELD_OUT / len(train)), seed)
 
 
 def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from sparsetune.training import fit
 
 SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
-at zero, and short trials would prefer slices where a whole training does not."""
+at zero, and short trials would tell little of it."""
 
 
 def try_out(

@@ -10,9 +10,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from sparsetune.budget import HELD_OUT, HELD_SHARE
+from sparsetune.budget import set_aside
 from sparsetune.comparison.comparison import Comparison
-from sparsetune.data import split_in_two
 from sparsetune.machine import describe_machine
 from sparsetune.processes import processes
 from sparsetune.reproduce.entry import config_of, data_of, plain_of
@@ -40,9 +39,7 @@ def main() -> None:
         for job in entry.jobs:
             settings = job.settings
             data, config = data_of(settings, place), config_of(settings, RATE)
-            part, held = split_in_two(
-                data.train, min(HELD_SHARE, HELD_OUT / len(data.train)), settings["seed"]
-            )
+            part, held = set_aside(data.train, settings["seed"])
             data, net = replace(data, train=part), plain_of(settings, place)
             ways, nbytes = candidates(net)[:2], settings["budget"]
             learns = {way: spend(way, net, nbytes, classes=data.classes) for way in ways}

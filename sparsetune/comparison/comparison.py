@@ -81,9 +81,9 @@ class Comparison:
     @property
     def paces(self) -> dict[str, Job]:
         """What takes the time of a step of each method, by ground; they need the first seed's trainings."""
-        found = {}
+        found, entries = {}, self.entries
         for name, ground in self.grounds.items():
-            first = tuple(entry.jobs[0] for entry in self.entries if entry.ground == name)
+            first = tuple(entry.jobs[0] for entry in entries if entry.ground == name)
             settings = {**DEFAULTS, **ground.settings, "kind": "pace", "of": [job.id for job in first]}
             found[name] = Job(settings, first)
         return found

@@ -53,6 +53,18 @@ def rows_of(comparison, values):
     return found
 
 
+def by_name(made):
+    """For :func:`rows_of`: bytes, a share for each seed, and seconds of a step, by the entry's name."""
+
+    def values(entry, seed):
+        if entry.name not in made:
+            return None
+        count, shares, seconds = made[entry.name]
+        return count, shares[seed], seconds
+
+    return values
+
+
 def test_every_final_training_needs_its_tuning_and_its_backbone():
     comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
@@ -144,13 +156,7 @@ def test_a_verdict_takes_the_best_of_each_side_below_the_budget():
         "LoRA 2": (900_000, (0.95, 0.95), 10.0),
     }
 
-    def values(entry, seed):
-        if entry.name not in made:
-            return None
-        count, shares, seconds = made[entry.name]
-        return count, shares[seed], seconds
-
-    found = {v.budget: v for v in verdicts(find(rows_of(comparison, values), comparison))}
+    found = {v.budget: v for v in verdicts(find(rows_of(comparison, by_name(made)), comparison))}
     assert found[5_000].ours is found[5_000].theirs is found[5_000].holds is None
     small = found[20_000]
     assert (small.ours.name, small.ours.dtype, small.theirs, small.holds) == (
@@ -181,13 +187,7 @@ def test_the_fastest_of_ours_that_is_as_good_is_told():
         "LoRA 1": (70_000, (0.75, 0.79), 10.0),
     }
 
-    def values(entry, seed):
-        if entry.name not in made:
-            return None
-        count, shares, seconds = made[entry.name]
-        return count, shares[seed], seconds
-
-    found = {v.budget: v for v in verdicts(find(rows_of(comparison, values), comparison))}
+    found = {v.budget: v for v in verdicts(find(rows_of(comparison, by_name(made)), comparison))}
     assert (found[80_000].ours.name, found[80_000].fastest.name) == ("rank 2", "rank 1")
     assert (found[80_000].time_ratio, found[80_000].fastest_ratio) == pytest.approx((0.9, 0.5))
     assert (found[2_500_000].ours.name, found[2_500_000].fastest.name) == ("rank 4", "rank 4")
@@ -195,7 +195,9 @@ def test_the_fastest_of_ours_that_is_as_good_is_told():
     _, cells = budgets([found[80_000]])
     told = "80 KB|rank 2, float32|90.00 ± 0.00|LoRA 1, float32|77.00 ± 2.83|0.90|yes|rank 1, float32: 0.50"
     assert cells == [told.split("|")]
-    untimed = find([row for row in rows_of(comparison, values) if "steps" not in row.result], comparison)
+    untimed = find(
+        [row for row in rows_of(comparison, by_name(made)) if "steps" not in row.result], comparison
+    )
     assert {point.seconds for point in untimed} == {None}
     assert {(v.time_ratio, v.fastest) for v in verdicts(untimed)} == {(None, None)}
 
