@@ -11,9 +11,6 @@ from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, check_seeds, in_order
 
-TUNED = 0
-"""The seed on which learning rates are chosen."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -110,14 +107,16 @@ class Comparison:
                     yield Entry(name, family, method, self._trainings(ground, settings))
 
     def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:
-        """The final trainings of a method; they need those that tune its learning rate on the first seed."""
+        """The final trainings of a method; they need those that tune its learning rate."""
         common = {**DEFAULTS, **ground.settings, **method}
         start: tuple[Job, ...] = ()
         if ground.backbone is not None:
             start = (Job({**DEFAULTS, **ground.backbone}),)
             common["init_from"] = start[0].id
         tuning = tuple(
-            Job({**common, "lr": rate, "held_out": HELD_OUT, "seed": TUNED}, start) for rate in ground.rates
+            Job({**common, "lr": rate, "held_out": HELD_OUT, "seed": seed}, start)
+            for seed in ground.tuned
+            for rate in ground.rates
         )
         found = {**common, "lr": None, "of": [job.id for job in tuning]}
         return tuple(Job({**found, "seed": seed}, (*start, *tuning)) for seed in self.seeds)

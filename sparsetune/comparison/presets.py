@@ -23,6 +23,8 @@ class Ground:
         rates: Learning rates that are tried for each method.
         budgets: Bytes that ``--budget`` may spend; the smallest is spent in every other way too.
         backbone: The training that gives the backbone; ``None`` for random values.
+        tuned: Seeds with which learning rates are chosen, each with its own pictures held out; several where
+            these are few.
     """
 
     title: str
@@ -30,6 +32,7 @@ class Ground:
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     budgets: tuple[int, ...] = (160_000, 640_000, 2_500_000)
     backbone: Settings | None = None
+    tuned: tuple[int, ...] = (0,)
 
 
 _SMOKE: Settings = {
@@ -54,6 +57,7 @@ _TINY: Settings = {**_SUBSET, "data": "tiny-imagenet", "classes": 10, "test_limi
 _BEFORE: Settings = {**_SUBSET, "fraction": 1.0, "train_limit": 20_000, "batch_size": 64, "epochs": 10}
 _ON_CIFAR10, _ON_TINY = _BEFORE, {**_BEFORE, "data": "tiny-imagenet"}
 _BYTES = (60_000,)
+_THRICE = (0, 1, 2)
 _WHOLE: Settings = {**PAPERS, "epochs": 10}
 
 PRESETS: dict[str, dict[str, Ground]] = {
@@ -74,25 +78,36 @@ PRESETS: dict[str, dict[str, Ground]] = {
         )
     },
     "small": {
-        "digits": Ground("WRN-10-2, random backbone, digits", _DIGITS, budgets=_BYTES),
+        "digits": Ground("WRN-10-2, random backbone, digits", _DIGITS, budgets=_BYTES, tuned=_THRICE),
         "digits-trained": Ground(
-            "WRN-10-2, backbone trained on Tiny-ImageNet, digits", _DIGITS, backbone=_ON_TINY, budgets=_BYTES
+            "WRN-10-2, backbone trained on Tiny-ImageNet, digits",
+            _DIGITS,
+            backbone=_ON_TINY,
+            budgets=_BYTES,
+            tuned=_THRICE,
         ),
-        "cifar10": Ground("WRN-10-2, random backbone, CIFAR-10 at 12x12", _SUBSET, budgets=_BYTES),
+        "cifar10": Ground(
+            "WRN-10-2, random backbone, CIFAR-10 at 12x12", _SUBSET, budgets=_BYTES, tuned=_THRICE
+        ),
         "cifar10-trained": Ground(
             "WRN-10-2, backbone trained on Tiny-ImageNet, CIFAR-10 at 12x12",
             _SUBSET,
             backbone=_ON_TINY,
             budgets=_BYTES,
+            tuned=_THRICE,
         ),
         "tiny": Ground(
-            "WRN-10-2, random backbone, 10 classes of Tiny-ImageNet at 12x12", _TINY, budgets=_BYTES
+            "WRN-10-2, random backbone, 10 classes of Tiny-ImageNet at 12x12",
+            _TINY,
+            budgets=_BYTES,
+            tuned=_THRICE,
         ),
         "tiny-trained": Ground(
             "WRN-10-2, backbone trained on CIFAR-10, 10 classes of Tiny-ImageNet at 12x12",
             _TINY,
             backbone=_ON_CIFAR10,
             budgets=_BYTES,
+            tuned=_THRICE,
         ),
     },
     "full": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -86,17 +87,24 @@ def contend(
 
 
 def best_rate(settings: Settings, place: Place) -> float:
-    """Return the learning rate that was best, on pictures held out, among the entries that tuned it.
+    """Return the learning rate that was best, on pictures held out, in the mean over the seeds that tuned it.
 
     Raises:
-        DivergedError: When all of these diverged.
+        DivergedError: When each diverged with some seed.
     """
+    found: dict[float, list[dict[str, Any]]] = {}
     with open_store(place.folder, write=False) as store:
-        rows = [row for row in store.rows() if row.id in settings["of"] and "top1" in row.result]
-    if not rows:
-        raise DivergedError("no learning rate of the tuning converged.")
-    best = max(rows, key=lambda row: (row.result["top1"], -row.result["loss"]))
-    return float(best.settings["lr"])
+        for row in store.rows():
+            if row.id in settings["of"]:
+                found.setdefault(row.settings["lr"], []).append(row.result)
+    merits = {
+        rate: (fmean(result["top1"] for result in results), -fmean(result["loss"] for result in results))
+        for rate, results in found.items()
+        if all("top1" in result for result in results)
+    }
+    if not merits:
+        raise DivergedError("no learning rate of the tuning converged with every seed.")
+    return max(merits, key=lambda rate: merits[rate])
 
 
 def _stored(

@@ -47,7 +47,7 @@ def data_of(settings: Settings, place: Place) -> Data:
     if settings["test_limit"]:
         data = replace(data, test=balanced(data.test, settings["test_limit"], 0, "test_limit"))
     if settings["held_out"] and data.train is not None:
-        rest, held_out = split_in_two(data.train, settings["held_out"], seed=0)
+        rest, held_out = split_in_two(data.train, settings["held_out"], settings["seed"])
         data = replace(data, train=rest, test=held_out)
     return replace(data, name=settings["data"])
 
