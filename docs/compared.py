@@ -59,7 +59,7 @@ def _found(path: Path) -> str:
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
     for name, here in grounds.items():
         title = comparison.grounds[name].title
-        if any(point.family == THEIRS for point in here):
+        if any(point.family in THEIRS for point in here):
             judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
             pieces += [f"### {title}", _told(here, judged), _markdown(budgets(judged))]
         if here:

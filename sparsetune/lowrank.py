@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
@@ -39,24 +39,26 @@ def lora(net: nn.Module, made: Plan) -> nn.Module:
     return _peft(net, made, [*chosen], rank_pattern=patterns)
 
 
-def uniform_lora(net: nn.Module, rank: int) -> nn.Module:
-    """Let PEFT adapt a model as its users do: one rank for all layers; normalisation and head learned whole.
+def uniform_lora(net: nn.Module, rank: int, layers: Sequence[str] | None = None) -> nn.Module:
+    """Let PEFT adapt a model as its users do: one rank for its layers; normalisation and head learned whole.
 
     Initial values are drawn from torch's random state; ``lora_alpha`` is the rank, so no sum is scaled.
 
     Args:
         net: A plain model; it is changed.
         rank: Of each convolution and linear map but the head.
+        layers: Module-name patterns of the layers that get an adapter; all of them if left out.
 
     Returns:
         PEFT's model around ``net``.
 
     Raises:
         ConfigError: When PEFT is not installed, or cannot adapt the model.
+        UnknownNameError: When a pattern matches no layer.
     """
-    made = plan(net, Learn(rank=rank))
-    layers = [part.homes[0][0] for part in made if part.layer and part.rank]
-    return _peft(net, made, layers, r=rank, lora_alpha=rank)
+    made = plan(net, Learn(rank=rank, layers=None if layers is None else tuple(layers)))
+    names = [part.homes[0][0] for part in made if part.layer and part.rank]
+    return _peft(net, made, names, r=rank, lora_alpha=rank)
 
 
 def is_installed() -> bool:

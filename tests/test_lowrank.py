@@ -56,6 +56,20 @@ def test_it_starts_as_the_plain_model_and_learns_only_its_own():
     assert not torch.allclose(found.eval()(x), plain, atol=1e-5)
 
 
+def test_patterns_say_which_layers_get_an_adapter():
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+    inside = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and name.split(".")[0] in ("block2", "block3")
+    ]
+    found = uniform_lora(net, 2, ["block2", "block3"])
+    with_adapter = [name for name, module in found.named_modules() if hasattr(module, "lora_A")]
+    assert [name.removeprefix("base_model.model.") for name in with_adapter] == inside
+    norms = [module.weight for module in found.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert sum(weight.requires_grad for weight in norms) == len(norms) / 2  # those in modules_to_save
+
+
 def test_one_rank_for_all_layers_starts_as_the_plain_model():
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10).eval()
     x = torch.randn(2, 3, 8, 8)

@@ -96,7 +96,7 @@ def compare(
 def _without_peft(comparison: Comparison) -> Comparison:
     """Leave out, with a word, what needs PEFT."""
     families = comparison.only or tuple(FAMILIES)
-    left = tuple(name for name in families if name != THEIRS)
+    left = tuple(name for name in families if name not in THEIRS)
     if left == families:
         return comparison
     if not left:

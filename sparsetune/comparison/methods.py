@@ -25,6 +25,7 @@ class Family:
 
 
 RANKS = (1, 2, 4, 8, 16)
+LATE = ["block2", "block3"]
 
 FAMILIES = {
     "head": Family("head alone", "#8a8a8a", {"head": {"kind": "ours", "filters": 0, "norm": False}}),
@@ -48,17 +49,28 @@ FAMILIES = {
         },
     ),
     "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
+    "late": Family(
+        "low rank in the later blocks",
+        "#b57edc",
+        {f"late rank {r}": {"kind": "ours", "rank": r, "layers": LATE} for r in RANKS},
+    ),
     "spread": Family("one budget, spread otherwise", "#17a2a2", {}),
     "budget": Family("what --budget chooses", "#e377c2", {}),
     "everything": Family("everything", "#d98200", {"everything": {"kind": "ours", "fraction": 1.0}}),
     "lora": Family("PEFT LoRA", "#c0392b", {f"LoRA {r}": {"kind": "lora", "rank": r} for r in RANKS}),
+    "late-lora": Family(
+        "PEFT LoRA in the later blocks",
+        "#ef8a80",
+        {f"late LoRA {r}": {"kind": "lora", "rank": r, "layers": LATE} for r in RANKS},
+    ),
 }
 """By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
 WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
 
-THEIRS, WHOLE, CHOSEN, SPREAD = "lora", "everything", "budget", "spread"
-"""The family that is PEFT's, the one that is no delta of a part but the yardstick of both sides, and the two
-that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in each of ``WAYS``."""
+THEIRS = ("lora", "late-lora")
+WHOLE, CHOSEN, SPREAD = "everything", "budget", "spread"
+"""The families that are PEFT's, the one that is no delta of a part but the yardstick of both sides, and the
+two that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in each of ``WAYS``."""
 
 
 def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:

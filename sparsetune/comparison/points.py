@@ -115,8 +115,8 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
     Args:
         points: Of one ground.
     """
-    ours = [point for point in points if point.family not in (THEIRS, WHOLE)]
-    theirs = [point for point in points if point.family == THEIRS]
+    ours = [point for point in points if point.family not in (*THEIRS, WHOLE)]
+    theirs = [point for point in points if point.family in THEIRS]
     found = []
     for budget in BUDGETS:
         best, other = _best(ours, budget), _best(theirs, budget)
@@ -136,7 +136,7 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
         points: Of one ground.
     """
     plain = [point for point in points if point.dtype == DTYPES[0]]
-    fixed = [point for point in plain if point.family not in (CHOSEN, THEIRS)]
+    fixed = [point for point in plain if point.family not in (CHOSEN, *THEIRS)]
     best = [(point, point.budget, _best(fixed, point.budget)) for point in plain if point.budget]
     return [
         Verdict(budget, point, other, hypot(point.error, other.error) if other else 0.0)

@@ -85,7 +85,7 @@ def learning(
     if settings["kind"] == "lora":
         with torch.random.fork_rng():
             torch.manual_seed(settings["seed"])
-            return uniform_lora(net, settings["rank"]), None
+            return uniform_lora(net, settings["rank"], settings["layers"]), None
     if settings["budget"] is None:
         return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None
     if settings["spread"] is None:
