@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, sqrt
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +35,8 @@ class Point:
         budget: The bytes that ``--budget`` was given; ``None`` for another method.
         dtype: How its values are stored.
         bytes: How many they take; of several seeds the most.
-        top1: Accuracies over seeds, in percent; a training that did not converge counts as chance.
+        seeds: Those of its trainings.
+        top1: Accuracies, one for each of these, in percent; one that did not converge counts as chance.
         seconds: Time of its training steps, each as long as the median of those that were taken in turn with
             the other methods', and of choosing; ``None`` where it was not taken.
         rate: The learning rate that was chosen.
@@ -48,6 +49,7 @@ class Point:
     budget: int | None
     dtype: str
     bytes: int
+    seeds: tuple[int, ...]
     top1: Spread
     seconds: float | None
     rate: float
@@ -57,6 +59,12 @@ class Point:
     def error(self) -> float:
         """Standard error of the mean accuracy, in percent points; 0 for a single seed."""
         return (self.top1.deviation or 0.0) / sqrt(len(self.top1.values))
+
+    def only(self, seeds: Iterable[int]) -> Point | None:
+        """Return the point of some seeds alone; ``None`` where it has none of them."""
+        by_seed = dict(zip(self.seeds, self.top1.values, strict=True))
+        kept = tuple(seed for seed in seeds if seed in by_seed)
+        return replace(self, seeds=kept, top1=Spread(tuple(by_seed[seed] for seed in kept))) if kept else None
 
 
 @dataclass(frozen=True)
@@ -130,18 +138,26 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
 def choices(points: Sequence[Point]) -> list[Verdict]:
     """Compare what ``--budget`` chose with the best fixed method of ours of at most its bytes, in float32.
 
-    The slack is the standard error of the difference of the two means.
+    Which one is best is told by the first half of the seeds, and the two are compared on the others: the best
+    of many that differ by noise alone would look better than it is on the seeds that chose it. The slack is
+    the standard error of the difference of the two means.
 
     Args:
         points: Of one ground.
     """
     plain = [point for point in points if point.dtype == DTYPES[0]]
     fixed = [point for point in plain if point.family not in (CHOSEN, *THEIRS)]
-    best = [(point, point.budget, _best(fixed, point.budget)) for point in plain if point.budget]
-    return [
-        Verdict(budget, point, other, hypot(point.error, other.error) if other else 0.0)
-        for point, budget, other in best
-    ]
+    found = []
+    for point in plain:
+        if point.budget:
+            half = len(point.seeds) // 2
+            first, rest = point.seeds[:half] or point.seeds, point.seeds[half:]
+            told = _best([each for one in fixed if (each := one.only(first))], point.budget)
+            other = next((one.only(rest) for one in fixed if told and one.name == told.name), None)
+            ours = point.only(other.seeds if other else rest)
+            slack = hypot(ours.error, other.error) if ours and other else 0.0
+            found.append(Verdict(point.budget, ours, other, slack))
+    return found
 
 
 def lines(rows: Sequence[Row], comparison: Comparison) -> str:
@@ -183,6 +199,7 @@ def _point(
         budget=entry.jobs[0].settings["budget"] if entry.family == CHOSEN else None,
         dtype=DTYPES[number],
         bytes=max(result["stored"][number]["bytes"] for result in done),
+        seeds=tuple(row.settings["seed"] for row in rows),
         top1=Spread(values, len(rows) - len(done)),
         seconds=None if step is None else fmean(_seconds(entry, result, step) for result in done),
         rate=rate,
