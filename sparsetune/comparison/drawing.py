@@ -18,10 +18,11 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
 
     Each method has a mark at its mean over seeds, in float32 with a line of one standard deviation to both
     sides; those of a family that differ in size are joined. Against bytes there is a mark for each precision.
+    There are no panels of seconds where no times were taken.
 
     Args:
         points: At least one.
-        titles: Of the grounds, by name; each has a row of two panels.
+        titles: Of the grounds, by name; each has a row of panels.
         path: The file; it appears whole or not at all.
 
     Raises:
@@ -31,22 +32,25 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     grounds = list(dict.fromkeys(point.ground for point in points))
-    figure = Figure(figsize=(12, 0.9 + 4.6 * len(grounds)), layout="constrained")
-    rows = figure.subplots(len(grounds), 2, squeeze=False, sharey="row")
-    for (left, right), ground in zip(rows, grounds, strict=True):
+    columns = 1 + any(point.seconds for point in points)
+    figure = Figure(figsize=(6 * columns, 0.9 + 4.6 * len(grounds)), layout="constrained")
+    rows = figure.subplots(len(grounds), columns, squeeze=False, sharey="row")
+    for (left, *others), ground in zip(rows, grounds, strict=True):
         here = [point for point in points if point.ground == ground]
         for family in dict.fromkeys(point.family for point in here):
             own = [point for point in here if point.family == family]
             for dtype in DTYPES:
                 _line(left, [p for p in own if p.dtype == dtype], "bytes")
-            _line(right, [p for p in own if p.dtype == DTYPES[0] and p.seconds], "seconds")
+            for right in others:
+                _line(right, [p for p in own if p.dtype == DTYPES[0] and p.seconds], "seconds")
         left.set_title(titles[ground], fontsize=10, loc="left")
         left.set_xscale("log")
         left.set_xlabel("bytes of the delta (log)")
         left.set_ylabel("test top-1 accuracy (%)")
-        right.set_xlabel("seconds of training steps")
-        right.set_xlim(left=0)
-        for panel in (left, right):
+        for right in others:
+            right.set_xlabel("seconds of training steps")
+            right.set_xlim(left=0)
+        for panel in (left, *others):
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
     present = [name for name in FAMILIES if any(point.family == name for point in points)]
@@ -57,7 +61,7 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
         )
         for dtype, mark in MARKERS.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * columns, frameon=False, fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 

@@ -265,10 +265,14 @@ def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
     draw(points, {"random": "a title"}, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"
+        narrow = picture.width
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
     wanted = {name: tuple(bytes.fromhex(FAMILIES[name].colour[1:])) for name in FAMILIES}
     wanted = {name: colour for name, colour in wanted.items() if len(set(colour)) > 1}  # axes are grey too
     assert {name for name, colour in wanted.items() if colour in colours} == {"filters", "lora"}
+    draw([replace(point, seconds=9.0) for point in points], {"random": "a title"}, tmp_path / "timed.png")
+    with Image.open(tmp_path / "timed.png") as picture:
+        assert picture.width == 2 * narrow
     header, cells = methods(points)
     assert len(cells) == 3 + 5
     assert all(len(row) == len(header) for row in cells)
