@@ -75,6 +75,7 @@ PRESETS: dict[str, dict[str, Ground]] = {
         "random": Ground(
             "WRN-28-4, random backbone, digits",
             {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 32},
+            (0.03, 0.1, 0.3, 1.0),
         )
     },
     "small": {
