@@ -121,11 +121,13 @@ def _trials() -> str:
     value = json.loads(path.read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
     top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == DTYPES[0]}
+    rows = [row for row in value["rows"] if all((row["ground"], way) in top1 for way in row["losses"])]
+    if not rows:
+        return NOTHING
     lines = []
-    for steps in dict.fromkeys(row["steps"] for row in value["rows"]):
-        here = [row for row in value["rows"] if row["steps"] == steps]
-        won = [(row["ground"], [*row["losses"]], row["losses"]) for row in here]
-        picks = [(ground, names[0], min(names, key=lambda way: losses[way])) for ground, names, losses in won]
+    for steps in dict.fromkeys(row["steps"] for row in rows):
+        here = [(row["ground"], row["losses"]) for row in rows if row["steps"] == steps]
+        picks = [(ground, next(iter(losses)), min(losses, key=losses.get)) for ground, losses in here]
         gains = [top1[ground, way] - top1[ground, default] for ground, default, way in picks]
         kept = sum(way == default for _, default, way in picks)
         lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
