@@ -1,6 +1,6 @@
 """Convolutions of few filters, and their weight gradients, as matrix products whose results are shifted.
 
-On CPUs the library computes filters in blocks of 8 or 16, however few there are.
+On CPUs the library computes filters in blocks of 8 (AVX2) or 16 (AVX-512), however few there are.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 
 FLAT_RATIO = 3
 """Values that one product over the whole batch may copy for each that a product a picture adds up."""
-SHIFT_MIN_INPUTS = 2
-"""With this many inputs for each filter, shifted gradients and a product beat the library."""
-FEW, FEW_MIN_INPUTS = 8, 4
-"""Up to so many filters, with so many inputs for each, shifted outputs beat the library's blocks."""
+FEW = 10
+"""Up to so many filters, shifts and a product beat the library's blocks."""
+SHIFT_MIN_INPUTS, FEW_MIN_INPUTS = 2, 4
+"""Provided that there are so many inputs for each: where gradients are shifted, and where outputs are."""
+MIN_POSITIONS = 4
+"""From so many positions of a picture for each filter on: a product of fewer is slow."""
+FOLD_VALUES = 2**17
+"""Up to so many shifted outputs, adding all up in one call beats a call for each position of the kernel."""
 SHIFT_VALUES = 2**20
 """Shifted gradients in memory at one time: so many stay in a cache, all of a batch would not."""
 
@@ -46,9 +50,12 @@ def conv_of_few(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         ``(N, k, *out)``.
     """
-    few = weight.shape[0] <= FEW and weight.shape[1] >= FEW_MIN_INPUTS * weight.shape[0]
+    filters, inputs, positions = weight.shape[0], weight.shape[1], x.shape[2:].numel()
+    few = filters <= min(FEW, inputs // FEW_MIN_INPUTS, positions // MIN_POSITIONS)
     if x.is_cpu and x.dim() == 4 and x.is_contiguous() and few and _keeps_size(weight, geometry):
-        values = weight[:, 0].numel() * x.shape[2:].numel()
+        values = weight[:, 0].numel() * positions
+        if len(x) * values <= FOLD_VALUES:
+            return _folded_outputs(x, weight, geometry[1])
         pieces = x.split(max(1, SHIFT_VALUES // max(1, values)))
         found = [_shifted_outputs(piece, weight, geometry[1]) for piece in pieces]
         return found[0] if len(found) == 1 else torch.cat(found)
@@ -96,6 +103,15 @@ def moves_by_one(weight: Tensor, geometry: Geometry) -> bool:
         and all(d == 1 for d in dilation)
         and all(p <= size - 1 for p, size in zip(padding, kernel, strict=True))
     )
+
+
+def _folded_outputs(x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
+    """One product for all positions of the kernel, whose results the library shifts and adds up.
+
+    It adds each where a transposed convolution would, so the kernel is turned around.
+    """
+    turned = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
+    return F.fold(turned @ x.flatten(2), x.shape[2:], weight.shape[2:], padding=tuple(padding))
 
 
 def _shifted_outputs(x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from test_weight_gradient import Kernels
 from torch.nn import functional as F
 
+from sparsetune import shifts
 from sparsetune.shifts import SHIFT_VALUES, conv_of_few
 
 
@@ -20,8 +23,9 @@ from sparsetune.shifts import SHIFT_VALUES, conv_of_few
     st.tuples(st.integers(0, 3), st.integers(1, 8), st.integers(1, 7), st.integers(1, 7)),
     st.integers(1, 3),
     st.booleans(),
+    st.sampled_from((0, shifts.FOLD_VALUES)),
 )
-def test_few_filters_convolve_as_many_do(kernel, padding, stride, shape, filters, channels_last):
+def test_few_filters_convolve_as_many_do(kernel, padding, stride, shape, filters, channels_last, limit):
     padding = padding or ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
     assume(all(shape[2 + i] + 2 * padding[i] >= kernel[i] for i in (0, 1)))
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +34,8 @@ def test_few_filters_convolve_as_many_do(kernel, padding, stride, shape, filters
     wanted = F.conv2d(x, weight, None, stride, padding)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(conv_of_few(x, weight, (stride, padding, (1, 1), 1)), wanted)
+    with mock.patch.object(shifts, "FOLD_VALUES", limit):  # one call adds all up, or one a position
+        torch.testing.assert_close(conv_of_few(x, weight, (stride, padding, (1, 1), 1)), wanted)
 
 
 @pytest.mark.parametrize(("filters", "way"), [(4, "product"), (16, "library")])
