@@ -10,7 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from sparsetune.comparison.comparison import Comparison, Entry
+from sparsetune.comparison.crossed import difference_error
 from sparsetune.comparison.methods import CHOSEN, THEIRS, WHOLE
 from sparsetune.data import count_steps
 from sparsetune.errors import DataError
@@ -41,6 +44,8 @@ class Point:
             the other methods', and of choosing; ``None`` where it was not taken.
         rate: The learning rate that was chosen.
         at_edge: Whether that is the smallest or largest that was tried.
+        right: For each seed whether each test picture is classified rightly; ``None`` where one did not
+            converge or is of a version that did not say.
     """
 
     ground: str
@@ -54,6 +59,7 @@ class Point:
     seconds: float | None
     rate: float
     at_edge: bool
+    right: tuple[tuple[bool, ...], ...] | None = None
 
     @property
     def error(self) -> float:
@@ -62,9 +68,21 @@ class Point:
 
     def only(self, seeds: Iterable[int]) -> Point | None:
         """Return the point of some seeds alone; ``None`` where it has none of them."""
-        by_seed = dict(zip(self.seeds, self.top1.values, strict=True))
-        kept = tuple(seed for seed in seeds if seed in by_seed)
-        return replace(self, seeds=kept, top1=Spread(tuple(by_seed[seed] for seed in kept))) if kept else None
+        kept = [self.seeds.index(seed) for seed in seeds if seed in self.seeds]
+        if not kept:
+            return None
+        top1 = Spread(tuple(self.top1.values[i] for i in kept))
+        right = self.right and tuple(self.right[i] for i in kept)
+        return replace(self, seeds=tuple(self.seeds[i] for i in kept), top1=top1, right=right)
+
+    def difference_error(self, other: Point) -> float:
+        """Return the standard error of the difference to another with the same seeds, in percent points.
+
+        Over seeds and test pictures; over seeds alone where it is not known which pictures were right.
+        """
+        if self.right is None or other.right is None or self.seeds != other.seeds:
+            return hypot(self.error, other.error)
+        return 100 * difference_error(np.array(self.right), np.array(other.right))
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,7 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
 
     Which one is best is told by the first half of the seeds, and the two are compared on the others: the best
     of many that differ by noise alone would look better than it is on the seeds that chose it. The slack is
-    the standard error of the difference of the two means.
+    the standard error of the difference of the two means, over seeds and test pictures.
 
     Args:
         points: Of one ground.
@@ -155,7 +173,7 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
             told = _best([each for one in fixed if (each := one.only(first))], point.budget)
             other = next((one.only(rest) for one in fixed if told and one.name == told.name), None)
             ours = point.only(other.seeds if other else rest)
-            slack = hypot(ours.error, other.error) if ours and other else 0.0
+            slack = ours.difference_error(other) if ours and other else 0.0
             found.append(Verdict(point.budget, ours, other, slack))
     return found
 
@@ -204,6 +222,19 @@ def _point(
         seconds=None if step is None else fmean(_seconds(entry, result, step) for result in done),
         rate=rate,
         at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
+        right=_right(rows, number),
+    )
+
+
+def _right(rows: Sequence[Row], number: int) -> tuple[tuple[bool, ...], ...] | None:
+    """Whether each test picture is classified rightly, of each seed."""
+    if not all("right" in stored for row in rows for stored in row.result.get("stored", [{}])):
+        return None
+    bits = [np.frombuffer(bytes.fromhex(row.result["stored"][number]["right"]), np.uint8) for row in rows]
+    counts = [row.result["test_pictures"] for row in rows]
+    return tuple(
+        tuple(np.unpackbits(each, count=count).astype(bool).tolist())
+        for each, count in zip(bits, counts, strict=True)
     )
 
 

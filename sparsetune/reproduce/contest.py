@@ -9,6 +9,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from sparsetune.arithmetic import compress
@@ -24,7 +25,7 @@ from sparsetune.reproduce.jobs import Settings
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.store import open_store
 from sparsetune.saving import fill, save
-from sparsetune.training import Epoch, Watch, train
+from sparsetune.training import Watch, train
 
 FEWER_BITS: tuple[Precision, ...] = ("bf16", "int8")
 BATCH = 256
@@ -76,12 +77,13 @@ def contend(
         "train_top1": last.train_top1,
         "train_loss": last.train_loss,
         "train_pictures": len(data.train or ()),
+        "test_pictures": len(data.test),
         "learned_parameters": sum(value.numel() for value in net.parameters() if value.requires_grad),
     }
     if choice:
         result |= {"choice": choice.to_json(), "choosing_seconds": choosing}
     if not settings["held_out"]:
-        result["stored"] = [*_stored(net, settings, data, folder, last)]
+        result["stored"] = [*_stored(net, settings, data, folder)]
     checkpoint.unlink(missing_ok=True)
     return {**result, "seconds": time.monotonic() - began}
 
@@ -107,23 +109,33 @@ def best_rate(settings: Settings, place: Place) -> float:
     return max(merits, key=lambda rate: merits[rate])
 
 
-def _stored(
-    net: nn.Module, settings: Settings, data: Data, folder: Path, last: Epoch
-) -> Iterator[dict[str, Any]]:
-    """Bytes and scores of what was learned, in each precision; ``net`` is rounded on the way."""
+def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Iterator[dict[str, Any]]:
+    """Bytes and scores of what was learned, in each precision; ``net`` is rounded on the way.
+
+    ``right`` has a bit for each test picture, in hexadecimal digits: whether it is classified rightly.
+    """
     own = settings["kind"] == "ours"
     values = [] if own else learned_tensors(net)
     kept = [value.clone() for value in values]
     if own:
         save(net, folder / DELTA, classes=data.classes, preprocessing=data.preprocessing)
     whole = (folder / DELTA).stat().st_size if own else sum(value.nbytes for value in values)
-    yield {"dtype": "float32", "bytes": whole, "top1": last.test_top1, "loss": last.test_loss}
-    for dtype in FEWER_BITS:
-        count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
+    for dtype in (None, *FEWER_BITS):
+        if dtype is None:
+            count = whole
+        else:
+            count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
         batches = loader(data.test, data.preprocessing, batch_size=BATCH)
         logits, labels = predict_logits(net, batches)
         found = scores(logits.double().softmax(1), labels)
-        yield {"dtype": dtype, "bytes": count, "top1": found.top1, "loss": found.nll}
+        right = np.packbits((logits.argmax(1) == labels).numpy()).tobytes().hex()
+        yield {
+            "dtype": dtype or "float32",
+            "bytes": count,
+            "top1": found.top1,
+            "loss": found.nll,
+            "right": right,
+        }
 
 
 def _round_ours(net: nn.Module, delta: Path, dtype: Precision) -> int:

@@ -255,6 +255,23 @@ def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits_as_half_o
     assert choices(fewer)[0].holds is None
 
 
+def test_which_pictures_were_right_makes_the_error_that_of_pictures_too():
+    comparison = Comparison(preset="digits", only=("norm", "budget"), seeds=(0, 1))
+    rows = rows_of(comparison, lambda entry, seed: (60_000, 0.5, 1.0))
+    for row in rows:
+        if "stored" in row.result:
+            ours = row.settings["budget"] is not None
+            row.result.update(choice={"name": "low rank"}, test_pictures=10)
+            for each in row.result["stored"]:
+                each["right"] = "ff80" if ours else "fc00"  # nine of ten, and six: 7 bits pad the last byte
+    verdict = choices(find(rows, comparison))[0]
+    assert [sum(seed) for seed in verdict.ours.right] == [9]
+    assert [len(seed) for seed in verdict.theirs.right] == [10]
+    assert verdict.slack == pytest.approx(100 * (0.21 / 9) ** 0.5)  # gaps of 1 at three of ten pictures
+    del rows[0].result["stored"][0]["right"]
+    assert find(rows, comparison)[0].right is None
+
+
 def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
     comparison = Comparison(preset="digits", only=("filters", "lora"), seeds=(0, 1))
     rows = rows_of(comparison, lambda entry, seed: (10_000 * (1 + len(entry.name)), 0.5, None))
