@@ -26,6 +26,9 @@ class Family:
 
 RANKS = (1, 2, 4, 8, 16)
 LATE = ["block2", "block3"]
+BLOCKS = (
+    [("block1", p) for p in (0.1, 0.25, 1.0)] + [("block2", p) for p in (0.1, 0.25, 0.5)] + [("block3", 0.1)]
+)
 
 FAMILIES = {
     "head": Family("head alone", "#8a8a8a", {"head": {"kind": "ours", "filters": 0, "norm": False}}),
@@ -43,10 +46,7 @@ FAMILIES = {
     "block": Family(
         "a fraction of one block",
         "#2e8b57",
-        {
-            f"{p:.0%} of {block}": {"kind": "ours", "fraction": p, "layers": [block]}
-            for block, p in (("block1", 0.25), ("block1", 1.0), ("block2", 0.5), ("block3", 0.1))
-        },
+        {f"{p:.0%} of {block}": {"kind": "ours", "fraction": p, "layers": [block]} for block, p in BLOCKS},
     ),
     "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
     "late": Family(
