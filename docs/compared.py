@@ -13,7 +13,7 @@ from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
-from sparsetune.ways import CANDIDATES, WAYS
+from sparsetune.ways import WAYS
 
 RESULTS = Path(__file__).parent / "results"
 MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"
@@ -127,9 +127,9 @@ def _trials() -> str:
     lines = []
     for steps in dict.fromkeys(row["steps"] for row in rows):
         here = [(row["ground"], row["losses"]) for row in rows if row["steps"] == steps]
-        picks = [(ground, min(losses, key=losses.get)) for ground, losses in here]
-        gains = [top1[ground, way] - top1[ground, CANDIDATES[0]] for ground, way in picks]
-        kept = sum(way == CANDIDATES[0] for _, way in picks)
+        picks = [(ground, next(iter(losses)), min(losses, key=losses.get)) for ground, losses in here]
+        gains = [top1[ground, way] - top1[ground, default] for ground, default, way in picks]
+        kept = sum(way == default for _, default, way in picks)
         lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
     header = ["steps of a trial", "the default wins", "gain of the winner, mean", "least"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])

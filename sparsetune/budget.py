@@ -16,7 +16,7 @@ from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
-from sparsetune.ways import CANDIDATES, spend
+from sparsetune.ways import candidates, spend
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
@@ -43,8 +43,8 @@ def choose(
 
     Candidates, which all take the whole budget, are each trained for a few steps on a part of the training
     pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss on
-    other pictures, which are training pictures too. Another than the default is chosen if its loss is lower
-    by two standard errors of the mean over these. All steps together, and those that setting up and judging
+    other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen
+    if its loss is lower by two standard errors of the mean over these. All steps together, and those that setting up and judging
     take as long as, are at most a tenth of the training's; where they are too few for two candidates, the
     default is chosen untried.
 
@@ -108,7 +108,7 @@ class _Comparison:
     def _candidates(self, nbytes: int, base: Learn | None) -> dict[str, Trial]:
         """Every candidate that differs from those before it."""
         found: dict[Learn, Trial] = {}
-        for name in CANDIDATES:
+        for name in candidates(self.net):
             learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes)
             if learn is None:
                 continue

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from sparsetune.allocation import Rule, Unit, allocate
+from sparsetune.backbone import origin_of
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 
@@ -26,10 +27,21 @@ WAYS: dict[str, tuple[Unit, Rule, tuple[int, int]]] = {
 }
 """Unit, rule, and from which third of the depth to which."""
 UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low rank, middle third"
-CANDIDATES = (LATER, UNIFORM, MIDDLE)
-"""The ways that ``--budget`` chooses among, the default first: tasks can share the first layers, and a step
-that leaves them alone takes less time. Slices, which start faster and end lower than low rank, would mislead
-short trials, and signal was the best nowhere that it was measured."""
+
+
+def candidates(net: nn.Module) -> tuple[str, ...]:
+    """Return the ways that ``--budget`` chooses among, by their names, the default first.
+
+    That is uniform over a random backbone, whose first layers are worth learning too, the more of them there
+    are, and the last two thirds over any other, whose first layers other tasks share. Slices, which start faster and end lower than low
+    rank, would mislead short trials, and signal was the best nowhere that it was measured.
+
+    Args:
+        net: A plain model.
+    """
+    origin = origin_of(net)
+    is_random = origin is not None and origin.backbone.kind == "seed"
+    return (UNIFORM, LATER, MIDDLE) if is_random else (LATER, UNIFORM, MIDDLE)
 
 
 def spend(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.ways import LATER, WAYS, spend
+from sparsetune.saving import write_plain
+from sparsetune.ways import LATER, MIDDLE, UNIFORM, WAYS, candidates, spend
 
 BUDGET = 30_000
 
@@ -54,3 +55,11 @@ def test_what_a_model_has_not_is_none():
     assert spend(LATER, one, BUDGET) == spend("low rank, uniform", one, BUDGET)
     none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
     assert {spend(name, none, BUDGET, gradients={}) for name in WAYS} == {st.Learn(filters=0)}
+
+
+def test_the_default_follows_from_the_backbone(tmp_path):
+    assert candidates(plain()) == (UNIFORM, LATER, MIDDLE)
+    path = tmp_path / "whole.safetensors"
+    write_plain(plain(), path)
+    file = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
+    assert candidates(file) == candidates(torch.nn.Linear(2, 2)) == (LATER, UNIFORM, MIDDLE)
