@@ -33,8 +33,9 @@ def candidates(net: nn.Module) -> tuple[str, ...]:
     """Return the ways that ``--budget`` chooses among, by their names, the default first.
 
     That is uniform over a random backbone, whose first layers are worth learning too, the more of them there
-    are, and the last two thirds over any other, whose first layers other tasks share. Slices, which start faster and end lower than low
-    rank, would mislead short trials, and signal was the best nowhere that it was measured.
+    are, and the last two thirds over any other, whose first layers other tasks share. Slices, which start
+    faster and end lower than low rank, would mislead short trials, and signal was the best nowhere that it
+    was measured.
 
     Args:
         net: A plain model.
