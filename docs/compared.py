@@ -55,7 +55,7 @@ def _found(path: Path) -> str:
         return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
     grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
     only = ", ".join(FAMILIES[name].title for name in comparison.only or ())
-    pieces = [f"## Preset {comparison.preset}{only and f': {only}'}", *_spreads(grounds)]
+    pieces = [f"## Preset {comparison.preset}{only and f': {only}'}", *_spreads(grounds), *_chosen(grounds)]
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
     for name, here in grounds.items():
         title = comparison.grounds[name].title
@@ -70,7 +70,7 @@ def _found(path: Path) -> str:
 
 
 def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
-    """One budget, spread in every way and as ``--budget`` chose, a column for each ground."""
+    """One budget, spread in every way and as ``--budget`` chose it, a column for each ground."""
     plain = {
         name: {p.family if p.family == CHOSEN else p.name: p for p in here if p.dtype == DTYPES[0]}
         for name, here in grounds.items()
@@ -84,12 +84,22 @@ def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
         points = {name: row.get(way) for name, row in plain.items()}
         cells = [_cell(point, best[name] if way in WAYS else None) for name, point in points.items()]
         lines.append(["what `--budget` chose" if way == CHOSEN else way, *cells])
-    picked = [verdict for name in plain for verdict in choices(grounds[name])]
-    good = sum(bool(verdict.holds) for verdict in picked)
+    return [_markdown((["top-1 (%), seconds of training", *plain], lines))]
+
+
+def _chosen(grounds: dict[str, list[Point]]) -> list[str]:
+    """What ``--budget`` chose beside the best fixed method."""
+    picked = {name: choices(here) for name, here in grounds.items()}
+    judged = [verdict for found in picked.values() for verdict in found if verdict.holds is not None]
+    if not judged:
+        return []
+    good = sum(bool(verdict.holds) for verdict in judged)
     said = (
-        f"What `fit --budget` chose is as good as the best fixed method on {good} of {len(picked)} grounds."
+        f"What `fit --budget` chose is as good as the best fixed method at {good} of {len(judged)} budgets."
     )
-    return [_markdown((["top-1 (%), seconds of training", *plain], lines)), said, _markdown(chosen(picked))]
+    header, _ = chosen([])
+    lines = [[name, *line] for name, found in picked.items() for line in chosen(found)[1]]
+    return [said, _markdown((["ground", *header], lines))]
 
 
 def _cell(point: Point | None, best: float | None) -> str:
