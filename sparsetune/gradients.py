@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.config import FitConfig
-from sparsetune.data import Data, Feed
 from sparsetune.layers import is_sliceable, sites
 
 
@@ -42,32 +39,3 @@ def mean_gradients(
     return {
         name: value.grad.float().cpu() / count for name, value in wanted.items() if value.grad is not None
     }
-
-
-def data_gradients(
-    net: nn.Module, data: Data, config: FitConfig, device: torch.device, batches: int
-) -> dict[str, Tensor]:
-    """Return :func:`mean_gradients` on the first batches of a training.
-
-    Args:
-        net: A plain classifier.
-        data: Its training pictures are read, changed at random as in the training.
-        config: The training.
-        device: Where to compute.
-        batches: How many.
-
-    Raises:
-        DataError: When a picture cannot be read.
-    """
-    if data.train is None:
-        return {}
-    feed = Feed(
-        data.train,
-        data.preprocessing,
-        device,
-        batch_size=config.batch_size,
-        augment=data.augment,
-        workers=config.workers,
-    )
-    some = itertools.islice(feed.epoch(config.seed), batches)
-    return mean_gradients(net, some, device, config.seed)

@@ -13,18 +13,13 @@ from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, balanced, open_data, split_in_two
 from sparsetune.errors import ConfigError
-from sparsetune.gradients import data_gradients
 from sparsetune.learn import Learn
 from sparsetune.lowrank import uniform_lora
-from sparsetune.machine import pick_device
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import class_count
 from sparsetune.ways import spend
 from sparsetune.zoo import create
-
-SIGNAL = 4
-"""Batches whose gradients say where a filter or a rank gains most."""
 
 
 def config_of(settings: Settings, lr: float) -> FitConfig:
@@ -92,8 +87,7 @@ def learning(
         choice = choice or choose(net, data, config, settings["budget"])
         return adapt_(net, choice.learn), choice
     name, nbytes = settings["spread"], settings["budget"]
-    gradients = data_gradients(net, data, config, pick_device(config.device), SIGNAL)
-    learn = spend(name, net, nbytes, gradients=gradients, classes=data.classes)
+    learn = spend(name, net, nbytes, classes=data.classes)
     if learn is None:
         raise ConfigError(f"{settings['model']} has no layers for '{name}'; leave out --only spread.")
     return adapt_(net, learn), None

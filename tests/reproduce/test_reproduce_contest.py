@@ -77,13 +77,13 @@ def test_a_budget_is_spent_as_choose_says_and_choosing_counts_as_training(small,
 
 
 def test_a_budget_is_spread_as_the_job_says(small, place):
-    job = small(kind="ours", fraction=None, budget=20_000, spread="slices, last third")
+    job = small(kind="ours", fraction=None, budget=20_000, spread="low rank, last third")
     perform(job.id, job.settings, place)
     net = st.load(place.run(job.id) / "delta.safetensors")
     plain = st.create("wrn28_4", depth=10, width=1, num_classes=10)
-    wanted = spend("slices, last third", plain, 20_000, classes=map(str, range(10)))
+    wanted = spend("low rank, last third", plain, 20_000, classes=map(str, range(10)))
     assert st.adapted(net).plan.learn == wanted
-    assert "slices, last third" in job.name
+    assert "low rank, last third" in job.name
 
 
 def test_the_first_classes_are_all_that_is_learned(small, place):
