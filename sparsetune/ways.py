@@ -20,15 +20,15 @@ and were the best nowhere."""
 def candidates(net: nn.Module) -> tuple[str, ...]:
     """Return the ways that ``--budget`` chooses among, by their names, the default first.
 
-    That is uniform over a random backbone, whose first layers are worth learning too, the more of them there
-    are, and the last two thirds over any other, whose first layers other tasks share.
+    That is the middle third over a random backbone, as the paper found a middle block to be the better one to
+    learn, and the last two thirds over any other, whose first layers other tasks share.
 
     Args:
         net: A plain model.
     """
     origin = origin_of(net)
     is_random = origin is not None and origin.backbone.kind == "seed"
-    return (UNIFORM, LATER, MIDDLE) if is_random else (LATER, UNIFORM, MIDDLE)
+    return (MIDDLE, LATER, UNIFORM) if is_random else (LATER, UNIFORM, MIDDLE)
 
 
 def spend(

@@ -43,7 +43,7 @@ def test_trials_take_at_most_a_tenth_of_the_steps(chosen):
     choice, seen = chosen
     assert 3 * 50 <= choice.steps <= 0.1 * 380 * 5
     assert sum(trial.steps for trial in seen) == choice.steps
-    assert [trial.name for trial in seen] == [UNIFORM, LATER, MIDDLE]
+    assert [trial.name for trial in seen] == [MIDDLE, LATER, UNIFORM]
     assert len({trial.steps for trial in seen}) == 1
 
 
@@ -60,7 +60,7 @@ def test_every_candidate_keeps_the_budget_and_uses_it(chosen):
 def test_the_choice_is_the_best_or_the_default(chosen):
     choice, seen = chosen
     best = min(seen, key=lambda trial: trial.loss)
-    assert choice.name in (best.name, UNIFORM)
+    assert choice.name in (best.name, MIDDLE)
     assert all(0 <= trial.top1 <= 1 for trial in seen)
 
 
@@ -84,7 +84,7 @@ def test_json_keeps_the_choice(chosen):
 def test_where_steps_are_few_the_first_two_are_tried(few):
     seen = []
     choice = st.choose(plain(), few, replace(LONG, epochs=250), 25_000, watch=seen.append)
-    assert [trial.name for trial in seen] == [UNIFORM, LATER]
+    assert [trial.name for trial in seen] == [MIDDLE, LATER]
     assert choice.trials[2].loss is None
     assert 2 * 50 <= choice.steps <= 125
 
@@ -115,7 +115,7 @@ def test_where_steps_are_too_few_nothing_is_tried(few, opt, epochs):
     seen = []
     config = st.FitConfig(epochs=epochs, opt=opt)
     choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
-    assert (choice.name, choice.steps, seen) == (UNIFORM, 0, [])
+    assert (choice.name, choice.steps, seen) == (MIDDLE, 0, [])
     assert choice.why.startswith(f"a tenth of the training is {epochs // 2} steps, and a comparison needs")
 
 
@@ -135,7 +135,7 @@ def test_a_trial_that_diverges_is_not_chosen(few):
     choice = st.choose(plain(), few, replace(LONG, opt="sgdw", lr=1e30), 25_000, watch=seen.append)
     assert any(trial.loss is None for trial in seen)
     chosen = next(trial for trial in choice.trials if trial.name == choice.name)
-    assert choice.name == UNIFORM or chosen.loss is not None
+    assert choice.name == MIDDLE or chosen.loss is not None
 
 
 RUN = Run(

@@ -49,7 +49,7 @@ def test_what_a_model_has_not_is_none():
 
 
 def test_the_default_follows_from_the_backbone(tmp_path):
-    assert candidates(plain()) == (UNIFORM, LATER, MIDDLE)
+    assert candidates(plain()) == (MIDDLE, LATER, UNIFORM)
     path = tmp_path / "whole.safetensors"
     write_plain(plain(), path)
     file = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)

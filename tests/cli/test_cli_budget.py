@@ -26,12 +26,12 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
     ]
     rows = [line for line in lines if line.startswith(("low rank, ", "slices, "))]
     assert [row.split("  ")[0] for row in rows] == [
-        "low rank, uniform",
-        "low rank, last two thirds",
         "low rank, middle third",
+        "low rank, last two thirds",
+        "low rank, uniform",
     ]
     assert [row.rstrip().endswith("chosen") for row in rows] == [True, False, False]
-    said = "chosen  low rank, uniform: a tenth of the training is 0 steps"
+    said = "chosen  low rank, middle third: a tenth of the training is 0 steps"
     assert any(line.startswith(said) for line in lines)
     assert st.inspect(path).learn.by_layer
 
@@ -50,7 +50,7 @@ def test_trials_are_told_as_they_end(sparsetune):
     result = sparsetune(SHORT, "--epochs", 270, "--batch-size", 32, "--time-budget", "0s")
     lines = [line for line in result.err.splitlines() if line.startswith("trial  ")]
     assert len(lines) == 3
-    assert lines[0].startswith("trial  low rank, uniform: held-out loss ")
+    assert lines[0].startswith("trial  low rank, middle third: held-out loss ")
 
 
 def test_it_excludes_what_it_chooses(sparsetune):
