@@ -138,10 +138,10 @@ def _trials() -> str:
     for steps in dict.fromkeys(row["steps"] for row in rows):
         here = [(row["ground"], row["losses"]) for row in rows if row["steps"] == steps]
         picks = [(ground, next(iter(losses)), min(losses, key=losses.get)) for ground, losses in here]
-        gains = [top1[ground, way] - top1[ground, default] for ground, default, way in picks]
-        kept = sum(way == default for _, default, way in picks)
+        gains = [top1[ground, way] - top1[ground, first] for ground, first, way in picks]
+        kept = sum(way == first for _, first, way in picks)
         lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
-    header = ["steps of a trial", "the default wins", "gain of the winner, mean", "least"]
+    header = ["steps of a trial", "the first wins", "gain of the winner, mean", "least"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
 
 

@@ -20,7 +20,7 @@ from sparsetune.ways import candidates, spend
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 50
+LEAST = 100
 """Steps of a trial from which it tells what a whole training would; shorter ones tell who starts fast."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""

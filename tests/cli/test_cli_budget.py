@@ -47,7 +47,7 @@ def test_json_has_the_choice(sparsetune):
 
 
 def test_trials_are_told_as_they_end(sparsetune):
-    result = sparsetune(SHORT, "--epochs", 270, "--batch-size", 32, "--time-budget", "0s")
+    result = sparsetune(SHORT, "--epochs", 480, "--batch-size", 32, "--time-budget", "0s")
     lines = [line for line in result.err.splitlines() if line.startswith("trial  ")]
     assert len(lines) == 3
     assert lines[0].startswith("trial  low rank, middle third: held-out loss ")
