@@ -16,7 +16,7 @@ def test_every_entry_is_timed_but_one_whose_budget_was_never_spent(small, inline
         small(kind="ours", fraction=None, filters=0),
         small(kind="lora", fraction=None, rank=4),
         small(kind="ours", fraction=None, budget=25_000),
-        small(kind="ours", fraction=None, budget=25_000, spread="slices, by signal"),
+        small(kind="ours", fraction=None, budget=25_000, spread="low rank, last third"),
         small(kind="ours", fraction=None, budget=25_000, lr=1e30),
     )
     pace = Job({**entries[0].settings, "kind": "pace", "of": [each.id for each in entries]}, entries)
