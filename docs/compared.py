@@ -55,7 +55,8 @@ def _found(path: Path) -> str:
         return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
     grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
     only = ", ".join(FAMILIES[name].title for name in comparison.only or ())
-    pieces = [f"## Preset {comparison.preset}{only and f': {only}'}", *_spreads(grounds), *_chosen(grounds)]
+    ran = [f"Run were: {only}."] if only else []
+    pieces = [f"## Preset {comparison.preset}", *ran, *_spreads(grounds), *_chosen(grounds)]
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
     for name, here in grounds.items():
         title = comparison.grounds[name].title
