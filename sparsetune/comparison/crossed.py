@@ -33,5 +33,5 @@ def difference_error(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
         by_seed = gaps.mean(1)
         rest = gaps - by_picture - by_seed[:, None] + gaps.mean()
         within = (rest**2).sum() / ((seeds - 1) * (pictures - 1))
-        variance = max(variance, variance + by_seed.var(ddof=1) / seeds - within / (seeds * pictures))
+        variance += max(0.0, by_seed.var(ddof=1) / seeds - within / (seeds * pictures))
     return sqrt(variance)

@@ -121,9 +121,8 @@ def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Ite
         save(net, folder / DELTA, classes=data.classes, preprocessing=data.preprocessing)
     whole = (folder / DELTA).stat().st_size if own else sum(value.nbytes for value in values)
     for dtype in (None, *FEWER_BITS):
-        if dtype is None:
-            count = whole
-        else:
+        count = whole
+        if dtype is not None:
             count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
         batches = loader(data.test, data.preprocessing, batch_size=BATCH)
         logits, labels = predict_logits(net, batches)
