@@ -17,6 +17,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
 from sparsetune.part import Part, full_rank
 from sparsetune.plan import Plan, plan
+from sparsetune.precision import Precision
 
 Unit = Literal["filters", "rank"]
 Rule = Literal["number", "fraction", "bytes", "signal"]
@@ -32,7 +33,7 @@ class _Layer:
 
     Attributes:
         name: Its module's name.
-        costs: Values of its first ``i + 1`` units.
+        costs: Bytes of its first ``i + 1`` units.
         gains: What each unit is worth, where that is known.
     """
 
@@ -41,7 +42,7 @@ class _Layer:
     gains: tuple[float, ...]
 
     def cost(self, have: int) -> int:
-        """Values of the next unit, when it has so many."""
+        """Bytes of the next unit, when it has so many."""
         return self.costs[have] - (self.costs[have - 1] if have else 0)
 
     def priority(self, have: int, rule: Rule) -> float:
@@ -62,24 +63,26 @@ def allocate(
     layers: Iterable[str] = (),
     base: Learn | None = None,
     classes: Iterable[str] = (),
+    dtype: Precision | None = None,
 ) -> Learn:
     """Spend a budget on a model: what it always needs first, then units of its layers until nothing fits.
 
     A unit is one more filter of a layer, or one more rank of its low-rank sum. By ``number`` each layer has
     as many units as any other until it is full, by ``fraction`` the same share of its own, by ``bytes`` units
-    of the same size together. By ``signal`` the next unit goes where it gains most for each value: the
+    of the same size together. By ``signal`` the next unit goes where it gains most for each byte: the
     squared norm of a filter's gradient, or the next squared singular value of the weight's gradient as a
     matrix with a row for each filter.
 
     Args:
         net: A plain model; its tensors are not read.
-        nbytes: The most that a float32 delta may take, all that it says of itself included.
+        nbytes: The most that the delta may take, all that it says of itself included.
         unit: What is spent on: ``filters`` or ``rank``.
         rule: Which layer gets the next one.
         gradients: For ``signal``: the gradient of each weight by its name, of the weight's shape.
         layers: Module-name patterns of the layers that may get any; all if empty.
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
         classes: Class names that the file will hold.
+        dtype: As the delta will be saved; ``None`` for all bits.
 
     Returns:
         A spec by layer, or of one number where all layers have the same. Normalisation's scale and shift are
@@ -94,8 +97,8 @@ def allocate(
         raise ConfigError(
             "rule 'signal' needs gradients; pass those of mean_gradients in sparsetune.gradients."
         )
-    base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes))
-    found = _layers(net, unit, tuple(layers), gradients or {})
+    base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes), dtype)
+    found = _layers(net, unit, tuple(layers), gradients or {}, dtype)
     have = dict.fromkeys((layer.name for layer in found), 0)
     heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found)]
     heapify(heap)
@@ -120,13 +123,15 @@ def _spec(base: Learn, unit: Unit, have: dict[str, int], count: int, some: bool)
     return replace(base, **amounts)
 
 
-def _affordable(net: nn.Module, nbytes: int, base: Learn, classes: tuple[str, ...]) -> tuple[Learn, int]:
-    """``base`` as far as it fits, and how many more values do."""
+def _affordable(
+    net: nn.Module, nbytes: int, base: Learn, classes: tuple[str, ...], dtype: Precision | None
+) -> tuple[Learn, int]:
+    """``base`` as far as it fits, and how many bytes are left."""
     for learn in dict.fromkeys((base, replace(base, norm=False))):
         made = plan(net, learn)
-        needed = made.delta_bytes + _said(made, classes)
+        needed = made.bytes_in(dtype) + _said(made, classes)
         if needed <= nbytes:
-            return learn, (nbytes - needed) // made.itemsize
+            return learn, nbytes - needed
     what = "running statistics and the classifier" if base.head else "running statistics"
     raise ConfigError(
         f"budget {nbytes:,} bytes is below {needed:,} bytes, the least that a delta of this model takes "
@@ -145,35 +150,41 @@ def _said(made: Plan, classes: tuple[str, ...]) -> int:
 
 
 def _layers(
-    net: nn.Module, unit: Unit, patterns: tuple[str, ...], gradients: Mapping[str, Tensor]
+    net: nn.Module,
+    unit: Unit,
+    patterns: tuple[str, ...],
+    gradients: Mapping[str, Tensor],
+    dtype: Precision | None,
 ) -> list[_Layer]:
     """Every layer that may get units, in the model's order; one inside another is a part of that."""
-    each: dict[str, Any] = {unit: dict.fromkeys(patterns, 1) or 1}
-    some = Learn(**each)
-    made = [part for part in plan(net, some) if part.layer and part.learned]
-    twice = {part.name: part for part in plan(net, Learn(filters=2))}
-    owners: dict[str, list[tuple[Part, Part]]] = {}
-    for part in made:
-        name = part.homes[0][0]
-        owner = next((other for other in owners if matches(name, other)), name)
-        owners.setdefault(owner, []).append((part, twice[part.name]))
+    once, twice = (plan(net, _units(unit, patterns, count)) for count in (1, 2))
+    owners: dict[str, list[tuple[Part, list[int]]]] = {}
+    for one, two in zip(once, twice, strict=True):
+        if one.layer and one.learned:
+            name = one.homes[0][0]
+            owner = next((other for other in owners if matches(name, other)), name)
+            first, second = once.bytes_of(one, dtype), twice.bytes_of(two, dtype)
+            costs = [first + (second - first) * n for n in range(_most(one))]
+            owners.setdefault(owner, []).append((one, costs))
     found = []
     for name, parts in owners.items():
-        costs = [_costs(one, two) for one, two in parts]
-        most = max(map(len, costs))
+        most = max(len(costs) for _, costs in parts)
         gains = [_gains(one, gradients[one.name]) for one, _ in parts if one.name in gradients]
-        found.append(_Layer(name, tuple(_together(costs, most)), tuple(_summed(gains, most))))
+        costs = _together([costs for _, costs in parts], most)
+        found.append(_Layer(name, tuple(costs), tuple(_summed(gains, most))))
     return found
 
 
-def _costs(one: Part, two: Part) -> list[int]:
-    """Learned values of a part with one unit, with two, and so on to the last that is worth its bytes."""
+def _units(unit: Unit, patterns: tuple[str, ...], count: int) -> Learn:
+    amounts: dict[str, Any] = {unit: dict.fromkeys(patterns, count) or count}
+    return Learn(**amounts)
+
+
+def _most(one: Part) -> int:
+    """Of a part with one unit: how many it can have, to the last that is worth its bytes."""
     if one.rank:
-        each = one.learned_numel
-        return [each * n for n in range(1, max(1, min(full_rank(one.shape), one.numel // each)) + 1)]
-    first = one.learned_numel
-    step = two.learned_numel - first
-    return [first] if one.whole else [first + step * n for n in range(one.size)]
+        return max(1, min(full_rank(one.shape), one.numel // one.learned_numel))
+    return 1 if one.whole else one.size
 
 
 def _gains(part: Part, gradient: Tensor) -> list[float]:

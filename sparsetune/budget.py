@@ -14,6 +14,7 @@ from sparsetune.data import Data, Split, count_steps, split_in_two
 from sparsetune.errors import DataError
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
+from sparsetune.precision import Precision
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
 from sparsetune.ways import candidates, spend
@@ -36,6 +37,7 @@ def choose(
     config: FitConfig,
     nbytes: int,
     *,
+    dtype: Precision | None = None,
     base: Learn | None = None,
     watch: Callable[[Trial], None] | None = None,
 ) -> Choice:
@@ -52,7 +54,9 @@ def choose(
         net: A plain model; it is not changed.
         data: What it shall learn; test pictures are not looked at.
         config: The training that will follow.
-        nbytes: The most that a float32 delta may take.
+        nbytes: The most that the delta may take.
+        dtype: As it will be saved: ``int8`` has room for nearly four times as many values as ``None``, which
+            keeps all bits.
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
         watch: Called after each trial; of several processes, by the main one.
 
@@ -67,7 +71,7 @@ def choose(
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     with processes(config.device, config.amp) as group:
         made: Choice = group.from_main(
-            _Comparison(net, data, data.train, config, group, watch).choice(nbytes, base)
+            _Comparison(net, data, data.train, config, group, watch).choice(nbytes, dtype, base)
         )
         return made
 
@@ -92,9 +96,9 @@ class _Comparison:
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
 
-    def choice(self, nbytes: int, base: Learn | None) -> Choice:
+    def choice(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> Choice:
         """Run the trials and choose."""
-        trials = self._candidates(nbytes, base)
+        trials = self._candidates(nbytes, dtype, base)
         default, *_ = trials
         count = min(len(trials), self.limit // (LEAST + self.extra))
         if count < 2:
@@ -103,17 +107,17 @@ class _Comparison:
             for name in [*trials][:count]:
                 trials[name] = self._try(trials[name], self.limit // count - self.extra)
             name, why = decide(default, self.losses)
-        return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()))
+        return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()), dtype)
 
-    def _candidates(self, nbytes: int, base: Learn | None) -> dict[str, Trial]:
+    def _candidates(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Trial]:
         """Every candidate that differs from those before it."""
         found: dict[Learn, Trial] = {}
         for name in candidates(self.net):
-            learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes)
+            learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype)
             if learn is None:
                 continue
             made = plan(self.net, learn)
-            found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.delta_bytes))
+            found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.bytes_in(dtype)))
         trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
         return trials
 

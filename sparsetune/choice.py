@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
+from sparsetune.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Trial:
         name: What it is.
         learn: What it learns.
         learned_parameters: Learned values.
-        delta_bytes: Bytes of these and of the running statistics.
+        delta_bytes: Bytes of these and of the running statistics, in the precision in which they are kept.
         steps: Training steps of its last trial; 0 if it was not tried.
         loss: Mean cross-entropy over the held-out pictures after it, in nats; ``None`` if not tried or
             diverged.
@@ -49,6 +50,7 @@ class Choice:
         budget: Most bytes of the delta.
         steps: Training steps that the comparison took.
         trials: Every candidate.
+        dtype: The precision in which the delta is to be saved; ``None`` for all bits.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Choice:
     budget: int
     steps: int
     trials: tuple[Trial, ...]
+    dtype: Precision | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as plain JSON values."""

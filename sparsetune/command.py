@@ -29,6 +29,8 @@ CONFIG = (
 OPTIONS = ("size", "train_limit", "test_limit", "init_from")
 """What else a run stores because its outcome depends on it."""
 
+DTYPE = "dtype"
+"""Likewise, where the delta was saved in fewer bits."""
 
 DATA = "digits"
 """The data that ``fit`` takes by itself."""
@@ -51,7 +53,9 @@ def command(header: Header) -> str | None:
     except (KeyError, TypeError, ConfigError, ValueError):
         return None
     known = (
-        isinstance(options, dict) and set(options) == set(OPTIONS) and isinstance(training.get("data"), str)
+        isinstance(options, dict)
+        and {*OPTIONS} == {*options} - {DTYPE}
+        and isinstance(training.get("data"), str)
     )
     if (
         header.learn.by_layer
@@ -67,7 +71,7 @@ def command(header: Header) -> str | None:
         "backbone_seed": root.seed or None,
         "pretrained": root.kind == "pretrained",
         "data": None if training["data"] == DATA else training["data"],
-        **{name: options[name] for name in OPTIONS},
+        **{name: options.get(name) for name in (*OPTIONS, DTYPE)},
         **{name: own for name in CONFIG if (own := getattr(config, name)) != getattr(FitConfig(), name)},
     }
     if root.kind == "file":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
@@ -15,6 +16,7 @@ from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
 from sparsetune.part import Buffer, Part, full_rank
+from sparsetune.precision import Precision, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,21 @@ class Plan:
     @property
     def delta_bytes(self) -> int:
         """Bytes of the learned values, the buffers and stored frozen values; the file adds a short header."""
-        buffers = sum(buffer.nbytes for buffer in self.buffers)
-        return self.learned_parameters * self.itemsize + buffers + self.stored_bytes
+        return self.bytes_in(None)
+
+    def bytes_in(self, precision: Precision | None) -> int:
+        """Return ``delta_bytes`` of a file that keeps float32 values in fewer bits; ``None`` for all bits."""
+        buffers = sum(
+            stored_bytes(buffer.shape, precision) if buffer.dtype == torch.float32 else buffer.nbytes
+            for buffer in self.buffers
+        )
+        return sum(self.bytes_of(part, precision) for part in self) + buffers + self.stored_bytes
+
+    def bytes_of(self, part: Part, precision: Precision | None) -> int:
+        """Return the bytes of what is learned of one part, likewise."""
+        if self.itemsize != 4:
+            return part.learned_numel * self.itemsize
+        return sum(stored_bytes(shape, precision) for shape in part.learned.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return counts and per-layer slices as plain JSON values."""

@@ -68,6 +68,12 @@ def scales(code: str, shape: tuple[int, ...]) -> int:
     return {"int8": _rows(shape), "root8": 1}.get(code, 0)
 
 
+def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
+    """Return the bytes of float32 values of a shape in a precision, with their scales; ``None`` for all bits."""
+    width = 4 if precision is None else CODES[precision].itemsize
+    return width * prod(shape) + 4 * scales(precision or "", shape)
+
+
 def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 

@@ -17,16 +17,15 @@ from sparsetune.budget import choose
 from sparsetune.checkpoint import read_history
 from sparsetune.choice import Choice, Choosing
 from sparsetune.curves import draw_curves
-from sparsetune.data import NAMES, Data
+from sparsetune.data import Data
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.fetch import is_address
 from sparsetune.files import write_text
+from sparsetune.finished import write_finished
 from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave, recorded
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan
 from sparsetune.processes import Processes, processes
 from sparsetune.rebuild import LIBRARIES
-from sparsetune.saving import save
 from sparsetune.settings import Run as Run
 from sparsetune.settings import adapt, build
 from sparsetune.training import Epoch, Step, Watch, fit
@@ -107,8 +106,8 @@ def _recorded(folder: Path | None) -> Choice | None:
 
 
 def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None) -> Choice:
-    budget = settings.budget or 0
-    return choose(net, data, settings.config, budget, base=settings.learn, watch=choosing)
+    budget, dtype = settings.budget or 0, settings.dtype
+    return choose(net, data, settings.config, budget, dtype=dtype, base=settings.learn, watch=choosing)
 
 
 def _run(
@@ -145,7 +144,7 @@ def _run(
     finished = len(history) == settings.config.epochs
     if finished and group.is_main:
         draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
-        _save(net, folder / DELTA, settings, data, history[-1])
+        write_finished(net, folder / DELTA, settings, data, history[-1])
         (folder / CHECKPOINT).unlink(missing_ok=True)
     group.wait()
     return Outcome(folder, history, finished, made)
@@ -183,23 +182,6 @@ def _train(
     if group.is_main:
         _write_history(folder / METRICS, history)
     return history
-
-
-def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
-    start = settings.init_from
-    training = {
-        "data": settings.data if settings.data in NAMES or is_address(settings.data) else data.name,
-        "train_pictures": len(data.train or ()),
-        "options": {
-            "size": settings.size,
-            "train_limit": settings.train_limit,
-            "test_limit": settings.test_limit,
-            "init_from": start if start is None or is_address(start) else Path(start).name,
-        },
-        "config": settings.config.decisive,
-        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
-    }
-    save(net, path, classes=data.classes, preprocessing=data.preprocessing, training=training)
 
 
 def _write_history(path: Path, history: list[Epoch]) -> None:

@@ -14,6 +14,7 @@ from sparsetune.data import Data, open_data
 from sparsetune.delta import is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
+from sparsetune.precision import Precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.saving import fill
 from sparsetune.weights import known_pictures
@@ -28,6 +29,7 @@ class Run:
         model: Name of the model.
         model_kwargs: Arguments of its constructor, plain JSON values.
         budget: Most bytes of the delta, for :func:`~sparsetune.budget.choose` to spend on layers.
+        dtype: ``bf16``, ``fp16`` or ``int8`` to save the delta in fewer bits; ``None`` for all of them.
         learn: Which slices are learned; with a budget, what is learned beside them.
         config: How to train.
         data: Name or path of the data.
@@ -51,6 +53,7 @@ class Run:
     init_from: str | None = None
     model_kwargs: dict[str, Any] | None = None
     budget: int | None = None
+    dtype: Precision | None = None
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ class Run:
         pieces += ["-".join(learn.layers)] if learn.layers else []
         pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
         pieces += [learn.frozen] if learn.frozen else []
+        pieces += [self.dtype] if self.dtype and self.budget is None else []
         pieces.append(f"s{self.config.seed}")
         safe = ("".join(c if c.isalnum() or c in "._-" else "_" for c in piece) for piece in pieces)
         return "-".join(safe)[:150]

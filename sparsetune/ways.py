@@ -10,6 +10,7 @@ from sparsetune.allocation import allocate
 from sparsetune.backbone import origin_of
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
+from sparsetune.precision import Precision
 
 UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low rank, middle third"
 WAYS = {UNIFORM: (0, 3), LATER: (1, 3), "low rank, last third": (2, 3), MIDDLE: (1, 2)}
@@ -32,16 +33,23 @@ def candidates(net: nn.Module) -> tuple[str, ...]:
 
 
 def spend(
-    name: str, net: nn.Module, nbytes: int, *, base: Learn | None = None, classes: Iterable[str] = ()
+    name: str,
+    net: nn.Module,
+    nbytes: int,
+    *,
+    base: Learn | None = None,
+    classes: Iterable[str] = (),
+    dtype: Precision | None = None,
 ) -> Learn | None:
     """Spend a budget in one of the ways.
 
     Args:
         name: A key of ``WAYS``.
         net: A plain model.
-        nbytes: The most that a float32 delta may take.
+        nbytes: The most that the delta may take.
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
         classes: Class names that the file will hold.
+        dtype: As the delta will be saved; ``None`` for all bits.
 
     Returns:
         What to learn; ``None`` where the model has no layer at that depth.
@@ -55,4 +63,5 @@ def spend(
     layers = names[len(names) * start // 3 : len(names) * stop // 3]
     if names and not layers:
         return None
-    return allocate(net, nbytes, layers=[] if layers == names else layers, base=base, classes=tuple(classes))
+    some = [] if layers == names else layers
+    return allocate(net, nbytes, layers=some, base=base, classes=tuple(classes), dtype=dtype)

@@ -9,6 +9,7 @@ from rich.table import Table
 from sparsetune.choice import Choice, Trial
 from sparsetune.cli import console
 from sparsetune.errors import ConfigError
+from sparsetune.precision import PRECISIONS, Precision
 from sparsetune.sizes import bytes_from
 
 
@@ -42,6 +43,24 @@ def budget_from(text: str | None, sizes: Mapping[str, object], dim: str, frozen:
         problems.append(str(error))
     ConfigError.collect(problems)
     return nbytes
+
+
+def precision_from(text: str | None, budget: str | None) -> Precision | None:
+    """Read ``--dtype``; left out, it keeps all bits, or with a budget as few as may be.
+
+    Args:
+        text: The option's value; ``None`` if it was not given.
+        budget: The value of ``--budget``; likewise.
+
+    Raises:
+        ConfigError: When it is no precision.
+    """
+    named: dict[str, Precision | None] = {"float32": None, **{name: name for name in PRECISIONS}}
+    if text is None:
+        return None if budget is None else "int8"
+    if text not in named:
+        raise ConfigError(f"--dtype '{text}' is not one of {', '.join(named)}.")
+    return named[text]
 
 
 def tell(event: Trial | Choice) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from sparsetune.cli import console, options
-from sparsetune.cli.choosing import budget_from, tell
+from sparsetune.cli.choosing import budget_from, precision_from, tell
 from sparsetune.cli.options import DATA, RUN, TRAINING
 from sparsetune.cli.outcome import tell_members, tell_run
 from sparsetune.config import FitConfig
@@ -156,6 +156,7 @@ def fit(
             "--time-budget", rich_help_panel=RUN, help="Stop cleanly after this long, such as 90s or 9m."
         ),
     ] = None,
+    dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a slice of a model and save it as a delta.
@@ -195,6 +196,7 @@ def fit(
             device=device,
         ),
     )
+    precision = _collect(problems, lambda: precision_from(dtype, budget))
     if one_file and members == 1:
         problems.append("--bundle needs --members; one delta is one file already.")
     ConfigError.collect(problems)
@@ -210,6 +212,7 @@ def fit(
         pretrained=pretrained,
         init_from=init_from,
         budget=nbytes,
+        dtype=precision,
     )
     with console.progress() as bars:
         how: Any = {

@@ -74,6 +74,15 @@ Budget = Annotated[
         help="Choose what is learned, so that the delta has at most this size, such as 200KB.",
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        rich_help_panel=RUN,
+        help="How the delta keeps its values: float32, bf16, fp16, or int8 with a scale for each filter. "
+        "float32 if left out; with --budget int8, which has room for nearly four times as many.",
+    ),
+]
 Pretrained = Annotated[
     bool,
     typer.Option("--pretrained", rich_help_panel=LEARNED, help="Stand on published weights, not on a seed."),

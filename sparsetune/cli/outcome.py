@@ -36,7 +36,7 @@ def tell_members(together: Together, settings: Run, count: int, as_json: bool) -
             value["ensemble"] = {**together.scores.to_json(), **together.diversity.to_json()}
         console.print_json(value)
     elif together.scores and together.diversity:
-        single = [member.history[-1].test_top1 for member in together.members]
+        single = [_result(delta)["test_top1"] for delta in together.deltas]
         learned = sum(member.plan.learned_parameters for member in together.members)
         sizes = [delta.stat().st_size for delta in together.deltas]
         console.print_fields(
@@ -73,29 +73,38 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "total_parameters": outcome.plan.total_parameters,
         "delta": str(delta) if outcome.finished else None,
         "delta_bytes": delta.stat().st_size if outcome.finished else None,
+        "result": _result(delta) if outcome.finished else None,
         "checkpoint": None if outcome.finished else str(outcome.folder / CHECKPOINT),
         **chosen,
     }
 
 
 def _report(outcome: Outcome, settings: Run) -> None:
-    last, made, delta = outcome.history[-1], outcome.plan, outcome.folder / DELTA
+    made, delta = outcome.plan, outcome.folder / DELTA
+    top1, top5, loss = (_result(delta)[f"test_{name}"] for name in ("top1", "top5", "loss"))
+    kept = f" as {settings.dtype}" if settings.dtype else ""
     whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
     seconds = sum(record.seconds for record in outcome.history)
     console.print_fields(
         [
             (
                 "test accuracy",
-                f"{last.test_top1:.2%}  (top-5 {last.test_top5:.2%}, loss {last.test_loss:.3f})",
+                f"{top1:.2%}  (top-5 {top5:.2%}, loss {loss:.3f})",
             ),
             ("learned", console.share(made.learned_parameters, made.total_parameters)),
             ("delta", str(delta)),
-            ("size", f"{console.size(size)}, {size / whole:.1%} of a whole checkpoint"),
+            ("size", f"{console.size(size)}{kept}, {size / whole:.1%} of a whole checkpoint"),
             ("curves", str(outcome.folder / CURVES)),
             ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
         ]
     )
     console.out.print(f"\nnext: {shlex.join(_next([delta], delta, settings))}")
+
+
+def _result(delta: Path) -> dict[str, float]:
+    """What the file says that it scores: a file in fewer bits was tested as such."""
+    found: dict[str, float] = inspect(delta).training["result"]
+    return found
 
 
 def _next(files: list[Path], delta: Path, settings: Run) -> list[str]:

@@ -1,0 +1,74 @@
+"""``write_finished``: the delta of a finished run, which tells how it was trained and what it scores."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsetune.data import NAMES, Data, loader
+from sparsetune.fetch import is_address
+from sparsetune.inference import predict_logits
+from sparsetune.metrics import scores
+from sparsetune.saving import fill, save
+from sparsetune.settings import Run
+from sparsetune.training import Epoch
+
+
+def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    """Save what a run has learned.
+
+    The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
+    are measured with the values that it gives back.
+
+    Args:
+        net: The trained model; it is not changed.
+        path: The file.
+        settings: Of the run.
+        data: What it was trained on.
+        last: The record of its last epoch.
+
+    Raises:
+        SparsetuneError: As ``save`` raises.
+    """
+    _save(net, path, settings, data, last)
+    if settings.dtype:
+        _save(net, path, settings, data, _rounded(net, path, settings, data, last))
+
+
+def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    start = settings.init_from
+    training: dict[str, Any] = {
+        "data": settings.data if settings.data in NAMES or is_address(settings.data) else data.name,
+        "train_pictures": len(data.train or ()),
+        "options": {
+            "size": settings.size,
+            "train_limit": settings.train_limit,
+            "test_limit": settings.test_limit,
+            "init_from": start if start is None or is_address(start) else Path(start).name,
+            **({"dtype": settings.dtype} if settings.dtype else {}),
+        },
+        "config": settings.config.decisive,
+        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
+    }
+    save(
+        net,
+        path,
+        classes=data.classes,
+        preprocessing=data.preprocessing,
+        training=training,
+        dtype=settings.dtype,
+    )
+
+
+def _rounded(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> Epoch:
+    """The last record, with the test scores of what the file gives back."""
+    rounded = copy.deepcopy(net)
+    fill(rounded, path)
+    batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
+    logits, labels = predict_logits(rounded, batches)
+    found = scores(logits.double().softmax(1), labels)
+    return replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
