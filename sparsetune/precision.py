@@ -69,7 +69,7 @@ def scales(code: str, shape: tuple[int, ...]) -> int:
 
 
 def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
-    """Return the bytes of float32 values of a shape in a precision, with their scales; ``None`` for all bits."""
+    """Return the bytes of float32 values of a shape, scales included; ``None`` keeps all bits."""
     width = 4 if precision is None else CODES[precision].itemsize
     return width * prod(shape) + 4 * scales(precision or "", shape)
 

@@ -9,6 +9,7 @@ from torch import nn
 import sparsetune as st
 from sparsetune.allocation import RESERVE, RULES, allocate
 from sparsetune.errors import ConfigError
+from sparsetune.precision import CODES, PRECISIONS
 
 HEAD = {"classes": list("abcdefghij")}
 
@@ -41,6 +42,18 @@ def test_a_file_takes_the_budget_and_never_more(rule, unit, nbytes, tmp_path_fac
     assert made.delta_bytes + RESERVE >= nbytes - 2500 - 4 * 576
     assert learn.norm
     assert learn.head
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("unit", ["filters", "rank"])
+@settings(max_examples=10, deadline=None)
+@given(nbytes=some.integers(10_000, 30_000), norm=some.booleans())
+def test_in_fewer_bits_too(unit, dtype, nbytes, norm, tmp_path_factory):
+    learn = allocate(NET, nbytes, unit, base=st.Learn(filters=0, norm=norm), dtype=dtype)
+    path = tmp_path_factory.mktemp("budget") / "a.safetensors"
+    st.save(st.adapt_(plain(), learn), path, dtype=dtype)
+    full = {"filters": 75_000, "rank": 50_000}[unit] * CODES[dtype].itemsize
+    assert min(nbytes - 2500 - 4 * 576, full) <= path.stat().st_size <= nbytes
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -55,7 +55,7 @@ def pictures(folder: Path) -> None:
         "--filters 2 --dim in --layers layer1 --layers layer* --no-norm --seed 3 --backbone-seed 7",
         "--fraction 0.1 --no-head --frozen zero --opt adamw --lr 0.001 --sched none --weight-decay 0.01",
         "--fraction 0.3 --size 16 -b 32 --sched poly --frozen random",
-        "--rank 2 --size 16",
+        "--rank 2 --size 16 --dtype int8",
     ],
 )
 def test_it_gives_the_same_file_again(options):

@@ -12,7 +12,7 @@ import sparsetune as st
 from sparsetune.adapt import adapted
 from sparsetune.delta import read_delta
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.precision import CODES, decode, encode, scales
+from sparsetune.precision import CODES, PRECISIONS, decode, encode, scales, stored_bytes
 from tests.test_tasks import X, stirred
 
 shapes = some.lists(some.integers(0, 5), max_size=4).map(tuple)
@@ -35,6 +35,14 @@ def test_int8_is_within_half_a_step_of_its_filter(shape, seed, size):
         step = rows.abs().amax(1, keepdim=True) / 127
         assert ((found.view_as(rows) - rows).abs() <= 0.501 * step).all()
     assert found.shape == value.shape
+
+
+@given(shapes, some.sampled_from(PRECISIONS))
+def test_the_bytes_told_are_those_of_the_numbers_and_scales(shape, precision):
+    for value in (torch.randn(shape), torch.rand(shape)):
+        _, numbers, scale = encode(value, precision)
+        assert stored_bytes(shape, precision) == numbers.nbytes + scale.nbytes
+        assert stored_bytes(shape, None) == value.nbytes
 
 
 @settings(deadline=None)

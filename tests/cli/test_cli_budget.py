@@ -8,13 +8,13 @@ import pytest
 
 import sparsetune as st
 
-SHORT = "fit --model test_resnet --budget 100KB --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
+SHORT = "fit --model test_resnet --budget 60KB --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
 
 
 def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
     result = sparsetune(SHORT)
-    path = Path("runs/test_resnet-digits-100000B-s0/delta.safetensors")
-    assert 95_000 <= path.stat().st_size <= 100_000
+    path = Path("runs/test_resnet-digits-60000B-s0/delta.safetensors")
+    assert 55_000 <= path.stat().st_size <= 60_000
     lines = result.err.splitlines()
     assert lines[0].split() == [
         "candidate",
@@ -24,6 +24,7 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
         "loss",
         "accuracy",
     ]
+    assert {entry.dtype for entry in st.inspect(path).entries} == {"int8", "root8", "int64"}
     rows = [line for line in lines if line.startswith(("low rank, ", "slices, "))]
     assert [row.split("  ")[0] for row in rows] == [
         "low rank, middle third",
@@ -39,7 +40,7 @@ def test_shows_the_choice_as_a_table_and_trains_it(sparsetune):
 def test_json_has_the_choice(sparsetune):
     value = sparsetune(SHORT, "--out", "r", "--json").json
     choice = st.Choice.from_json(value["choice"])
-    assert choice.budget == 100_000
+    assert choice.budget == 60_000
     assert {trial.name: trial.learn for trial in choice.trials}[choice.name] == choice.learn
     assert value["learned_parameters"] == next(
         trial.learned_parameters for trial in choice.trials if trial.name == choice.name
@@ -54,12 +55,26 @@ def test_trials_are_told_as_they_end(sparsetune):
 
 
 def test_it_excludes_what_it_chooses(sparsetune):
-    result = sparsetune(SHORT, "--rank", 3, "--dim", "in", "--frozen", "zero", "--budget", "much", code=2)
+    result = sparsetune(
+        SHORT, "--rank", 3, "--dim", "in", "--frozen", "zero", "--budget", "much", "--dtype", "int4", code=2
+    )
     assert result.err.splitlines() == [
         "error: --budget chooses what is learned, and so would --rank and --dim; leave these out.",
         "       --budget chooses among low ranks too, which --frozen zero excludes; leave one out.",
         "       size 'much' is not a number with KB, MB, KiB or MiB behind it, such as 200KB.",
+        "       --dtype 'int4' is not one of float32, bf16, fp16, int8.",
     ]
+
+
+def test_all_bits_have_room_for_fewer_values(sparsetune):
+    few, many = (
+        sparsetune(SHORT, "--epochs", 1, "--out", name, *more, "--json").json
+        for name, more in {"few": ["--dtype", "float32"], "many": []}.items()
+    )
+    assert (few["choice"]["dtype"], many["choice"]["dtype"]) == (None, "int8")
+    for value in (few, many):
+        assert 55_000 <= value["delta_bytes"] <= 60_000
+    assert many["learned_parameters"] > 2.5 * few["learned_parameters"]
 
 
 @pytest.mark.parametrize("budget", ["1KB", "500"])

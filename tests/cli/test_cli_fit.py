@@ -130,6 +130,23 @@ def test_learns_low_rank_sums(sparsetune):
     assert {*load_file("whole.safetensors")} == {*st.create("test_resnet", num_classes=10).state_dict()}
 
 
+def test_tells_the_accuracy_of_the_file_as_it_is_kept(sparsetune):
+    """A file in fewer bits scores otherwise than the model in memory did; ``eval`` sees the file alone."""
+    result = sparsetune(SHORT, "--dtype", "int8")
+    delta = Path("runs/test_resnet-digits-f0.25-int8-s0/delta.safetensors")
+    record = json.loads((delta.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    found = sparsetune("eval", delta, "--test-limit", 50, "--json").json["members"][0]
+    told = st.inspect(delta).training["result"]
+    assert told["test_loss"] == pytest.approx(found["nll"], rel=1e-6)
+    assert told["test_loss"] != record["test_loss"]
+    assert told["train_loss"] == record["train_loss"]
+    assert f"loss {found['nll']:.3f})" in result.out
+    assert " KiB as int8, " in result.out
+    value = sparsetune(SHORT, "--dtype", "int8", "--resume", "--json").json
+    assert value["result"] == told
+    assert value["delta_bytes"] < 0.3 * 4 * value["learned_parameters"]
+
+
 @pytest.mark.slow
 def test_compiles(sparsetune):
     assert sparsetune(SHORT, "--compile", "--json").json["finished"]
