@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from sparsetune.budget import KEPT
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
@@ -73,7 +74,7 @@ def _found(path: Path) -> str:
 def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
     """One budget, spread in every way and as ``--budget`` chose it, a column for each ground."""
     plain = {
-        name: {p.family if p.family == CHOSEN else p.name: p for p in here if p.dtype == DTYPES[0]}
+        name: {p.family if p.family == CHOSEN else p.name: p for p in here if p.dtype == _kept(p)}
         for name, here in grounds.items()
         if any(point.family == SPREAD for point in here)
     }
@@ -101,6 +102,11 @@ def _chosen(grounds: dict[str, list[Point]]) -> list[str]:
     header, _ = chosen([])
     lines = [[name, *line] for name, found in picked.items() for line in chosen(found)[1]]
     return [said, _markdown((["ground", *header], lines))]
+
+
+def _kept(point: Point) -> str:
+    """The precision that a method is told in: that in which its bytes were counted."""
+    return KEPT if point.family in (CHOSEN, SPREAD) else DTYPES[0]
 
 
 def _cell(point: Point | None, best: float | None) -> str:
@@ -131,7 +137,7 @@ def _trials() -> str:
         return NOTHING
     value = json.loads(path.read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
-    top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == DTYPES[0]}
+    top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == KEPT}
     rows = [row for row in value["rows"] if all((row["ground"], way) in top1 for way in row["losses"])]
     if not rows:
         return NOTHING

@@ -27,6 +27,8 @@ SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
+KEPT: Precision = "int8"
+"""How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
 ERRORS = 2.0
 """By so many standard errors another candidate must beat the default."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from sparsetune.budget import KEPT
 from sparsetune.choice import Choice, Trial
 from sparsetune.cli import console
 from sparsetune.errors import ConfigError
@@ -57,7 +58,7 @@ def precision_from(text: str | None, budget: str | None) -> Precision | None:
     """
     named: dict[str, Precision | None] = {"float32": None, **{name: name for name in PRECISIONS}}
     if text is None:
-        return None if budget is None else "int8"
+        return None if budget is None else KEPT
     if text not in named:
         raise ConfigError(f"--dtype '{text}' is not one of {', '.join(named)}.")
     return named[text]

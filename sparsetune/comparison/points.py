@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetune.budget import KEPT
 from sparsetune.comparison.comparison import Comparison, Entry
 from sparsetune.comparison.crossed import difference_error
 from sparsetune.comparison.methods import CHOSEN, THEIRS, WHOLE
@@ -60,6 +61,11 @@ class Point:
     rate: float
     at_edge: bool
     right: tuple[tuple[bool, ...], ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is among those of its ground, whatever its seeds."""
+        return self.name, self.dtype
 
     @property
     def error(self) -> float:
@@ -154,7 +160,7 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
 
 
 def choices(points: Sequence[Point]) -> list[Verdict]:
-    """Compare what ``--budget`` chose with the best fixed method of ours of at most its bytes, in float32.
+    """Compare what ``--budget`` chose, as it keeps it, with the best fixed method of ours that fits.
 
     Which one is best is told by the first half of the seeds, and the two are compared on the others: the best
     of many that differ by noise alone would look better than it is on the seeds that chose it. The slack is
@@ -163,15 +169,14 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
     Args:
         points: Of one ground.
     """
-    plain = [point for point in points if point.dtype == DTYPES[0]]
-    fixed = [point for point in plain if point.family not in (CHOSEN, *THEIRS)]
+    fixed = [point for point in points if point.family not in (CHOSEN, *THEIRS)]
     found = []
-    for point in plain:
-        if point.budget:
+    for point in points:
+        if point.budget and point.dtype == KEPT:
             half = len(point.seeds) // 2
             first, rest = point.seeds[:half] or point.seeds, point.seeds[half:]
             told = _best([each for one in fixed if (each := one.only(first))], point.budget)
-            other = next((one.only(rest) for one in fixed if told and one.name == told.name), None)
+            other = next((one.only(rest) for one in fixed if told and one.key == told.key), None)
             ours = point.only(other.seeds if other else rest)
             slack = ours.difference_error(other) if ours and other else 0.0
             found.append(Verdict(point.budget, ours, other, slack))

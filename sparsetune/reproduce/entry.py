@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparsetune.adapt import adapt_
-from sparsetune.budget import choose
+from sparsetune.budget import KEPT, choose
 from sparsetune.choice import Choice
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, balanced, open_data, split_in_two
@@ -84,10 +84,10 @@ def learning(
     if settings["budget"] is None:
         return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None
     if settings["spread"] is None:
-        choice = choice or choose(net, data, config, settings["budget"])
+        choice = choice or choose(net, data, config, settings["budget"], dtype=KEPT)
         return adapt_(net, choice.learn), choice
     name, nbytes = settings["spread"], settings["budget"]
-    learn = spend(name, net, nbytes, classes=data.classes)
+    learn = spend(name, net, nbytes, classes=data.classes, dtype=KEPT)
     if learn is None:
         raise ConfigError(f"{settings['model']} has no layers for '{name}'; leave out --only spread.")
     return adapt_(net, learn), None

@@ -67,12 +67,13 @@ def test_a_budget_is_spent_as_choose_says_and_choosing_counts_as_training(small,
     result = perform(job.id, job.settings, place)
     data = st.open_data("digits", train_limit=100, test_limit=50)
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
-    choice = st.choose(net, data, st.FitConfig(epochs=2, batch_size=32), 20_000)
+    choice = st.choose(net, data, st.FitConfig(epochs=2, batch_size=32), 20_000, dtype="int8")
     assert result["choice"] == choice.to_json()
     st.adapt_(net, choice.learn)
     last = st.fit(net, data, st.FitConfig(epochs=2, batch_size=32))[-1]
     assert (result["top1"], result["loss"]) == (last.test_top1, last.test_loss)
-    assert 15_000 < result["stored"][0]["bytes"] <= 20_000
+    assert [stored["dtype"] for stored in result["stored"]] == ["float32", "bf16", "int8"]
+    assert 15_000 < result["stored"][2]["bytes"] <= 20_000
     assert 0 < result["choosing_seconds"] < result["seconds"]
 
 
@@ -81,7 +82,7 @@ def test_a_budget_is_spread_as_the_job_says(small, place):
     perform(job.id, job.settings, place)
     net = st.load(place.run(job.id) / "delta.safetensors")
     plain = st.create("wrn28_4", depth=10, width=1, num_classes=10)
-    wanted = spend("low rank, last third", plain, 20_000, classes=map(str, range(10)))
+    wanted = spend("low rank, last third", plain, 20_000, classes=map(str, range(10)), dtype="int8")
     assert st.adapted(net).plan.learn == wanted
     assert "low rank, last third" in job.name
 
