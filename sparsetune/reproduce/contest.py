@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from sparsetune.arithmetic import compress
+from sparsetune.choice import Choice
 from sparsetune.data import Data, loader
 from sparsetune.errors import DivergedError
+from sparsetune.files import write_text
 from sparsetune.folders import CHECKPOINT, DELTA
 from sparsetune.inference import predict_logits
 from sparsetune.lowrank import learned_tensors
@@ -29,6 +32,8 @@ from sparsetune.training import Watch, train
 
 FEWER_BITS: tuple[Precision, ...] = ("bf16", "int8")
 BATCH = 256
+CHOICE = "choice.json"
+"""Beside a checkpoint: what the budget is spent on, so that nothing is chosen twice."""
 
 
 def contend(
@@ -58,10 +63,14 @@ def contend(
     began = time.monotonic()
     config = config_of(settings, best_rate(settings, place) if settings["lr"] is None else settings["lr"])
     data, net = data_of(settings, place), plain_of(settings, place)
+    checkpoint, note = folder / CHECKPOINT, folder / CHOICE
+    chosen = json.loads(note.read_text()) if checkpoint.is_file() and note.is_file() else {}
     ready = time.monotonic()
-    net, choice = learning(net, settings, data, config)
-    choosing = time.monotonic() - ready
-    checkpoint = folder / CHECKPOINT
+    known = Choice.from_json(chosen["choice"]) if chosen else None
+    net, choice = learning(net, settings, data, config, known)
+    if choice and not known:
+        chosen = {"choice": choice.to_json(), "choosing_seconds": time.monotonic() - ready}
+        write_text(note, json.dumps(chosen))
     same = {"entry": settings}
     history = train(
         net, data, config, same, checkpoint=checkpoint, resume=True, time_budget=budget, watch=watch
@@ -80,11 +89,11 @@ def contend(
         "test_pictures": len(data.test),
         "learned_parameters": sum(value.numel() for value in net.parameters() if value.requires_grad),
     }
-    if choice:
-        result |= {"choice": choice.to_json(), "choosing_seconds": choosing}
+    result |= chosen
     if not settings["held_out"]:
         result["stored"] = [*_stored(net, settings, data, folder)]
-    checkpoint.unlink(missing_ok=True)
+    for path in (checkpoint, note):
+        path.unlink(missing_ok=True)
     return {**result, "seconds": time.monotonic() - began}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pytest
 import torch
 
@@ -75,6 +76,19 @@ def test_a_budget_is_spent_as_choose_says_and_choosing_counts_as_training(small,
     assert [stored["dtype"] for stored in result["stored"]] == ["float32", "bf16", "int8"]
     assert 15_000 < result["stored"][2]["bytes"] <= 20_000
     assert 0 < result["choosing_seconds"] < result["seconds"]
+
+
+def test_what_was_chosen_before_a_stop_is_trained_after_it(small, place):
+    """The note of the choice is changed by hand, so that a second comparison would be seen."""
+    job = small(kind="ours", fraction=None, budget=20_000, epochs=2)
+    assert perform(job.id, job.settings, place, 0.0) is None
+    note = place.run(job.id) / "choice.json"
+    value = json.loads(note.read_text())
+    note.write_text(json.dumps({**value, "choice": {**value["choice"], "why": "by hand"}}))
+    result = perform(job.id, job.settings, place)
+    assert result["choice"]["why"] == "by hand"
+    assert result["choosing_seconds"] == value["choosing_seconds"]
+    assert {path.name for path in place.run(job.id).iterdir()} == {"delta.safetensors"}
 
 
 def test_a_budget_is_spread_as_the_job_says(small, place):
