@@ -17,20 +17,18 @@ from sparsetune.plan import plan
 from sparsetune.precision import Precision
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
-from sparsetune.ways import candidates, spend
+from sparsetune.ways import candidates
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 100
-"""Steps of a trial from which it tells what a whole training would; shorter ones tell who starts fast."""
+LEAST = 50
+"""Steps of a trial from which it tells which of the candidates a whole training would prefer."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
 KEPT: Precision = "int8"
 """How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
-ERRORS = 2.0
-"""By so many standard errors another candidate must beat the default."""
 
 
 def choose(
@@ -48,9 +46,9 @@ def choose(
     Candidates, which all take the whole budget, are each trained for a few steps on a part of the training
     pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss on
     other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen if
-    its loss is lower by two standard errors of the mean over these. All steps together, and those that
-    setting up and judging take as long as, are at most a tenth of the training's; where they are too few for
-    two candidates, the default is chosen untried.
+    its loss is lower by more than the standard error of the mean over these. All steps together, and those that
+    setting up and judging take as long as, are at most a tenth of the training's; where they are too few, the
+    default is chosen untried.
 
     Args:
         net: A plain model; it is not changed.
@@ -101,26 +99,27 @@ class _Comparison:
     def choice(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> Choice:
         """Run the trials and choose."""
         trials = self._candidates(nbytes, dtype, base)
-        default, *_ = trials
-        count = min(len(trials), self.limit // (LEAST + self.extra))
-        if count < 2:
+        default, *others = trials
+        steps = self.limit // len(trials) - self.extra
+        if not others:
+            name, why = default, f"{nbytes:,} bytes leave no choice."
+        elif steps < LEAST:
             name, why = default, self._untried(len(trials))
         else:
-            for name in [*trials][:count]:
-                trials[name] = self._try(trials[name], self.limit // count - self.extra)
+            trials |= {name: self._try(trial, steps) for name, trial in trials.items()}
             name, why = decide(default, self.losses)
         return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()), dtype)
 
     def _candidates(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Trial]:
-        """Every candidate that differs from those before it."""
-        found: dict[Learn, Trial] = {}
-        for name in candidates(self.net):
-            learn = spend(name, self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype)
-            if learn is None:
-                continue
-            made = plan(self.net, learn)
-            found.setdefault(learn, Trial(name, learn, made.learned_parameters, made.bytes_in(dtype)))
-        trials: dict[str, Trial] = self.group.from_main({trial.name: trial for trial in found.values()})
+        """Every candidate, untried."""
+        found = candidates(self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype)
+        made = {name: plan(self.net, learn) for name, learn in found.items()}
+        trials: dict[str, Trial] = self.group.from_main(
+            {
+                name: Trial(name, one.learn, one.learned_parameters, one.bytes_in(dtype))
+                for name, one in made.items()
+            }
+        )
         return trials
 
     def _try(self, trial: Trial, steps: int) -> Trial:
@@ -136,9 +135,7 @@ class _Comparison:
         return done
 
     def _untried(self, count: int) -> str:
-        if count == 1:
-            return "all candidates come to the same."
-        needed = 2 * (LEAST + self.extra)
+        needed = count * (LEAST + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return f"{short}; this one is the best in most cases."
 
@@ -166,6 +163,6 @@ def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
     gaps = losses[default] - losses[best]
     gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
     said = f"{gap:.3f} ± {error:.3f}"
-    if gap > ERRORS * error:
+    if gap > error:
         return best, f"its held-out loss is below that of {default} by {said}."
     return default, f"{best} has a lower held-out loss by {said}, which is within the noise."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -16,20 +17,49 @@ UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low 
 WAYS = {UNIFORM: (0, 3), LATER: (1, 3), "low rank, last third": (2, 3), MIDDLE: (1, 2)}
 """From which third of the depth to which. Slices, and where the gradient gains most a byte, were measured too
 and were the best nowhere."""
+ROOM = 2
+"""Rank in every layer that a budget must have room for to be spent on all of a random backbone's."""
 
 
-def candidates(net: nn.Module) -> tuple[str, ...]:
-    """Return the ways that ``--budget`` chooses among, by their names, the default first.
+def candidates(
+    net: nn.Module,
+    nbytes: int,
+    *,
+    base: Learn | None = None,
+    classes: Iterable[str] = (),
+    dtype: Precision | None = None,
+) -> dict[str, Learn]:
+    """Spend a budget in each of the ways that ``--budget`` chooses among.
 
-    That is the middle third over a random backbone, as the paper found a middle block to be the better one to
-    learn, and the last two thirds over any other, whose first layers other tasks share.
+    Over a random backbone that is every layer first, and then the last two thirds of the depth; where there
+    is no room for a rank of two in every layer, the middle third alone, as the paper found a middle block to
+    be the better one to learn. Over any other backbone the last two thirds are first, as tasks share a
+    network's first layers.
 
     Args:
         net: A plain model.
+        nbytes: The most that the delta may take.
+        base: As for :func:`spend`.
+        classes: Likewise.
+        dtype: Likewise.
+
+    Returns:
+        What to learn by the way's name, the default first; none twice.
+
+    Raises:
+        ConfigError: As :func:`allocate` does.
     """
+    base = base or Learn(filters=0)
     origin = origin_of(net)
-    is_random = origin is not None and origin.backbone.kind == "seed"
-    return (MIDDLE, LATER, UNIFORM) if is_random else (LATER, UNIFORM, MIDDLE)
+    names: tuple[str, ...] = (LATER, UNIFORM)
+    if origin is not None and origin.backbone.kind == "seed":
+        least = plan(net, replace(base, filters=None, rank=ROOM)).bytes_in(dtype)
+        names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
+    found: dict[Learn, str] = {}
+    for name in names:
+        learn = spend(name, net, nbytes, base=base, classes=classes, dtype=dtype)
+        found.setdefault(learn or base, name)
+    return {name: learn for learn, name in found.items()}
 
 
 def spend(

@@ -13,10 +13,10 @@ from sparsetune.errors import ConfigError, DataError
 from sparsetune.members import run_members
 from sparsetune.runs import run
 from sparsetune.settings import Run
-from sparsetune.ways import LATER, MIDDLE, UNIFORM
+from sparsetune.ways import LATER, UNIFORM
 
-LONG = st.FitConfig(epochs=680, batch_size=64, lr=0.05)
-"""Of 300 digits: 5 steps an epoch, 3,400 in all."""
+LONG = st.FitConfig(epochs=300, batch_size=64, lr=0.05)
+"""Of 300 digits: 5 steps an epoch, 1,500 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +41,15 @@ def chosen(few):
 
 def test_trials_take_at_most_a_tenth_of_the_steps(chosen):
     choice, seen = chosen
-    assert 3 * 100 <= choice.steps <= 0.1 * 680 * 5
+    assert 2 * 50 <= choice.steps <= 0.1 * 300 * 5
     assert sum(trial.steps for trial in seen) == choice.steps
-    assert [trial.name for trial in seen] == [MIDDLE, LATER, UNIFORM]
+    assert [trial.name for trial in seen] == [UNIFORM, LATER]
     assert len({trial.steps for trial in seen}) == 1
 
 
 def test_every_candidate_keeps_the_budget_and_uses_it(chosen):
     choice, _ = chosen
-    assert len(choice.trials) == 3
+    assert len(choice.trials) == 2
     for trial in choice.trials:
         made = st.plan(plain(), trial.learn)
         assert (made.learned_parameters, made.delta_bytes) == (trial.learned_parameters, trial.delta_bytes)
@@ -60,7 +60,7 @@ def test_every_candidate_keeps_the_budget_and_uses_it(chosen):
 def test_the_choice_is_the_best_or_the_default(chosen):
     choice, seen = chosen
     best = min(seen, key=lambda trial: trial.loss)
-    assert choice.name in (best.name, MIDDLE)
+    assert choice.name in (best.name, UNIFORM)
     assert all(0 <= trial.top1 <= 1 for trial in seen)
 
 
@@ -81,26 +81,18 @@ def test_json_keeps_the_choice(chosen):
             st.Choice.from_json(wrong)
 
 
-def test_where_steps_are_few_the_first_two_are_tried(few):
-    seen = []
-    choice = st.choose(plain(), few, replace(LONG, epochs=450), 25_000, watch=seen.append)
-    assert [trial.name for trial in seen] == [MIDDLE, LATER]
-    assert choice.trials[2].loss is None
-    assert 2 * 100 <= choice.steps <= 225
-
-
 def test_another_is_chosen_where_it_is_better_by_more_than_noise():
     """Four pictures; the gaps' deviation is 0.2, so the standard error of their mean 0.1."""
     default = torch.full((4,), 2.0, dtype=torch.float64)
     spread = 0.2 * 0.75**0.5 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    clear, close = default - 0.21 - spread, default - 0.19 - spread
+    clear, close = default - 0.11 - spread, default - 0.09 - spread
     assert decide("a", {"a": default, "b": close, "c": clear}) == (
         "c",
-        "its held-out loss is below that of a by 0.210 ± 0.100.",
+        "its held-out loss is below that of a by 0.110 ± 0.100.",
     )
     assert decide("a", {"a": default, "b": close}) == (
         "a",
-        "b has a lower held-out loss by 0.190 ± 0.100, which is within the noise.",
+        "b has a lower held-out loss by 0.090 ± 0.100, which is within the noise.",
     )
     assert decide("a", {"b": clear, "a": default - 1})[0] == "a"
     assert decide("a", {"b": clear, "c": close}) == (
@@ -115,14 +107,14 @@ def test_where_steps_are_too_few_nothing_is_tried(few, opt, epochs):
     seen = []
     config = st.FitConfig(epochs=epochs, opt=opt)
     choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
-    assert (choice.name, choice.steps, seen) == (MIDDLE, 0, [])
+    assert (choice.name, choice.steps, seen) == (UNIFORM, 0, [])
     assert choice.why.startswith(f"a tenth of the training is {epochs // 2} steps, and a comparison needs")
 
 
 def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):
     choice = st.choose(plain(), few, LONG, 9_470)
     assert choice.learn == st.Learn(filters=0)
-    assert choice.why == "all candidates come to the same."
+    assert choice.why == "9,470 bytes leave no choice."
 
 
 def test_without_training_pictures_nothing_is_chosen(few):
@@ -135,7 +127,7 @@ def test_a_trial_that_diverges_is_not_chosen(few):
     choice = st.choose(plain(), few, replace(LONG, opt="sgdw", lr=1e30), 25_000, watch=seen.append)
     assert any(trial.loss is None for trial in seen)
     chosen = next(trial for trial in choice.trials if trial.name == choice.name)
-    assert choice.name == MIDDLE or chosen.loss is not None
+    assert choice.name == UNIFORM or chosen.loss is not None
 
 
 RUN = Run(

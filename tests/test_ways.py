@@ -49,8 +49,36 @@ def test_what_a_model_has_not_is_none():
 
 
 def test_the_default_follows_from_the_backbone(tmp_path):
-    assert candidates(plain()) == (MIDDLE, LATER, UNIFORM)
+    assert [*candidates(plain(), BUDGET)] == [UNIFORM, LATER]
     path = tmp_path / "whole.safetensors"
     write_plain(plain(), path)
     file = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
-    assert candidates(file) == candidates(torch.nn.Linear(2, 2)) == (LATER, UNIFORM, MIDDLE)
+    assert [*candidates(file, BUDGET)] == [*candidates(own(), BUDGET)] == [LATER, UNIFORM]
+
+
+def own():
+    return torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3) for _ in range(6)))
+
+
+def test_candidates_are_the_ways_of_their_names():
+    spec = {"base": st.Learn(filters=0, norm=False), "classes": ["a", "b"], "dtype": "int8"}
+    for name, learn in candidates(plain(), BUDGET, **spec).items():
+        assert learn == spend(name, plain(), BUDGET, **spec)
+        assert not learn.norm
+
+
+def test_without_room_for_rank_two_everywhere_a_random_backbone_learns_in_the_middle():
+    """By hand: rank 2 of WRN-10-1's eleven layers beside its norms and head, without what the file says."""
+    convs = {m: [*m.weight.shape] for m in plain().modules() if isinstance(m, torch.nn.Conv2d)}
+    two = sum(2 * (o + i * h * w) for o, i, h, w in convs.values())
+    rest = st.plan(plain(), st.Learn(filters=0)).delta_bytes
+    assert [*candidates(plain(), rest + 4 * two)] == [UNIFORM, LATER]
+    assert [*candidates(plain(), rest + 4 * two - 1)] == [MIDDLE]
+    assert [*candidates(plain(), rest + 4 * two - 1, dtype="int8")] == [UNIFORM, LATER]
+
+
+def test_candidates_that_come_to_the_same_are_one():
+    one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    assert [*candidates(one, BUDGET)] == [LATER]
+    none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
+    assert [*candidates(none, BUDGET).values()] == [st.Learn(filters=0)]

@@ -18,7 +18,7 @@ from sparsetune.reproduce.entry import config_of, data_of, plain_of
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import sources_from
 from sparsetune.trials import try_out
-from sparsetune.ways import candidates, spend
+from sparsetune.ways import candidates
 
 STEPS = (50, 100, 200)
 SEEDS = (0, 1, 2)
@@ -41,8 +41,7 @@ def main() -> None:
             data, config = data_of(settings, place), config_of(settings, RATE)
             part, held = set_aside(data.train, settings["seed"])
             data, net = replace(data, train=part), plain_of(settings, place)
-            ways, nbytes = candidates(net), settings["budget"]
-            learns = {way: spend(way, net, nbytes, classes=data.classes, dtype=KEPT) for way in ways}
+            learns = candidates(net, settings["budget"], classes=data.classes, dtype=KEPT)
             for steps in STEPS:
                 losses = {}
                 for way, learn in learns.items():
