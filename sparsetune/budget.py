@@ -44,11 +44,11 @@ def choose(
     """Choose what to learn of ``net`` on ``data`` within a budget of bytes.
 
     Candidates, which all take the whole budget, are each trained for a few steps on a part of the training
-    pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss on
-    other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen if
-    its loss is lower by more than the standard error of the mean over these. All steps together, and those that
-    setting up and judging take as long as, are at most a tenth of the training's; where they are too few, the
-    default is chosen untried.
+    pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss
+    on other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen
+    if its loss is lower by more than the standard error of the mean over these. All steps together, and
+    those that setting up and judging take as long as, are at most a tenth of the training's; where they are
+    too few, the default is chosen untried.
 
     Args:
         net: A plain model; it is not changed.
