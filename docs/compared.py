@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,7 +13,7 @@ from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
 from sparsetune.reproduce.results import Spread
-from sparsetune.ways import WAYS
+from sparsetune.ways import LATER, UNIFORM, WAYS
 
 RESULTS = Path(__file__).parent / "results"
 MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"
@@ -131,25 +130,28 @@ def _mixed() -> str:
 
 
 def _trials() -> str:
-    """What trials of each length chose, by the accuracies that whole trainings had."""
+    """What trials of each length prefer on each ground, beside the accuracies of whole trainings."""
     path = RESULTS / "trials.json"
     if not path.is_file():
         return NOTHING
     value = json.loads(path.read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
-    top1 = {(p.ground, p.name): p.top1.mean for p in points if p.family == SPREAD and p.dtype == KEPT}
-    rows = [row for row in value["rows"] if all((row["ground"], way) in top1 for way in row["losses"])]
-    if not rows:
-        return NOTHING
+    top1 = {(p.ground, p.name): p.top1 for p in points if p.family == SPREAD and p.dtype == KEPT}
+    steps = [*dict.fromkeys(row["steps"] for row in value["rows"])]
     lines = []
-    for steps in dict.fromkeys(row["steps"] for row in rows):
-        here = [(row["ground"], row["losses"]) for row in rows if row["steps"] == steps]
-        picks = [(ground, next(iter(losses)), min(losses, key=losses.get)) for ground, losses in here]
-        gains = [top1[ground, way] - top1[ground, first] for ground, first, way in picks]
-        kept = sum(way == first for _, first, way in picks)
-        lines.append([f"{steps}", f"{kept} of {len(picks)}", f"{fmean(gains):+.2f}", f"{min(gains):+.2f}"])
-    header = ["steps of a trial", "the first wins", "gain of the winner, mean", "least"]
+    for ground in dict.fromkeys(row["ground"] for row in value["rows"]):
+        here = [row for row in value["rows"] if row["ground"] == ground]
+        won = [_counted([row["losses"] for row in here if row["steps"] == count]) for count in steps]
+        whole = [f"{top1[ground, way]}" if (ground, way) in top1 else "" for way in (UNIFORM, LATER)]
+        lines.append([ground, *won, *whole])
+    header = ["ground", *(f"{count} steps" for count in steps), "all layers, top-1 (%)", "last two thirds"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
+
+
+def _counted(trials: list[dict[str, float]]) -> str:
+    """How often which of the two candidates had the lower loss."""
+    uniform = sum(losses[UNIFORM] < losses[LATER] for losses in trials)
+    return f"all layers {uniform}, last two thirds {len(trials) - uniform}"
 
 
 def _spread(shares: list[float]) -> Spread:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
+from sparsetune.arithmetic import compress
 from sparsetune.data import NAMES, Data, loader
 from sparsetune.fetch import is_address
 from sparsetune.inference import predict_logits
-from sparsetune.metrics import scores
+from sparsetune.metrics import Scores, scores
 from sparsetune.saving import fill, save
 from sparsetune.settings import Run
 from sparsetune.training import Epoch
@@ -22,7 +24,7 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
     """Save what a run has learned.
 
     The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
-    are measured with the values that it gives back.
+    are measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
 
     Args:
         net: The trained model; it is not changed.
@@ -32,16 +34,23 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
         last: The record of its last epoch.
 
     Raises:
+        DeltaError: When a value is beyond what the settings' ``dtype`` holds.
         SparsetuneError: As ``save`` raises.
     """
-    _save(net, path, settings, data, last)
+    save(net, path, **_said(settings, data, last))
     if settings.dtype:
-        _save(net, path, settings, data, _rounded(net, path, settings, data, last))
+        with TemporaryDirectory() as folder:
+            small = Path(folder) / path.name
+            compress(path, small, settings.dtype)
+            found = _scores(net, small, data, settings.config.batch_size)
+        last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
+        save(net, path, **_said(settings, data, last), dtype=settings.dtype)
 
 
-def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
+    """What the file says beside its values."""
     start = settings.init_from
-    training: dict[str, Any] = {
+    training = {
         "data": settings.data if settings.data in NAMES or is_address(settings.data) else data.name,
         "train_pictures": len(data.train or ()),
         "options": {
@@ -54,21 +63,12 @@ def _save(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) ->
         "config": settings.config.decisive,
         "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
     }
-    save(
-        net,
-        path,
-        classes=data.classes,
-        preprocessing=data.preprocessing,
-        training=training,
-        dtype=settings.dtype,
-    )
+    return {"classes": data.classes, "preprocessing": data.preprocessing, "training": training}
 
 
-def _rounded(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> Epoch:
-    """The last record, with the test scores of what the file gives back."""
-    rounded = copy.deepcopy(net)
-    fill(rounded, path)
-    batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
-    logits, labels = predict_logits(rounded, batches)
-    found = scores(logits.double().softmax(1), labels)
-    return replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
+def _scores(net: nn.Module, path: Path, data: Data, batch_size: int) -> Scores:
+    """Scores on the test pictures of a model like ``net`` with the values of a file."""
+    copied = copy.deepcopy(net)
+    fill(copied, path)
+    logits, labels = predict_logits(copied, loader(data.test, data.preprocessing, batch_size=batch_size))
+    return scores(logits.double().softmax(1), labels)
