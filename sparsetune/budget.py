@@ -17,12 +17,13 @@ from sparsetune.plan import plan
 from sparsetune.precision import Precision
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
-from sparsetune.ways import candidates
+from sparsetune.ways import candidates, is_random
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
-LEAST = 50
-"""Steps of a trial from which it tells which of the candidates a whole training would prefer."""
+LEAST, LEAST_RANDOM = 50, 200
+"""Steps of a trial from which it tells which of the candidates a whole training would prefer; over a random
+backbone shorter ones tell which starts faster."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 HELD_OUT, HELD_SHARE = 512, 0.2
@@ -91,6 +92,7 @@ class _Comparison:
         self.net, self.config, self.group, self.watch = net, config, group, watch
         part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
+        self.least = LEAST_RANDOM if is_random(net) else LEAST
         self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
         self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
         self.steps = 0
@@ -103,7 +105,7 @@ class _Comparison:
         steps = self.limit // len(trials) - self.extra
         if not others:
             name, why = default, f"{nbytes:,} bytes leave no choice."
-        elif steps < LEAST:
+        elif steps < self.least:
             name, why = default, self._untried(len(trials))
         else:
             trials |= {name: self._try(trial, steps) for name, trial in trials.items()}
@@ -135,7 +137,7 @@ class _Comparison:
         return done
 
     def _untried(self, count: int) -> str:
-        needed = count * (LEAST + self.extra)
+        needed = count * (self.least + self.extra)
         short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
         return f"{short}; this one is the best in most cases."
 

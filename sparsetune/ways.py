@@ -21,6 +21,12 @@ ROOM = 2
 """Rank in every layer that a budget must have room for to be spent on all of a random backbone's."""
 
 
+def is_random(net: nn.Module) -> bool:
+    """Whether a plain model stands on a backbone that is rebuilt from a seed."""
+    origin = origin_of(net)
+    return origin is not None and origin.backbone.kind == "seed"
+
+
 def candidates(
     net: nn.Module,
     nbytes: int,
@@ -50,9 +56,8 @@ def candidates(
         ConfigError: As :func:`allocate` does.
     """
     base = base or Learn(filters=0)
-    origin = origin_of(net)
     names: tuple[str, ...] = (LATER, UNIFORM)
-    if origin is not None and origin.backbone.kind == "seed":
+    if is_random(net):
         least = plan(net, replace(base, filters=None, rank=ROOM)).bytes_in(dtype)
         names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
     found: dict[Learn, str] = {}

@@ -12,11 +12,12 @@ from sparsetune.choice import Trial
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.members import run_members
 from sparsetune.runs import run
+from sparsetune.saving import write_plain
 from sparsetune.settings import Run
 from sparsetune.ways import LATER, UNIFORM
 
-LONG = st.FitConfig(epochs=300, batch_size=64, lr=0.05)
-"""Of 300 digits: 5 steps an epoch, 1,500 in all."""
+LONG = st.FitConfig(epochs=900, batch_size=64, lr=0.05)
+"""Of 300 digits: 5 steps an epoch, 4,500 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def chosen(few):
 
 def test_trials_take_at_most_a_tenth_of_the_steps(chosen):
     choice, seen = chosen
-    assert 2 * 50 <= choice.steps <= 0.1 * 300 * 5
+    assert 2 * 200 <= choice.steps <= 0.1 * 900 * 5
     assert sum(trial.steps for trial in seen) == choice.steps
     assert [trial.name for trial in seen] == [UNIFORM, LATER]
     assert len({trial.steps for trial in seen}) == 1
@@ -109,6 +110,16 @@ def test_where_steps_are_too_few_nothing_is_tried(few, opt, epochs):
     choice = st.choose(plain(), few, config, 25_000, watch=seen.append)
     assert (choice.name, choice.steps, seen) == (UNIFORM, 0, [])
     assert choice.why.startswith(f"a tenth of the training is {epochs // 2} steps, and a comparison needs")
+
+
+def test_over_a_trained_backbone_shorter_trials_tell(few, tmp_path):
+    path = tmp_path / "whole.safetensors"
+    write_plain(plain(), path)
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
+    seen = []
+    choice = st.choose(net, few, replace(LONG, epochs=300), 25_000, watch=seen.append)
+    assert [trial.name for trial in seen] == [LATER, UNIFORM]
+    assert 2 * 50 <= choice.steps <= 0.1 * 300 * 5
 
 
 def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):

@@ -47,7 +47,7 @@ def test_json_has_the_choice(sparsetune):
 
 
 def test_trials_are_told_as_they_end(sparsetune):
-    result = sparsetune(SHORT, "--epochs", 240, "--batch-size", 32, "--time-budget", "0s")
+    result = sparsetune(SHORT, "--epochs", 700, "--batch-size", 32, "--time-budget", "0s")
     lines = [line for line in result.err.splitlines() if line.startswith("trial  ")]
     assert len(lines) == 2
     assert lines[0].startswith("trial  low rank, uniform: held-out loss ")
