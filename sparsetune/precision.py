@@ -11,11 +11,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sparsetune.errors import ConfigError
+
 Precision = Literal["bf16", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
 
 CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
 """Name of a code -> type of its numbers; each stands for float32 values."""
+
+
+def check_precision(name: str | None) -> None:
+    """Refuse what is neither a precision nor ``None``, which stands for all bits.
+
+    Raises:
+        ConfigError: When it is.
+    """
+    if name not in (None, *PRECISIONS):
+        raise ConfigError(f"dtype '{name}' is not one of {', '.join(PRECISIONS)}; leave it out for all bits.")
 
 
 def encode(value: Tensor, precision: Precision) -> tuple[str, Tensor, Tensor]:
@@ -69,7 +81,12 @@ def scales(code: str, shape: tuple[int, ...]) -> int:
 
 
 def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
-    """Return the bytes of float32 values of a shape, scales included; ``None`` keeps all bits."""
+    """Return the bytes of float32 values of a shape, scales included; ``None`` keeps all bits.
+
+    Raises:
+        ConfigError: When there is no such precision.
+    """
+    check_precision(precision)
     width = 4 if precision is None else CODES[precision].itemsize
     return width * prod(shape) + 4 * scales(precision or "", shape)
 

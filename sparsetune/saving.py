@@ -30,7 +30,7 @@ from sparsetune.errors import BackboneError, ConfigError, DeltaError, Sparsetune
 from sparsetune.files import write_bytes
 from sparsetune.header import DTYPES, Header
 from sparsetune.plan import Plan, plan
-from sparsetune.precision import PRECISIONS, Precision
+from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
 
@@ -62,10 +62,7 @@ def save(
             or a value is beyond what ``dtype`` holds.
         StorageError: When the file cannot be written.
     """
-    if dtype not in (None, *PRECISIONS):
-        raise ConfigError(
-            f"dtype '{dtype}' is not one of {', '.join(PRECISIONS)}; leave it out for all bits."
-        )
+    check_precision(dtype)
     state, origin = adapted(net), origin_of(net)
     found, frozen = fingerprint(frozen_values(net, state.plan)), frozen_dtype(net, state.plan)
     if frozen == state.dtype and found != state.fingerprint:

@@ -14,7 +14,7 @@ from sparsetune.data import Data, open_data
 from sparsetune.delta import is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.learn import Learn
-from sparsetune.precision import Precision
+from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.saving import fill
 from sparsetune.weights import known_pictures
@@ -39,6 +39,9 @@ class Run:
         backbone_seed: Seed of the backbone.
         pretrained: Stand on published weights instead.
         init_from: A whole checkpoint to stand on, or a delta over the same backbone to start from.
+
+    Raises:
+        ConfigError: When there is no such ``dtype``.
     """
 
     model: str
@@ -54,6 +57,9 @@ class Run:
     model_kwargs: dict[str, Any] | None = None
     budget: int | None = None
     dtype: Precision | None = None
+
+    def __post_init__(self) -> None:
+        check_precision(self.dtype)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from sparsetune.adapt import adapted
 from sparsetune.delta import read_delta
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.precision import CODES, PRECISIONS, decode, encode, scales, stored_bytes
+from sparsetune.settings import Run
 from tests.test_tasks import X, stirred
 
 shapes = some.lists(some.integers(0, 5), max_size=4).map(tuple)
@@ -43,6 +44,20 @@ def test_the_bytes_told_are_those_of_the_numbers_and_scales(shape, precision):
         _, numbers, scale = encode(value, precision)
         assert stored_bytes(shape, precision) == numbers.nbytes + scale.nbytes
         assert stored_bytes(shape, None) == value.nbytes
+
+
+def test_an_unknown_precision_is_refused_before_any_work():
+    said = "dtype 'int4' is not one of bf16, fp16, int8; leave it out for all bits."
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
+    data = st.open_data("digits", train_limit=20, test_limit=10)
+    for refused in (
+        lambda: Run(model="wrn28_4", learn=st.Learn(rank=1), config=st.FitConfig(), dtype="int4"),
+        lambda: st.choose(net, data, st.FitConfig(epochs=1), 30_000, dtype="int4"),
+        lambda: st.plan(net, st.Learn(rank=1)).bytes_in("int4"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        assert str(caught.value) == said
 
 
 @settings(deadline=None)
