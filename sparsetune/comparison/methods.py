@@ -25,7 +25,7 @@ class Family:
 
 
 RANKS = (1, 2, 4, 8, 16)
-LATE = ["block2", "block3"]
+LATE, MIDDLE = ["block2", "block3"], ["block2"]
 BLOCKS = (
     [("block1", p) for p in (0.1, 0.25, 1.0)] + [("block2", p) for p in (0.1, 0.25, 0.5)] + [("block3", 0.1)]
 )
@@ -54,6 +54,11 @@ FAMILIES = {
         "#b57edc",
         {f"late rank {r}": {"kind": "ours", "rank": r, "layers": LATE} for r in RANKS},
     ),
+    "middle": Family(
+        "low rank in the middle block",
+        "#5b2c6f",
+        {f"middle rank {r}": {"kind": "ours", "rank": r, "layers": MIDDLE} for r in RANKS},
+    ),
     "spread": Family("one budget, spread otherwise", "#17a2a2", {}),
     "budget": Family("what --budget chooses", "#e377c2", {}),
     "everything": Family("everything", "#d98200", {"everything": {"kind": "ours", "fraction": 1.0}}),
@@ -63,11 +68,16 @@ FAMILIES = {
         "#ef8a80",
         {f"late LoRA {r}": {"kind": "lora", "rank": r, "layers": LATE} for r in RANKS},
     ),
+    "middle-lora": Family(
+        "PEFT LoRA in the middle block",
+        "#7b241c",
+        {f"middle LoRA {r}": {"kind": "lora", "rank": r, "layers": MIDDLE} for r in RANKS},
+    ),
 }
 """By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
 WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
 
-THEIRS = ("lora", "late-lora")
+THEIRS = ("lora", "late-lora", "middle-lora")
 WHOLE, CHOSEN, SPREAD = "everything", "budget", "spread"
 """The families that are PEFT's, the one that is no delta of a part but the yardstick of both sides, and the
 two that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in each of ``WAYS``."""
