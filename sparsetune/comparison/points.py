@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import hypot, sqrt
+from math import hypot, isclose, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -114,7 +114,8 @@ class Verdict:
         """Whether our mean is at least theirs less the slack; ``None`` without one of the two."""
         if self.ours is None or self.theirs is None:
             return None
-        return self.ours.top1.mean >= self.theirs.top1.mean - self.slack
+        gap = self.theirs.top1.mean - self.ours.top1.mean
+        return gap <= self.slack or isclose(gap, self.slack)
 
     @property
     def time_ratio(self) -> float | None:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -271,6 +272,25 @@ def test_which_pictures_were_right_makes_the_error_that_of_pictures_too():
     assert verdict.slack == pytest.approx(100 * (0.21 / 9) ** 0.5)  # gaps of 1 at three of ten pictures
     del rows[0].result["stored"][0]["right"]
     assert find(rows, comparison)[0].right is None
+
+
+def test_a_gap_of_exactly_one_error_holds_whatever_the_rounding():
+    """Where one seed alone differs, the gap of the means is their standard error: d / n."""
+    comparison = Comparison(preset="digits", only=("norm", "budget"), seeds=(*range(12),))
+    rows = rows_of(comparison, lambda entry, seed: (60_000, 0.5, 1.0))
+    for row in rows:
+        if "stored" in row.result:
+            ours, seed = row.settings["budget"] is not None, row.settings["seed"]
+            right = np.ones(360, bool)
+            right[:3] = not (ours and seed == 7)
+            row.result.update(choice={"name": "low rank"}, test_pictures=360)
+            for each in row.result["stored"]:
+                each.update(top1=float(right.mean()), right=np.packbits(right).tobytes().hex())
+    verdict = choices(find(rows, comparison))[0]
+    gap = 100 * 3 / 360 / 6
+    assert verdict.theirs.top1.mean - verdict.ours.top1.mean == pytest.approx(gap)
+    assert verdict.slack == pytest.approx(gap)
+    assert verdict.holds
 
 
 def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
