@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsetune.reproduce.jobs import Settings
@@ -80,10 +80,10 @@ WRN-28-4, whose three blocks these are; normalisation and head are learned by al
 THEIRS = ("lora", "late-lora", "middle-lora")
 WHOLE, CHOSEN, SPREAD = "everything", "budget", "spread"
 """The families that are PEFT's, the one that is no delta of a part but the yardstick of both sides, and the
-two that spend the budgets of a ground: as ``--budget`` chooses, and the smallest in each of ``WAYS``."""
+two that spend the budgets of a ground: as ``--budget`` chooses, and the first in each of ``WAYS``."""
 
 
-def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
+def rows_of(family: str, budgets: Sequence[int]) -> dict[str, Settings]:
     """Return the methods of a family by name.
 
     Args:
@@ -91,8 +91,7 @@ def rows_of(family: str, budgets: Iterable[int]) -> dict[str, Settings]:
         budgets: The bytes that may be spent on this ground.
     """
     if family == CHOSEN:
-        return {f"budget {n / 1000:,.0f} KB": {"kind": "ours", "budget": n} for n in budgets}
+        return {f"budget {n / 1000:,.0f} KB": {"kind": "ours", "budget": n} for n in sorted(budgets)}
     if family == SPREAD:
-        least = min(budgets)
-        return {name: {"kind": "ours", "budget": least, "spread": name} for name in WAYS}
+        return {name: {"kind": "ours", "budget": budgets[0], "spread": name} for name in WAYS}
     return FAMILIES[family].rows

@@ -21,7 +21,7 @@ class Ground:
         title: For people.
         settings: Of every training on it; only what differs from the defaults.
         rates: Learning rates that are tried for each method.
-        budgets: Bytes that ``--budget`` may spend; the smallest is spent in every other way too.
+        budgets: Bytes that ``--budget`` may spend; the first is spent in every other way too.
         backbone: The training that gives the backbone; ``None`` for random values.
         tuned: Seeds with which learning rates are chosen, each with its own pictures held out; several where
             these are few.
@@ -30,7 +30,7 @@ class Ground:
     title: str
     settings: Settings
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    budgets: tuple[int, ...] = (160_000, 640_000, 2_500_000)
+    budgets: tuple[int, ...] = (160_000, 40_000, 80_000, 320_000, 640_000, 2_500_000)
     backbone: Settings | None = None
     tuned: tuple[int, ...] = (0,)
 
