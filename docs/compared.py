@@ -62,7 +62,7 @@ def _found(path: Path) -> str:
         title = comparison.grounds[name].title
         if any(point.family in THEIRS for point in here):
             judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
-            pieces += [f"### {title}", _told(here, judged), _markdown(budgets(judged))]
+            pieces += [f"### {title}", _told(here, judged), *_everywhere(here), _markdown(budgets(judged))]
         if here:
             pieces.append(f'??? note "Every method: {title}"\n\n{_indented(_markdown(methods(here)))}')
     lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
@@ -176,6 +176,15 @@ def _told(points: list[Point], judged: list[Verdict]) -> str:
         )
     seeds = {len(point.top1.values) for point in points}
     return said + (" With one seed there is no spread." if seeds == {1} else " ± is over seeds.")
+
+
+def _everywhere(points: list[Point]) -> list[str]:
+    """The same beside PEFT's in all layers, as most use it, where it was run in some layers too."""
+    everywhere, *placed = THEIRS
+    if not any(point.family in placed for point in points):
+        return []
+    left = [point for point in points if point.family not in placed]
+    return [f"Beside {FAMILIES[everywhere].title} in all layers alone: {_told(left, verdicts(left))}"]
 
 
 def _markdown(table: Table) -> str:
