@@ -8,6 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from sparsetune.budget import KEPT
+from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
 from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
@@ -56,7 +57,7 @@ def _found(path: Path) -> str:
     grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
     only = ", ".join(FAMILIES[name].title for name in comparison.only or ())
     ran = [f"Run were: {only}."] if only else []
-    pieces = [f"## Preset {comparison.preset}", *ran, *_spreads(grounds), *_chosen(grounds)]
+    pieces = [f"## Preset {comparison.preset}", *ran, *_spreads(grounds, comparison), *_chosen(grounds)]
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
     for name, here in grounds.items():
         title = comparison.grounds[name].title
@@ -70,10 +71,14 @@ def _found(path: Path) -> str:
     return "\n\n".join([*pieces, "\n".join(sorted({_note(row.about) for row in rows}))])
 
 
-def _spreads(grounds: dict[str, list[Point]]) -> list[str]:
+def _spreads(grounds: dict[str, list[Point]], comparison: Comparison) -> list[str]:
     """One budget, spread in every way and as ``--budget`` chose it, a column for each ground."""
     plain = {
-        name: {p.family if p.family == CHOSEN else p.name: p for p in here if p.dtype == _kept(p)}
+        name: {
+            p.family if p.family == CHOSEN else p.name: p
+            for p in here
+            if p.dtype == _kept(p) and p.budget in (None, comparison.grounds[name].budgets[0])
+        }
         for name, here in grounds.items()
         if any(point.family == SPREAD for point in here)
     }
