@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
-from sparsetune.arithmetic import compress
 from sparsetune.data import NAMES, Data, loader
 from sparsetune.fetch import is_address
 from sparsetune.inference import predict_logits
-from sparsetune.metrics import Scores, scores
-from sparsetune.saving import fill, save
+from sparsetune.metrics import scores
+from sparsetune.saving import fill_rounded, save
 from sparsetune.settings import Run
 from sparsetune.training import Epoch
 
@@ -39,10 +37,11 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
     """
     save(net, path, **_said(settings, data, last))
     if settings.dtype:
-        with TemporaryDirectory() as folder:
-            small = Path(folder) / path.name
-            compress(path, small, settings.dtype)
-            found = _scores(net, small, data, settings.config.batch_size)
+        rounded = copy.deepcopy(net)
+        fill_rounded(rounded, path, settings.dtype)
+        batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
+        logits, labels = predict_logits(rounded, batches)
+        found = scores(logits.double().softmax(1), labels)
         last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
         save(net, path, **_said(settings, data, last), dtype=settings.dtype)
 
@@ -64,11 +63,3 @@ def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
         "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
     }
     return {"classes": data.classes, "preprocessing": data.preprocessing, "training": training}
-
-
-def _scores(net: nn.Module, path: Path, data: Data, batch_size: int) -> Scores:
-    """Scores on the test pictures of a model like ``net`` with the values of a file."""
-    copied = copy.deepcopy(net)
-    fill(copied, path)
-    logits, labels = predict_logits(copied, loader(data.test, data.preprocessing, batch_size=batch_size))
-    return scores(logits.double().softmax(1), labels)

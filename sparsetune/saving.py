@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sparsetune.adapt import (
     put_stored,
     stored_values,
 )
+from sparsetune.arithmetic import compress
 from sparsetune.backbone import fingerprint, origin_of
 from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
@@ -196,6 +198,22 @@ def fill(net: nn.Module, path: str | Path) -> None:
     with _naming(path):
         check_fit(header, state.plan)
     _fill(net, state.plan, read_delta(path, header))
+
+
+def fill_rounded(net: nn.Module, path: str | Path, dtype: Precision) -> int:
+    """Do what :func:`fill` does with the values that a delta would give back in fewer bits.
+
+    Returns:
+        The bytes of that smaller file, which is not kept.
+
+    Raises:
+        DeltaError: As ``fill`` raises, or when a value is beyond what ``dtype`` holds.
+    """
+    with TemporaryDirectory() as folder:
+        small = Path(folder) / Path(path).name
+        compress(path, small, dtype)
+        fill(net, small)
+        return small.stat().st_size
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 def _report(outcome: Outcome, settings: Run) -> None:
     made, delta = outcome.plan, outcome.folder / DELTA
-    top1, top5, loss = (_result(delta)[f"test_{name}"] for name in ("top1", "top5", "loss"))
+    result = _result(delta)
+    top1, top5, loss = (result[f"test_{name}"] for name in ("top1", "top5", "loss"))
     kept = f" as {settings.dtype}" if settings.dtype else ""
     whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
     seconds = sum(record.seconds for record in outcome.history)

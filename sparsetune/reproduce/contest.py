@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from sparsetune.arithmetic import compress
 from sparsetune.choice import Choice
 from sparsetune.data import Data, loader
 from sparsetune.errors import DivergedError
@@ -27,7 +25,7 @@ from sparsetune.reproduce.entry import config_of, data_of, learning, plain_of
 from sparsetune.reproduce.jobs import Settings
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.store import open_store
-from sparsetune.saving import fill, save
+from sparsetune.saving import fill_rounded, save
 from sparsetune.training import Watch, train
 
 FEWER_BITS: tuple[Precision, ...] = ("bf16", "int8")
@@ -132,7 +130,7 @@ def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Ite
     for dtype in (None, *FEWER_BITS):
         count = whole
         if dtype is not None:
-            count = _round_ours(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
+            count = fill_rounded(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
         batches = loader(data.test, data.preprocessing, batch_size=BATCH)
         logits, labels = predict_logits(net, batches)
         found = scores(logits.double().softmax(1), labels)
@@ -144,15 +142,6 @@ def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Ite
             "loss": found.nll,
             "right": right,
         }
-
-
-def _round_ours(net: nn.Module, delta: Path, dtype: Precision) -> int:
-    """Write a delta in fewer bits and put its values into the model; return the file's bytes."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / DELTA
-        compress(delta, path, dtype)
-        fill(net, path)
-        return path.stat().st_size
 
 
 def _round_theirs(values: list[Tensor], kept: list[Tensor], dtype: Precision) -> int:
