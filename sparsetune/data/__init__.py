@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,9 @@ class Data:
         classes: Class names; labels index them.
         preprocessing: The way from a picture to the model's input.
         augment: What may happen to a training picture.
+        validation: Pictures to look at during training, where the source has some beside ``test``.
+        source: What ``open_data`` finds it again by: a built-in name, an address, or a folder's whole path.
+        found: One line for the user: what was read as what, and what was left out and why.
     """
 
     name: str
@@ -66,6 +70,21 @@ class Data:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     augment: Augment
+    validation: Split | None = None
+    source: str = ""
+    found: str = ""
+
+    @property
+    def watched(self) -> Split:
+        """The pictures to look at during training: ``validation``, or ``test`` where there is no such."""
+        return self.test if self.validation is None else self.validation
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that names, sizes, labels and order of all pictures fix; cheap."""
+        found = blake2b(digest_size=8)
+        for split in (self.train, self.validation, self.test):
+            found.update((split.digest() if split else "-").encode())
+        return found.hexdigest()
 
     def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:
         """Make another task of these pictures, whose classes are groups of the classes here.
@@ -91,7 +110,10 @@ class Data:
         for split, kind in ((train, "training"), (test, "test")):
             if split is not None and not len(split):
                 raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
-        return replace(self, name=name, train=train, test=test, classes=tuple(groups))
+        validation = None if self.validation is None else self.validation.relabel(new)
+        return replace(
+            self, name=name, train=train, test=test, validation=validation, classes=tuple(groups)
+        )
 
 
 def open_data(
@@ -141,6 +163,9 @@ def open_data(
         classes=splits.classes,
         preprocessing=Preprocessing((3, height, width), mean, std),
         augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
+        validation=splits.validation,
+        source=_address(source),
+        found=splits.found,
     )
 
 
@@ -162,6 +187,11 @@ def _read(source: str, split_seed: int) -> tuple[str, Splits]:
     if not folder.exists() and Path(source).name == source:
         raise UnknownNameError("data set", source, NAMES, "Or give the path of a folder.")
     return folder.resolve().name, path.read(folder, split_seed)
+
+
+def _address(source: str) -> str:
+    """What tells a source from all others: a built-in name or an address as it is, else the whole path."""
+    return source if source in NAMES or "://" in source else str(Path(source).expanduser().resolve())
 
 
 def _tiny_imagenet() -> Path:

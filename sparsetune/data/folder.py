@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sparsetune.data.images import decode
+from sparsetune.data.images import content_key, decode
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
 
@@ -18,15 +18,31 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FileImages:
-    """Picture files, decoded on access."""
+    """Picture files, decoded on access; ``root`` is the folder that their names are relative to."""
 
     paths: tuple[str, ...]
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image:
         return decode(self.paths[index], f"image {self.paths[index]!r}")
+
+    def key(self, index: int) -> bytes:
+        path = Path(self.paths[index])
+        try:
+            return content_key(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror}).") from error
+
+    def mark(self, index: int) -> str:
+        path = Path(self.paths[index])
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror}).") from error
+        return f"{Path(os.path.relpath(path, self.root or path.parent)).as_posix()} {size}"
 
 
 def read(folder: Path) -> tuple[Split, tuple[str, ...]]:
@@ -48,7 +64,7 @@ def read(folder: Path) -> tuple[Split, tuple[str, ...]]:
         )
     paths = [_pictures(folder / name) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(some) for some in paths])
-    return Split.whole(FileImages(tuple(path for some in paths for path in some)), labels), tuple(classes)
+    return Split.whole(FileImages(tuple(path for some in paths for path in some), str(folder)), labels), tuple(classes)
 
 
 def _pictures(folder: Path) -> list[str]:

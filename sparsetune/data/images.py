@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -29,6 +30,18 @@ class Images(Protocol):
         """
         ...
 
+    def key(self, index: int) -> bytes:
+        """Return 8 bytes that one picture's content fixes; identical pictures have the same.
+
+        Raises:
+            DataError: When it cannot be read.
+        """
+        ...
+
+    def mark(self, index: int) -> str:
+        """Return what tells a picture from others without reading it: its name and size in bytes."""
+        ...
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ArrayImages:
@@ -41,6 +54,17 @@ class ArrayImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
+
+    def key(self, index: int) -> bytes:
+        return content_key(self.pixels[index].tobytes())
+
+    def mark(self, index: int) -> str:
+        return self.key(index).hex()
+
+
+def content_key(content: bytes) -> bytes:
+    """Return the 8 bytes by which a picture with this content is known."""
+    return blake2b(content, digest_size=8).digest()
 
 
 def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from sparsetune.data.images import decode
+from sparsetune.data.images import content_key, decode
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
 
@@ -41,6 +41,10 @@ class Shard:
     data: NDArray[np.uint8]
     ends: NDArray[np.int64]
 
+    def encoded(self, row: int) -> bytes:
+        """Return one picture as it is stored."""
+        return self.data[self.ends[row] : self.ends[row + 1]].tobytes()
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ParquetImages:
@@ -53,10 +57,20 @@ class ParquetImages:
         return sum(len(shard.ends) - 1 for shard in self.shards)
 
     def __getitem__(self, index: int) -> Image.Image:
+        shard, row = self._place(index)
+        return decode(io.BytesIO(shard.encoded(row)), f"image in row {shard.row + row} of {shard.file!r}")
+
+    def key(self, index: int) -> bytes:
+        shard, row = self._place(index)
+        return content_key(shard.encoded(row))
+
+    def mark(self, index: int) -> str:
+        shard, row = self._place(index)
+        return f"{Path(shard.file).name} {shard.row + row} {shard.ends[row + 1] - shard.ends[row]}"
+
+    def _place(self, index: int) -> tuple[Shard, int]:
         number = bisect_right(self.starts, index) - 1
-        shard, row = self.shards[number], index - self.starts[number]
-        encoded = shard.data[shard.ends[row] : shard.ends[row + 1]]
-        return decode(io.BytesIO(encoded.tobytes()), f"image in row {shard.row + row} of {shard.file!r}")
+        return self.shards[number], index - self.starts[number]
 
 
 def read(files: Sequence[Path]) -> tuple[Split, tuple[str, ...] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -44,6 +45,21 @@ class Split(Dataset[tuple[Image.Image, int]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.images[int(self.rows[index])], int(self.labels[index])
 
+    def keys(self) -> NDArray[np.uint64]:
+        """Return what each element's content fixes, uint64 of shape (count,); reads every picture once.
+
+        Raises:
+            DataError: When one cannot be read.
+        """
+        return np.frombuffer(b"".join(self.images.key(int(row)) for row in self.rows), "<u8")
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that names, sizes, labels and order of the elements fix; cheap."""
+        found = blake2b(digest_size=8)
+        for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True):
+            found.update(f"{self.images.mark(row)}\0{label}\0".encode())
+        return found.hexdigest()
+
     def take(self, chosen: NDArray[np.int64]) -> Split:
         """Cut out the elements with the numbers in ``chosen``, in that order."""
         return Split(self.images, self.labels[torch.from_numpy(chosen)], self.rows[chosen])
@@ -57,11 +73,21 @@ class Split(Dataset[tuple[Image.Image, int]]):
 
 @dataclass(frozen=True)
 class Splits:
-    """What a reader finds: the two splits, and the class names that their labels index."""
+    """What a reader finds.
+
+    Args:
+        train: ``None`` when the source has none.
+        test: What is held out to the end; the validation split of a source that has no other.
+        classes: Class names; labels index them.
+        validation: A held-out split beside ``test``, to look at during training; ``None`` when there is none.
+        found: One line for the user: pictures, classes, splits, and what was left out and why.
+    """
 
     train: Split | None
     test: Split
     classes: tuple[str, ...]
+    validation: Split | None = None
+    found: str = ""
 
 
 def balanced(split: Split, count: int, seed: int, name: str) -> Split:
