@@ -51,6 +51,7 @@ COLUMN = [
     "published",
     "weights",
     "zoo",
+    "pictures",
     "preprocessing",
     "header",
     "delta",

@@ -42,7 +42,7 @@ def read(path: Path, split_seed: int) -> Splits:
             f"{train_name} and {test_name} of {str(path)!r} have different class names"
             f"{_difference(*names)}; expected the same ones."
         )
-    splits = [split for split, _ in parts.values()]
+    splits = [split for split, _ in parts.values() if split]
     if any(len(split) == 0 for split in splits):
         raise DataError(f"a split of {str(path)!r} holds no images; expected at least one.")
     classes = names.pop() or _numbers(splits)
