@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the orientation that the file tells; one that cannot be read is none."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF may raise anything
         turn = None
     if turn is None:

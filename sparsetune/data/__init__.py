@@ -111,9 +111,7 @@ class Data:
             if split is not None and not len(split):
                 raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
         validation = None if self.validation is None else self.validation.relabel(new)
-        return replace(
-            self, name=name, train=train, test=test, validation=validation, classes=tuple(groups)
-        )
+        return replace(self, name=name, train=train, test=test, validation=validation, classes=tuple(groups))
 
 
 def open_data(

@@ -10,7 +10,7 @@ from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from sparsetune.errors import DataError
 from sparsetune.pictures import convert, quiet
@@ -43,6 +43,10 @@ class Images(Protocol):
         """
         ...
 
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        ...
+
     def mark(self, index: int) -> str:
         """Return what tells a picture from others without reading it: its name and size in bytes."""
         ...
@@ -61,9 +65,15 @@ class ArrayImages:
         return Image.fromarray(self.pixels[index])
 
     def key(self, index: int) -> bytes:
+        """Hash one picture as it is stored."""
         return content_key(self.pixels[index].tobytes())
 
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        return int(self.pixels[index].nbytes)
+
     def mark(self, index: int) -> str:
+        """Tell one picture from others without reading it."""
         return self.key(index).hex()
 
 

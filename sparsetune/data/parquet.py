@@ -63,23 +63,31 @@ class ParquetImages:
         return decode(io.BytesIO(shard.encoded(row)), f"image in row {shard.row + row} of {shard.file!r}")
 
     def key(self, index: int) -> bytes:
+        """Hash one picture as it is stored."""
         shard, row = self._place(index)
         return content_key(shard.encoded(row))
 
-    def mark(self, index: int) -> str:
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
         shard, row = self._place(index)
-        return f"{Path(shard.file).name} {shard.row + row} {shard.ends[row + 1] - shard.ends[row]}"
+        return int(shard.ends[row + 1] - shard.ends[row])
+
+    def mark(self, index: int) -> str:
+        """Tell one picture from others without reading it."""
+        shard, row = self._place(index)
+        return f"{Path(shard.file).name} {shard.row + row} {self.size(index)}"
 
     def _place(self, index: int) -> tuple[Shard, int]:
         number = bisect_right(self.starts, index) - 1
         return self.shards[number], index - self.starts[number]
 
 
-def read(files: Sequence[Path]) -> tuple[Split | None, tuple[str, ...] | None]:
+def read(files: Sequence[Path], required: bool) -> tuple[Split | None, tuple[str, ...] | None]:
     """Read the files of one split, a few rows at a time; the encoded pictures stay in memory.
 
     Args:
         files: At least one file; their rows follow one another.
+        required: Whether rows without labels are an error.
 
     Returns:
         The split, None where no row has a label (there is no such column, or all are empty or -1); and the
@@ -93,7 +101,7 @@ def read(files: Sequence[Path]) -> tuple[Split | None, tuple[str, ...] | None]:
     labels: list[NDArray[np.int64] | None] = []
     classes: tuple[str, ...] | None = None
     for number, file in enumerate(files):
-        names, more_shards, more_labels = _read_file(file)
+        names, more_shards, more_labels = _read_file(file, required)
         if number and names != classes:
             raise DataError(
                 f"class names of {str(file)!r} differ from those of {files[0].name}; expected the same."
@@ -106,7 +114,9 @@ def read(files: Sequence[Path]) -> tuple[Split | None, tuple[str, ...] | None]:
         return None, classes
     if len(known) < len(labels):
         bare = files[next(number for number, each in enumerate(labels) if each is None)]
-        raise DataError(f"{str(bare)!r} has no labels, unlike other files of its split; expected all or none.")
+        raise DataError(
+            f"{str(bare)!r} has no labels, unlike other files of its split; expected all or none."
+        )
     starts = np.cumsum([0] + [len(shard.ends) - 1 for shard in shards])[:-1]
     return Split.whole(ParquetImages(tuple(shards), tuple(starts.tolist())), np.concatenate(known)), classes
 
@@ -116,14 +126,16 @@ def count(files: Sequence[Path]) -> int:
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
-def _read_file(file: Path) -> tuple[tuple[str, ...] | None, list[Shard], NDArray[np.int64] | None]:
+def _read_file(
+    file: Path, required: bool
+) -> tuple[tuple[str, ...] | None, list[Shard], NDArray[np.int64] | None]:
     shards: list[Shard] = []
     labels: list[pa.Array] = []
     try:
         with pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
             schema = parquet.schema_arrow
             image = _column(schema, IMAGE_COLUMNS, file)
-            if not any(name in schema.names for name in LABEL_COLUMNS):
+            if not (required or any(name in schema.names for name in LABEL_COLUMNS)):
                 return None, shards, None
             label = _column(schema, LABEL_COLUMNS, file)
             _check_types(schema, image, label, file)
@@ -140,15 +152,18 @@ def _read_file(file: Path) -> tuple[tuple[str, ...] | None, list[Shard], NDArray
         raise DataError(
             f"{str(file)!r} cannot be read as a Parquet file ({reason}); fetch it again."
         ) from error
-    return classes, shards, _labels(pa.chunked_array(labels, schema.field(label).type), classes, file)
+    column = pa.chunked_array(labels, schema.field(label).type)
+    return classes, shards, None if _bare(column) and not required else _labels(column, classes, file)
 
 
 def _batch_size(metadata: Any, image: str) -> int:
     """Return how many rows take about ``_BUFFER`` bytes, so that little is held beside what is kept."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    total = sum(each.total_uncompressed_size for each in columns if each.path_in_schema == f"{image}.bytes")
-    return max(1, min(4096, _BUFFER * metadata.num_rows // max(total, 1)))
+    total: int = sum(
+        each.total_uncompressed_size for each in columns if each.path_in_schema == f"{image}.bytes"
+    )
+    return max(1, min(4096, _BUFFER * int(metadata.num_rows) // max(total, 1)))
 
 
 def _shard(file: str, row: int, chunk: Any) -> Shard:
@@ -179,16 +194,20 @@ def _check_types(schema: Any, image: str, label: str, file: Path) -> None:
         raise DataError(f"column {label} of {str(file)!r} is {schema.field(label).type}; expected integers.")
 
 
-def _labels(column: Any, classes: tuple[str, ...] | None, file: Path) -> NDArray[np.int64] | None:
-    if len(column) and column.null_count == len(column):
-        return None
+def _bare(column: Any) -> bool:
+    """Tell whether no row has a label."""
+    nulls = column.null_count
+    return len(column) > 0 and (
+        nulls == len(column) or (not nulls and bool((column.to_numpy() == UNLABELLED).all()))
+    )
+
+
+def _labels(column: Any, classes: tuple[str, ...] | None, file: Path) -> NDArray[np.int64]:
     if column.null_count:
         raise DataError(
             f"column of labels in {str(file)!r} has {column.null_count} empty rows; expected none."
         )
     labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-    if len(labels) and (labels == UNLABELLED).all():
-        return None
     last = len(classes) - 1 if classes else MAX_CLASSES - 1
     wrong = np.flatnonzero((labels < 0) | (labels > last))
     if len(wrong):
