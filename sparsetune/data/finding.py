@@ -24,23 +24,12 @@ class Finding:
         left: How many were left out for which reason.
         notes: Sentences' parts of their own.
         names: Kind of split -> where it comes from, if its own name does not tell.
-        shared: Kind of split -> how many of its pictures are training pictures too.
     """
 
     place: str
     left: Counter[Reason]
     notes: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
-    shared: dict[str, int] = field(default_factory=dict)
-
-    def absent(self, splits: dict[str, Split], classes: tuple[str, ...]) -> None:
-        """Note which classes held-out splits lack."""
-        for kind in (VALIDATION, TEST):
-            if kind in splits and TRAIN in splits:
-                there = set(splits[kind].labels.unique().tolist())
-                lacking = [name for number, name in enumerate(classes) if number not in there]
-                if lacking:
-                    self.notes.append(f"no {kind} pictures of {listed(lacking)}")
 
     def line(
         self, train: Split | None, validation: Split | None, test: Split, classes: tuple[str, ...]
@@ -54,13 +43,13 @@ class Finding:
             f"{kind} {count:,}" + (f" ({self.names[kind]})" if kind in self.names else "")
             for kind, count in there.items()
         )
-        parts = [
-            f"{total:,} pictures of {len(classes)} classes ({listed(classes)}){place}: {sizes}",
-            *self.notes,
-        ]
-        parts += [
-            f"{n:,} {kind} pictures are also among those of train" for kind, n in self.shared.items() if n
-        ]
+        parts = [f"{total:,} pictures of {len(classes)} classes ({listed(classes)}){place}: {sizes}"]
+        parts += self.notes
+        for kind in (VALIDATION, TEST):
+            if train is not None and (split := splits[kind]) is not None:
+                held = set(split.labels.unique().tolist())
+                lacking = [name for number, name in enumerate(classes) if number not in held]
+                parts += [f"no {kind} pictures of {listed(lacking)}"] * bool(lacking)
         if self.left:
             parts.append("left out: " + ", ".join(self._left()))
         text = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(parts))

@@ -142,7 +142,7 @@ def _check(node: Folder) -> None:
         if _has_splits(each):
             raise DataError(
                 f"{_list(node.filled)} of {str(node.path)!r} can be read as data sets, because {each.name} "
-                "has splits, or as classes; name one of them, or put folders of splits above those of classes."
+                "has splits, or as classes; name one of them, or put splits above classes."
             )
         rest = set(inside) - {each.name}
         if len(rest) > 1 and rest <= inside[each.name]:
@@ -158,7 +158,7 @@ def _check(node: Folder) -> None:
     ):
         raise DataError(
             f"{_list(node.filled)} of {str(node.path)!r} can be read as classes, or as parts that each hold "
-            f"the classes {', '.join(sorted(names)[:4])}; name one of them, or leave one level of folders only."
+            f"the classes {', '.join(sorted(names)[:4])}; name one of them, or leave one level of folders."
         )
 
 

@@ -17,7 +17,7 @@ SYSTEM = re.compile(
     r"\..*|__macosx|__pycache__|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|\$recycle\.bin|recycler|"
     r"found\.\d+|lost\+found|system volume information|network trash folder|temporary items|"
     r"thumbs\.db.*|ehthumbs.*\.db|desktop\.ini|icon\r",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 """Hidden names, and those of what systems and their tools put into people's folders."""
 

@@ -53,30 +53,11 @@ def read(path: Path, split_seed: int) -> Splits:
         )
     root = scan(path)
     parts, finding = _read_tables(root) if _is_of_tables(root) else _read_pictures(root)
-    for name, part in parts.items():
-        if part.split is None:
-            finding.left[f"in {part.name} without labels", ""] += part.count
-        elif not len(part.split):
-            raise DataError(f"a split of {str(path)!r} holds no images; expected at least one.")
-        elif name != part.name.lower():
-            finding.names[name] = part.name
-    labelled = {kind: part for kind, part in parts.items() if part.split is not None}
-    if (TRAIN in parts and TRAIN not in labelled) or not labelled:
-        raise DataError(
-            f"{next(iter(parts))} of {str(path)!r} has no labels; expected a class for each picture."
-        )
-    splits, classes = _fit_together(path, labelled)
-    finding.absent(splits, classes)
+    splits, classes = _fit_together(path, _labelled(path, parts, finding))
     train, validation, test = (splits.get(kind) for kind in (TRAIN, VALIDATION, TEST))
-    if train is not None and len(train.labels.unique()) < 2:
-        raise DataError(
-            f"the training pictures of {str(path)!r} are of a single class, so that any answer is right; "
-            "expected two classes or more."
-        )
-    if test is None:
+    if test is None and validation is not None:
         test, validation = validation, None
-        if VALIDATION in parts:
-            finding.names[TEST] = parts[VALIDATION].name
+        finding.names[TEST] = parts[VALIDATION].name
     if test is None:
         assert train is not None
         train, test = split_by_content(train, TEST_SHARE, split_seed)
@@ -86,12 +67,33 @@ def read(path: Path, split_seed: int) -> Splits:
                 f"{str(path)!r} has one image a class, so none is left for a test split; add more."
             )
     elif train is not None:
-        finding.shared = {
-            kind: shared_pictures(train, held, _MOST_COMPARED) or 0
-            for kind, held in ((VALIDATION, validation), (TEST, test))
-            if held is not None
-        }
+        for kind, held in ((VALIDATION, validation), (TEST, test)):
+            if held is not None and (shared := shared_pictures(train, held, _MOST_COMPARED)):
+                finding.notes.append(f"{shared:,} {kind} pictures are also among those of train")
     return Splits(train, test, classes, validation, finding.line(train, validation, test, classes))
+
+
+def _labelled(path: Path, parts: dict[str, _Part], finding: Finding) -> dict[str, _Part]:
+    """Keep the splits that have labels, and say which ones have none."""
+    for kind, part in parts.items():
+        if part.split is None:
+            finding.left[f"in {part.name} without labels", ""] += part.count
+        elif not len(part.split):
+            raise DataError(f"a split of {str(path)!r} holds no images; expected at least one.")
+        elif kind != part.name.lower():
+            finding.names[kind] = part.name
+    labelled = {kind: part for kind, part in parts.items() if part.split is not None}
+    if not labelled:
+        raise DataError(
+            f"{' and '.join(parts)} of {str(path)!r} have no labels; expected a class for each picture."
+        )
+    train = labelled.get(TRAIN)
+    if train and train.split and len(train.split.labels.unique()) < 2:
+        raise DataError(
+            f"the training pictures of {str(path)!r} are of a single class, so that any answer is right; "
+            "expected two classes or more."
+        )
+    return labelled
 
 
 def _is_of_tables(root: Folder) -> bool:
@@ -169,6 +171,12 @@ def _fit_together(path: Path, parts: dict[str, _Part]) -> tuple[dict[str, Split]
         splits[kind] = splits[kind].relabel(np.array([classes.index(name) for name in other]))
     if classes is None:
         classes = tuple(map(str, range(1 + max(int(split.labels.max()) for split in splits.values()))))
+    for name in classes:
+        if _UNWRITABLE.search(name):
+            raise DataError(
+                f"class name {name!r} of {str(path)!r} does not print on one line, so that no delta can hold "
+                "it; rename that class."
+            )
     return splits, classes
 
 

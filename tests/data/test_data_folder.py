@@ -30,12 +30,12 @@ def test_train_and_test_folders(make: Any, tmp_path: Path, test_name: str) -> No
     assert data.train[10][0].tobytes() == make.picture(first_two).tobytes()
 
 
-def test_class_folders_alone_give_a_fifth_to_the_test_split(make: Any, tmp_path: Path) -> None:
-    make.tree(tmp_path, COUNTS)
+def test_class_folders_alone_give_about_a_fifth_to_the_test_split(make: Any, tmp_path: Path) -> None:
+    make.tree(tmp_path, dict.fromkeys(COUNTS, 40))
     first, again, other = (open_data(str(tmp_path), split_seed=seed) for seed in (0, 0, 1))
-    assert first.test.labels.bincount().tolist() == [2, 3, 1]
-    assert first.train.labels.bincount().tolist() == [8, 12, 4]
-    assert not set(first.train.rows) & set(first.test.rows)
+    assert 12 <= len(first.test) <= 36  # 24 of 120 are expected, with a standard deviation of 4.4
+    assert first.test.labels.unique().tolist() == first.train.labels.unique().tolist() == [0, 1, 2]
+    assert sorted([*first.train.rows, *first.test.rows]) == list(range(120))
     assert first.test.rows.tolist() == again.test.rows.tolist() != other.test.rows.tolist()
 
 
@@ -75,9 +75,9 @@ def test_pictures_that_are_not_square_keep_their_shape(make: Any, tmp_path: Path
 
 def test_different_classes(make: Any, tmp_path: Path) -> None:
     make.tree(tmp_path / "train", {"cat": 2, "dog": 2})
-    make.tree(tmp_path / "val", {"cat": 2})
+    make.tree(tmp_path / "val", {"cat": 2, "dog": 2, "emu": 2})
     refused(
-        tmp_path, r"train and val of .* have different class names \(only one has 'dog'\); expected the same"
+        tmp_path, r"train and val of .* have different class names \(only one has 'emu'\); expected the same"
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sparsetune.data import Augment, loader, open_data
+from sparsetune.data import Augment, loader, open_data, parquet
 from sparsetune.errors import DataError
 
 NAMES = tuple("0123456789")
@@ -69,7 +69,7 @@ def test_test_only_and_train_only(make: Any, tmp_path: Path) -> None:
     assert len(only_test.test) == 40
     make.parquet(tmp_path / "b" / "train.parquet", pictures, labels, names="xy")
     halves = [open_data(str(tmp_path / "b"), split_seed=seed) for seed in (0, 0, 1)]
-    assert [(len(half.train), half.test.labels.bincount().tolist()) for half in halves] == [(32, [4, 4])] * 3
+    assert [len(half.train) + len(half.test) for half in halves] == [40] * 3
     assert halves[0].test.rows.tolist() == halves[1].test.rows.tolist() != halves[2].test.rows.tolist()
 
 
@@ -77,10 +77,123 @@ def test_classes_without_names_are_numbered(make: Any, tmp_path: Path) -> None:
     assert open_data(str(make.digits(tmp_path, names=None))).classes == NAMES
 
 
-def test_test_comes_before_val(make: Any, tmp_path: Path) -> None:
+def test_validation_stands_beside_test(make: Any, tmp_path: Path) -> None:
     make.digits(tmp_path)
     make.parquet(tmp_path / "val.parquet", [make.encoded(0)], [0], names=NAMES)
-    assert len(open_data(str(tmp_path)).test) == 6
+    data = open_data(str(tmp_path))
+    assert len(data.test) == 6
+    assert len(data.validation) == 1
+    assert data.found.startswith(
+        "19 pictures of 10 classes (0, 1, 2, 7 more): train 12, validation 1, test 6; "
+    )
+    assert "; 1 validation pictures are also among those of train; " in data.found
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/0000.parquet", "test/0000.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("default/partial-train/0000.parquet", "default/validation/0000.parquet"),
+        ("Train/0000.parquet", "TEST/0000.parquet"),
+        ("data/training.parquet", "data/testing.parquet"),
+        ("cifar-train.parquet", "cifar-test.parquet"),
+        ("train-a12bc.parquet", "eval-00000-of-00001-f00.parquet"),
+        ("train_0.parquet", "dev_0.parquet"),
+    ],
+)
+def test_names_of_splits(make: Any, tmp_path: Path, train: str, test: str) -> None:
+    for place, rows in ((train, range(12)), (test, range(12, 18))):
+        labels = [int(make.labels[i]) for i in rows]
+        make.parquet(tmp_path / place, [make.encoded(i) for i in rows], labels, names=NAMES)
+    data = open_data(str(tmp_path))
+    assert data.train.labels.tolist() == make.labels[:12].tolist()
+    assert data.test.labels.tolist() == make.labels[12:18].tolist()
+
+
+def test_shards_in_the_folder_of_a_split(make: Any, tmp_path: Path) -> None:
+    for shard in range(2):
+        pictures = [make.encoded(i) for i in (2 * shard, 2 * shard + 1)]
+        make.parquet(tmp_path / "train" / f"{shard:04}.parquet", pictures, [0, 1], names="ab")
+    make.parquet(tmp_path / "test" / "0000.parquet", [make.encoded(9)], [1], names="ab")
+    train = open_data(str(tmp_path)).train
+    assert [image.tobytes() for image, _ in train] == [make.picture(i).tobytes() for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("places", "readings"),
+    [
+        (["a/train/0000", "b/train/0000"], "holds Parquet files in a, b; expected one data set; name one"),
+        (["x-train", "y-train"], "holds Parquet files of x, y; expected one data set"),
+        (["val", "validation"], r"val.parquet and validation.parquet of .* can each be the validation split"),
+        (["train", "train/0000"], ""),
+        (
+            ["a/train", "a/train/0000"],
+            r"a/train.parquet and a/train/0000.parquet of .* each be the train split",
+        ),
+    ],
+)
+def test_two_readings_are_both_named(make: Any, tmp_path: Path, places: list[str], readings: str) -> None:
+    for place in places:
+        make.parquet(
+            tmp_path / f"{place}.parquet", [make.encoded(i) for i in range(8)], [0, 1] * 4, names="ab"
+        )
+    if readings:
+        refused(tmp_path, readings)
+    else:
+        assert "left out: 1 Parquet files of no split" in open_data(str(tmp_path)).found
+
+
+def test_pictures_beside_parquet_files(make: Any, tmp_path: Path) -> None:
+    make.digits(tmp_path)
+    make.picture(0).save(tmp_path / "banner.png")
+    assert open_data(str(tmp_path)).found.endswith("left out: 1 pictures beside the Parquet files")
+    make.tree(tmp_path / "train", {"a": 5, "b": 5})
+    refused(
+        tmp_path, "can be read as Parquet files or as pictures in class folders; move away what is not meant"
+    )
+
+
+@pytest.mark.parametrize("labels", ["-1", "null", "no type", "no column"])
+def test_a_split_without_labels_is_left_out(make: Any, tmp_path: Path, labels: str) -> None:
+    make.digits(tmp_path)
+    (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "validation.parquet")
+    table = pa.table({"image": image_column(make, 3)})
+    columns = {
+        "-1": pa.array([-1] * 3),
+        "null": pa.array([None] * 3, pa.int64()),
+        "no type": pa.array([None] * 3, pa.null()),
+    }
+    write(tmp_path, table.append_column("label", columns[labels]) if labels in columns else table)
+    data = open_data(str(tmp_path))
+    assert data.validation is None
+    assert data.test.labels.tolist() == make.labels[12:18].tolist()
+    assert "; left out: 3 in test without labels" in data.found
+    (tmp_path / "validation.parquet").unlink()
+    alone = open_data(str(tmp_path))
+    assert len(alone.train) + len(alone.test) == 12
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"test\.parquet"):
+        open_data(str(tmp_path))
+
+
+def test_a_single_class(make: Any, tmp_path: Path) -> None:
+    make.parquet(tmp_path / "train.parquet", [make.encoded(i) for i in range(8)], [1] * 8, names="ab")
+    refused(tmp_path, "training pictures of .* are of a single class")
+
+
+def test_little_is_held_beside_the_pictures(make: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 1 << 16), np.uint8)
+    make.parquet(tmp_path / "train.parquet", [row.tobytes() for row in noise], [0, 1] * 300, row_group=300)
+    pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        split, _ = parquet.read([tmp_path / "train.parquet"], required=True)
+    finally:
+        pa.set_memory_pool(usual)
+    assert len(split) == 600
+    assert pool.bytes_allocated() < 1 << 20  # 37.5 MiB of pictures are kept, but none of Arrow's memory
+    assert pool.max_memory() < 32 << 20
 
 
 def write(folder: Path, table: pa.Table) -> Path:

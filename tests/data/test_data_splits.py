@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from sparsetune.data.draws import draws, shuffled
 from sparsetune.data.images import ArrayImages
-from sparsetune.data.splits import Split, balanced, split_in_two
+from sparsetune.data.splits import Split, balanced, shared_pictures, split_by_content, split_in_two
 from sparsetune.errors import ConfigError
 
 LABELS = some.lists(some.integers(0, 5), min_size=1, max_size=60)
@@ -72,6 +74,59 @@ def test_a_fifth_of_each_class_goes_to_the_test_split(labels: list[int], seed: i
         total, here = labels.count(label), (test.labels == label).sum().item()
         assert abs(here - total / 5) <= (0.8 if total in (2, 3, 4) else 0.5)
         assert (here > 0) == (total > 1)
+
+
+PICTURES = some.lists(some.tuples(some.integers(0, 200), some.integers(0, 2)), min_size=1, max_size=60)
+"""Of each picture its content and its class; contents may repeat, in other classes too."""
+
+
+def sides(pictures: list[tuple[int, int]], seed: int = 0) -> dict[int, bool]:
+    """Tell for each content whether it is held out; both sides together must be all pictures, once."""
+    contents, labels = (np.array(each) for each in zip(*pictures, strict=True))
+    pixels = contents.astype(np.uint8)[:, None, None, None].repeat(3, axis=3)
+    train, test = split_by_content(Split.whole(ArrayImages(pixels), labels), 0.2, seed)
+    assert sorted([*train.rows, *test.rows]) == list(range(len(pictures)))
+    found = [{int(contents[row]) for row in part.rows} for part in (train, test)]
+    assert not found[0] & found[1], "identical pictures stand on both sides"
+    assert {int(label) for label in train.labels} == set(labels.tolist()), "a class has none to train on"
+    return {content: content in found[1] for content in contents.tolist()}
+
+
+@settings(max_examples=40)
+@given(old=PICTURES, new=PICTURES, order=some.randoms(use_true_random=False), seed=some.integers(0, 3))
+def test_pictures_that_are_added_move_no_other(
+    old: list[tuple[int, int]], new: list[tuple[int, int]], order: Any, seed: int
+) -> None:
+    enough = [(content, label) for label in range(3) for content in range(201, 256)]
+    before = sides([*enough, *old], seed)
+    mixed = [*enough, *old, *new]
+    order.shuffle(mixed)
+    after = sides(mixed, seed)
+    assert before == {content: after[content] for content in before}
+
+
+@given(pictures=PICTURES, seed=some.integers(0, 3))
+def test_identical_pictures_stand_on_one_side_and_no_class_is_left_without_training(
+    pictures: list[tuple[int, int]], seed: int
+) -> None:
+    assert sides(pictures, seed).keys() == {content for content, _ in pictures}
+
+
+@given(contents=some.sets(some.integers(0, 255), min_size=1, max_size=12))
+def test_two_that_differ_are_enough_to_hold_one_out(contents: set[int]) -> None:
+    assert any(sides([(content, 0) for content in contents]).values()) == (len(contents) > 1)
+
+
+def test_about_a_fifth_is_held_out() -> None:
+    held = [sum(sides([(content, 0) for content in range(256)], seed).values()) for seed in range(20)]
+    assert 40 < np.mean(held) < 62  # 51 of 256
+    assert len(set(held)) > 5
+
+
+def test_pictures_that_two_splits_share_are_counted_by_content() -> None:
+    first, second = split_of([0] * 20).take(np.arange(9)), split_of([0] * 20).take(np.arange(6, 20))
+    assert shared_pictures(first, second, most=10**6) == 3
+    assert shared_pictures(first, second, most=10) is None
 
 
 def test_draws_are_philox_and_do_not_depend_on_their_number() -> None:
