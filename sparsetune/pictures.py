@@ -36,10 +36,9 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         raise DataError(
             f"the image has pixels of mode {image.mode}, expected 8 bits a channel; convert it first."
         )
-    with quiet():
-        image.load()
-        image = _opaque(_upright(image))
-        return image if image.mode == mode else image.convert(mode)
+    image.load()
+    image = _opaque(_upright(image))
+    return image if image.mode == mode else image.convert(mode)
 
 
 @contextmanager
