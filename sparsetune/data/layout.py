@@ -103,7 +103,8 @@ def _perhaps_classes(
     node: Folder, named: Sequence[Folder], others: Sequence[Folder], labelled: bool
 ) -> Layout:
     """Read split-like names beside others as classes, if that is the only way."""
-    if len(named) == 1 and not labelled and not any(each.filled for each in others):
+    plain = not any(each.filled or says_nothing(each.name) for each in others)
+    if len(named) == 1 and not labelled and plain:
         found = _classes_alone(node)
         note = f"{named[0].name} is a class like the others, as its pictures lie directly in it"
         return Layout(node, found.splits, found.names, note=note)
@@ -149,6 +150,14 @@ def _check(node: Folder) -> None:
             raise DataError(
                 f"{each.name!r} of {str(node.path)!r} can be read as a class, or as another copy of the "
                 f"classes {_list(node.filled, each)} that it holds; move it away, or name it alone."
+            )
+    deep = [each for each in node.filled if each.filled]
+    if len(deep) == 1 and len(deep[0].filled) > 1 and not deep[0].pictures and 2 * deep[0].count > node.count:
+        if not all(says_nothing(each.name) for each in deep[0].filled):
+            raise DataError(
+                f"{deep[0].name!r} of {str(node.path)!r} can be read as a class like "
+                f"{_list(node.filled, deep[0])}, or as the folder of the classes {_list(deep[0].filled)}; "
+                "name it alone, or leave one level of folders."
             )
     names = next(iter(inside.values()))
     if (

@@ -161,6 +161,11 @@ def test_folders_beside_splits_are_left_out_with_a_word(tmp_path: Path) -> None:
     assert "2 beside the class folders" in data.found
 
 
+def test_one_class_among_several_may_have_folders_of_its_own(tmp_path: Path) -> None:
+    data = open_data(str(put(tmp_path, "cat/persian", "cat/siamese", "dog", "emu", "fox")))
+    assert data.classes == ("cat", "dog", "emu", "fox")
+
+
 def test_a_class_filed_by_year_is_one_class(tmp_path: Path) -> None:
     data = open_data(str(put(tmp_path, "cat/2019", "cat/2020", "dog/2019", "dog/2020", count=5)))
     assert data.classes == ("cat", "dog")
