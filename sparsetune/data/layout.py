@@ -151,14 +151,18 @@ def _check(node: Folder) -> None:
                 f"{each.name!r} of {str(node.path)!r} can be read as a class, or as another copy of the "
                 f"classes {_list(node.filled, each)} that it holds; move it away, or name it alone."
             )
-    deep = [each for each in node.filled if each.filled]
-    if len(deep) == 1 and len(deep[0].filled) > 1 and not deep[0].pictures and 2 * deep[0].count > node.count:
-        if not all(says_nothing(each.name) for each in deep[0].filled):
-            raise DataError(
-                f"{deep[0].name!r} of {str(node.path)!r} can be read as a class like "
-                f"{_list(node.filled, deep[0])}, or as the folder of the classes {_list(deep[0].filled)}; "
-                "name it alone, or leave one level of folders."
-            )
+    deep = [each for each in node.filled if len(each.filled) > 1 and not each.pictures]
+    alone = len(deep) == sum(bool(each.filled) for each in node.filled) == 1
+    if (
+        alone
+        and 2 * deep[0].count > node.count
+        and not all(says_nothing(each.name) for each in deep[0].filled)
+    ):
+        raise DataError(
+            f"{deep[0].name!r} of {str(node.path)!r} can be read as a class like "
+            f"{_list(node.filled, deep[0])}, or as the folder of the classes {_list(deep[0].filled)}; "
+            "name it alone, or leave one level of folders."
+        )
     names = next(iter(inside.values()))
     if (
         len(names) > 1

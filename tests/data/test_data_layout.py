@@ -120,6 +120,11 @@ def test_a_class_called_train(tmp_path: Path) -> None:
             r"'train' of .* as a split beside which 'bus' and 'car'.*or as a class",
         ),
         (["bus/old", "bus/new", "train/old", "train/new"], "'train' of .* as a split .*'bus'.*or as a class"),
+        (
+            ["PetImages/cat", "PetImages/dog", "banner"],
+            r"'PetImages' of .* a class like 'banner', or as the folder",
+        ),
+        (["train", "images"], r"'train' of .* as a split beside which 'images'.* or as a class like"),
         (["bus", "train", "test"], "'test' and 'train' of .* as splits beside which 'bus'.*or as classes"),
         (["train", "test"], "as splits without labels, or as classes"),
         (["train", "test1"], "as splits without labels, or as classes"),
