@@ -70,10 +70,12 @@ def check_classes(folder: Folder) -> None:
         DataError: When there is one.
     """
     for each in folder.folders:
+        if each.count:
+            continue
         left = each.left_below()
         unreadable = sorted(suffix for kind, suffix in left if kind == FORMAT)
         but = f" that can be read, only {', '.join(unreadable)}" if unreadable else ""
-        if not each.count and (unreadable or not left):
+        if unreadable or not left:
             raise DataError(
                 f"class folder {str(each.path)!r} holds no images{but}; "
                 "put .bmp, .gif, .jpg, .png, .tif, .webp or other picture files into it, or remove it."

@@ -145,8 +145,8 @@ def _check(node: Folder) -> None:
                 f"{_list(node.filled)} of {str(node.path)!r} can be read as data sets, because {each.name} "
                 "has splits, or as classes; name one of them, or put splits above classes."
             )
-        rest = set(inside) - {each.name}
-        if len(rest) > 1 and rest <= inside[each.name]:
+        own = inside[each.name]
+        if 2 < len(inside) <= len(own) + 1 and own >= set(inside) - {each.name}:
             raise DataError(
                 f"{each.name!r} of {str(node.path)!r} can be read as a class, or as another copy of the "
                 f"classes {_list(node.filled, each)} that it holds; move it away, or name it alone."

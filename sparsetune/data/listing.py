@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,7 +99,7 @@ def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
     own = _identity(path)
     for entry in _entries(path):
         hidden = SYSTEM.fullmatch(entry.name) is not None
-        if _is_folder(entry):
+        if _holds(entry.is_dir):
             if hidden:
                 left[IN, entry.name] += _hidden_pictures(entry.path)
             elif _identity(Path(entry.path)) in (*around, own):
@@ -108,7 +108,7 @@ def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
                 folders.append(_scan(path / entry.name, (*around, own)))
         elif hidden:
             left[HIDDEN, ""] += 1
-        elif not Path(entry.path).is_file():
+        elif not _holds(entry.is_file):
             left[LINK, ""] += 1
         elif (suffix := Path(entry.name).suffix.lower()) in suffixes():
             pictures.append(str(path / entry.name))
@@ -127,9 +127,9 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"folder {str(path)!r} cannot be read ({error.strerror}).") from error
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _holds(question: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return question()
     except OSError:  # a link to itself
         return False
 
