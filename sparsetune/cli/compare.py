@@ -27,8 +27,9 @@ from sparsetune.cli.batch import (
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import FAMILIES, THEIRS
-from sparsetune.comparison.points import choices, find, lines, verdicts
+from sparsetune.comparison.points import find, lines
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
+from sparsetune.comparison.verdicts import choices, verdicts
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.files import write_text
