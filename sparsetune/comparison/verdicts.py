@@ -148,13 +148,20 @@ class _Candidates:
 
 
 def _verdict(ours: Sequence[Point], theirs: Sequence[Point], budget: int) -> Verdict:
-    """Judge two sides; those methods of each count that were trained with every seed which both have."""
+    """Judge two sides, by those methods and seeds of which there are most trainings, each with each."""
     fitting = [[point for point in side if point.bytes <= budget] for side in (ours, theirs)]
-    most = [max((point.seeds for point in side), key=len) for side in fitting if side]
-    seeds = [seed for seed in most[0] if all(seed in each for each in most)] if most else []
+
+    def having(seeds: tuple[int, ...]) -> list[list[Point]]:
+        return [[point for point in side if {*seeds} <= {*point.seeds}] for side in fitting]
+
+    def trainings(seeds: tuple[int, ...]) -> tuple[int, int]:
+        sides = having(seeds)
+        return sum(map(bool, sides)), len(seeds) * sum(map(len, sides))
+
+    seeds = max((point.seeds for side in fitting for point in side), key=trainings, default=())
     if not seeds:
         return Verdict(budget, None, None)
-    sides = [[point for point in side if {*seeds} <= {*point.seeds}] for side in fitting]
+    sides = having(seeds)
     whole = all(point.right is not None for side in sides for point in side)
     one, other = (
         _Candidates(side, np.stack([point.scores(seeds, whole) for point in side])) if side else None
