@@ -20,7 +20,10 @@ from sparsetune.comparison.tables import methods
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.lowrank import learned_tensors, uniform_lora
 from sparsetune.reproduce.counts import learned_parameters
+from sparsetune.reproduce.jobs import VERSION
 from sparsetune.reproduce.store import Row
+
+DOCS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def rows_of(comparison, values):
@@ -184,6 +187,25 @@ def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
     assert all(len(row) == len(header) for row in cells)
     with pytest.raises(DataError, match=r"is not a results\.jsonl of `sparsetune compare`"):
         read_lines(Path(__file__))
+
+
+def test_results_of_before_there_was_a_version_are_still_found():
+    rows, comparison = read_lines(DOCS / "compare-digits.jsonl")
+    assert (comparison.version, comparison.machine, len(find(rows, comparison))) == (None, None, 3 * 57)
+    assert find(rows, replace(comparison, version=VERSION)) == []
+
+
+def test_the_backbones_data_is_a_training_s_too_and_times_are_a_machine_s():
+    def ids(**basis):
+        jobs = Comparison(preset="full", only=("norm",), **basis).jobs
+        return {kind: {j.id for j in jobs if j.settings["kind"] == kind} for kind in ("fit", "ours", "pace")}
+
+    one, other = (ids(digests={"cifar10": "aa", "tiny-imagenet": found}) for found in ("bb", "bc"))
+    assert not one["fit"] & other["fit"]
+    assert len(one["ours"] & other["ours"]) == 3 + 3  # tunings and trainings over the random backbone
+    here, there = (ids(machine=name) for name in ("here", "there"))
+    assert here["ours"] == there["ours"]
+    assert not here["pace"] & there["pace"]
 
 
 def test_what_is_unknown_is_one_sentence():

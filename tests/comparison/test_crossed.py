@@ -79,7 +79,7 @@ def test_a_difference_of_three_points_is_seen_with_twelve_seeds():
 
 
 def _draw(generator, methods, seeds, pictures, by_seed, by_picture, gain=0.0):
-    """Rights and wrongs: every method is as good on average over all seeds and pictures that could have been."""
+    """Rights and wrongs; over all seeds and pictures that could have been every method is as good."""
     hard = np.random.default_rng(7).normal(1.5, 2.0, pictures)
     logits = hard + gain + by_seed * generator.standard_normal((methods, seeds, 1))
     logits = logits + by_picture * generator.standard_normal((methods, 1, pictures))

@@ -131,9 +131,7 @@ def test_where_methods_have_other_seeds_those_of_most_trainings_judge():
 def test_the_fastest_is_chosen_among_the_as_accurate_and_judged_on_other_seeds():
     points = [
         point("norm", "norm and head", 30_000, (0.60, 0.61), 2.0),
-        point(
-            "rank", "rank 1", 30_000, (0.78, 0.70), 5.0
-        ),  # as accurate where it is judged, not where chosen
+        point("rank", "rank 1", 30_000, (0.78, 0.70), 5.0),  # as accurate on the even seed
         point("rank", "rank 2", 30_000, (0.90, 0.91), 9.0),
         point("lora", "LoRA 1", 30_000, (0.75, 0.75), 10.0),
     ]
