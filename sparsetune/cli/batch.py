@@ -138,6 +138,7 @@ def tell_open(
 
     table = {name: told(jobs) for name, jobs in groups.items()}
     total = told(wanted)
+    _tell_unused(wanted, rows)
     if as_json:
         console.print_json({f"{what}s": [{what: name, **row} for name, row in table.items()], **total})
         return
@@ -146,7 +147,6 @@ def tell_open(
         for name, row in [*table.items(), ("all, shared ones once", total)]
     ]
     console.print_table([what, "jobs", "open", "time"], cells)
-    _tell_unused(wanted, rows)
     if total["seconds"] is None:
         console.err.print("no estimate: nothing was trained on this machine yet.")
 
