@@ -35,6 +35,7 @@ from sparsetune.errors import ConfigError, DataError
 from sparsetune.files import write_text
 from sparsetune.lowrank import is_installed
 from sparsetune.machine import describe_machine
+from sparsetune.reproduce.jobs import VERSION
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import sources_from
 from sparsetune.reproduce.store import Row, open_store
@@ -83,7 +84,9 @@ def compare(
     families = tuple(only.split(",")) if only else None
     here = describe_machine()
     machine = str(here["accelerator"] or here["processor"])
-    comparison = Comparison(preset=preset, only=families, seeds=seeds_from(seeds), machine=machine)
+    comparison = Comparison(
+        preset=preset, only=families, seeds=seeds_from(seeds), version=VERSION, machine=machine
+    )
     sources = sources_from(data or ())
     if not is_installed():
         comparison = _without_peft(comparison)

@@ -26,7 +26,7 @@ from sparsetune.cli.batch import (
 )
 from sparsetune.durations import seconds_from
 from sparsetune.errors import DataError
-from sparsetune.reproduce.jobs import Job
+from sparsetune.reproduce.jobs import VERSION, Job
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.report import read_results, write_report
 from sparsetune.reproduce.selection import Selection
@@ -91,6 +91,7 @@ def paper(
         epochs=epochs,
         train_limit=train_limit,
         test_limit=test_limit,
+        version=VERSION,
     )
     sources = sources_from(data or ())
     names = names_of(selection.jobs())

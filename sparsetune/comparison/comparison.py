@@ -9,7 +9,7 @@ from typing import Any
 from sparsetune.comparison.methods import FAMILIES, rows_of
 from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.reproduce.jobs import DEFAULTS, VERSION, Job, Settings, based, check_seeds, in_order
+from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, based, check_seeds, in_order
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Comparison:
     only: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     digests: Mapping[str, str] = field(default_factory=dict)
-    version: int | None = VERSION
+    version: int | None = None
     machine: str | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Comparison:
     def from_json(cls, value: dict[str, Any]) -> Comparison:
         """Rebuild from :meth:`to_json`'s result."""
         lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
-        return cls(**{"version": None, **value, **lists})
+        return cls(**{**value, **lists})
 
     def _based(self, settings: Settings) -> Settings:
         return based({**DEFAULTS, **settings}, self.digests, self.version)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.experiments import EXPERIMENTS, Experiment
-from sparsetune.reproduce.jobs import VERSION, Job, Settings, based, check_seeds, in_order, job
+from sparsetune.reproduce.jobs import Job, Settings, based, check_seeds, in_order, job
 
 SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
 LONG = ("table2", "fig5", "table3", "fig6")
@@ -62,7 +62,7 @@ class Selection:
     train_limit: int | None = None
     test_limit: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    version: int | None = VERSION
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -123,4 +123,4 @@ class Selection:
     def from_json(cls, value: dict[str, Any]) -> Selection:
         """Rebuild from :meth:`to_json`'s result."""
         lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
-        return cls(**{"version": None, **value, **lists})
+        return cls(**{**value, **lists})

@@ -12,7 +12,7 @@ from sparsetune.reproduce.published import published
 from sparsetune.reproduce.results import Results
 from sparsetune.reproduce.selection import Selection
 
-FULL = Selection(preset="full", version=None)
+FULL = Selection(preset="full")
 AT = {
     "densenet100_12": 70.0,
     "wrn28_4": 60.0,

@@ -157,7 +157,7 @@ def test_smoke_says_that_it_says_nothing(row, tmp_path):
 def test_a_training_that_diverged_counts_as_chance_and_says_so(row):
     selection = Selection(preset="full", only=("fig1",))
     (point,) = Results([], selection).points("fig1", model="vgg19_cifar", filters=1, frozen="zero")
-    results = Results([row(selection.job(point, 0), diverged="the loss became nan")], selection)
+    results = Results([row(job(point), diverged="the loss became nan")], selection)
     spread = results.spread(point)
     assert (spread.values, spread.diverged) == ((10.0,), 1)
 
