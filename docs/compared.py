@@ -1,6 +1,7 @@
 """MkDocs hook: what `sparsetune compare` found, as figures and tables on the page that helps to choose."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,8 +12,9 @@ from sparsetune.budget import KEPT
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
-from sparsetune.comparison.points import DTYPES, Point, Verdict, choices, find, read_lines, verdicts
+from sparsetune.comparison.points import DTYPES, Point, find, read_lines
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
+from sparsetune.comparison.verdicts import FEW, SAME, Verdict, choices, verdicts
 from sparsetune.reproduce.results import Spread
 from sparsetune.ways import LATER, UNIFORM, WAYS
 
@@ -63,7 +65,7 @@ def _found(path: Path) -> str:
         title = comparison.grounds[name].title
         if any(point.family in THEIRS for point in here):
             judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
-            pieces += [f"### {title}", _told(here, judged), *_everywhere(here), _markdown(budgets(judged))]
+            pieces += [f"### {title}", _told(judged), *_everywhere(here), _markdown(budgets(judged))]
         if here:
             pieces.append(f'??? note "Every method: {title}"\n\n{_indented(_markdown(methods(here)))}')
     lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
@@ -84,11 +86,10 @@ def _spreads(grounds: dict[str, list[Point]], comparison: Comparison) -> list[st
     }
     if not plain:
         return []
-    best = {name: max(row[way].top1.mean for way in WAYS if way in row) for name, row in plain.items()}
     lines = []
     for way in ("norm and head", *WAYS, CHOSEN):
         points = {name: row.get(way) for name, row in plain.items()}
-        cells = [_cell(point, best[name] if way in WAYS else None) for name, point in points.items()]
+        cells = [_cell(point) for point in points.values()]
         lines.append(["what `--budget` chose" if way == CHOSEN else way, *cells])
     return [_markdown((["top-1 (%), seconds of training", *plain], lines))]
 
@@ -96,16 +97,33 @@ def _spreads(grounds: dict[str, list[Point]], comparison: Comparison) -> list[st
 def _chosen(grounds: dict[str, list[Point]]) -> list[str]:
     """What ``--budget`` chose beside the best fixed method."""
     picked = {name: choices(here) for name, here in grounds.items()}
-    judged = [verdict for found in picked.values() for verdict in found if verdict.holds is not None]
+    judged = [verdict for found in picked.values() for verdict in found if verdict.gap is not None]
     if not judged:
         return []
-    good = sum(bool(verdict.holds) for verdict in judged)
     said = (
-        f"What `fit --budget` chose is as good as the best fixed method at {good} of {len(judged)} budgets."
+        f"What `fit --budget` chose beside the best fixed method, at {len(judged)} budgets: {_count(judged)}."
     )
     header, _ = chosen([])
     lines = [[name, *line] for name, found in picked.items() for line in chosen(found)[1]]
-    return [said, _markdown((["ground", *header], lines))]
+    return [f"{said}{_alone(judged)}", _markdown((["ground", *header], lines))]
+
+
+def _count(judged: list[Verdict]) -> str:
+    """How often which is said."""
+    counts = Counter(verdict.said for verdict in judged)
+    return ", ".join(
+        f"{words} at {counts[words]}" for words in ("higher", "lower", SAME, FEW) if counts[words]
+    )
+
+
+def _alone(judged: list[Verdict]) -> str:
+    """What a star means, where there is one."""
+    if all(verdict.whole for verdict in judged):
+        return ""
+    return (
+        " \\* Not all of these results tell which pictures were right: the interval is over seeds alone, and"
+        " too narrow, if anything."
+    )
 
 
 def _kept(point: Point) -> str:
@@ -113,12 +131,10 @@ def _kept(point: Point) -> str:
     return KEPT if point.family in (CHOSEN, SPREAD) else DTYPES[0]
 
 
-def _cell(point: Point | None, best: float | None) -> str:
+def _cell(point: Point | None) -> str:
     if point is None:
         return ""
-    mark = "**" if point.top1.mean == best else ""
-    seconds = "" if point.seconds is None else f"<br>{point.seconds:.1f} s"
-    return f"{mark}{point.top1}{mark}{seconds}"
+    return f"{point.top1}{'' if point.seconds is None else f'<br>{point.seconds:.1f} s'}"
 
 
 def _mixed() -> str:
@@ -163,24 +179,25 @@ def _spread(shares: list[float]) -> Spread:
     return Spread(tuple(100 * share for share in shares), 0)
 
 
-def _told(points: list[Point], judged: list[Verdict]) -> str:
-    """Say where ours wins, and where not."""
-    decided = [verdict for verdict in judged if verdict.holds is not None]
+def _told(judged: list[Verdict]) -> str:
+    """Say where ours is higher, where lower, and in what time."""
+    decided = [verdict for verdict in judged if verdict.gap is not None]
     if not decided:
-        return "Ours was not run, so nothing is decided."
-    lost = [verdict for verdict in decided if not verdict.holds]
-    said = f"Ours wins at {len(decided) - len(lost)} of {len(decided)} budgets."
+        return "Only one side was run, so nothing is decided."
+    said = f"Ours beside LoRA's, at {len(decided)} budgets: {_count(decided)}."
+    lost = [verdict for verdict in decided if verdict.holds is False]
     if lost:
         sizes = ", ".join(f"{verdict.budget / 1000:,.0f} KB" for verdict in lost)
-        said += f" **It does not at {sizes}: use LoRA there, if accuracy is what counts.**"
-    ratios = [verdict.fastest_ratio for verdict in decided if verdict.fastest_ratio is not None]
-    if ratios:
+        said += f" **Use LoRA at {sizes}, if accuracy is what counts.**"
+    fast = [v.fastest for v in decided if v.fastest is not None and v.fastest.time_ratio is not None]
+    if fast:
+        ratios = [verdict.time_ratio for verdict in fast]
         said += (
-            f" Our fastest that is as good takes {min(ratios):.2f} to {max(ratios):.2f} of LoRA's time,"
-            f" at {sum(ratio <= GOAL for ratio in ratios)} of {len(ratios)} at most {GOAL}."
+            f" Our fastest that was as accurate where it was chosen takes {min(ratios):.2f} to"
+            f" {max(ratios):.2f} of LoRA's time, at {sum(ratio <= GOAL for ratio in ratios)} of {len(ratios)}"
+            f" at most {GOAL}; where judged: {_count(fast)}."
         )
-    seeds = {len(point.top1.values) for point in points}
-    return said + (" With one seed there is no spread." if seeds == {1} else " ± is over seeds.")
+    return said + _alone(decided)
 
 
 def _everywhere(points: list[Point]) -> list[str]:
@@ -189,7 +206,7 @@ def _everywhere(points: list[Point]) -> list[str]:
     if not any(point.family in placed for point in points):
         return []
     left = [point for point in points if point.family not in placed]
-    return [f"Beside {FAMILIES[everywhere].title} in all layers alone: {_told(left, verdicts(left))}"]
+    return [f"Beside {FAMILIES[everywhere].title} in all layers alone: {_told(verdicts(left))}"]
 
 
 def _markdown(table: Table) -> str:

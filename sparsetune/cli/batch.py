@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from sparsetune.reproduce.crew import Crew, Processes
 from sparsetune.reproduce.estimate import estimate
 from sparsetune.reproduce.jobs import Job
 from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.runner import Progress, go
-from sparsetune.reproduce.sources import missing
+from sparsetune.reproduce.runner import Progress, go, unused
+from sparsetune.reproduce.sources import Noted, glance, look, missing
 from sparsetune.reproduce.store import Row, Store, open_store
 from sparsetune.words import duration
+
+DATA = "data"
 
 TimeBudget = Annotated[
     str | None,
@@ -53,12 +56,42 @@ def crew_of(address: str | None, jobs: int, place: Place) -> Crew:
     return Cluster(address, jobs, place)
 
 
-def with_data(wanted: Sequence[Job], sources: Mapping[str, str]) -> tuple[list[Job], list[str]]:
-    """Return the jobs whose data is here, and the names of what is not; these are left out with a word."""
+def absent_data(wanted: Sequence[Job], sources: Mapping[str, str]) -> list[str]:
+    """Return the names of the data that is not here; what needs it is left out with a word."""
     absent = missing(wanted, sources)
     for name, reason in absent.items():
         console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
-    return [job for job in wanted if not job.data & absent.keys()], sorted(absent)
+    return sorted(absent)
+
+
+def possible(wanted: Sequence[Job], absent: Sequence[str]) -> list[Job]:
+    """Return the jobs that need none of the absent data."""
+    return [job for job in wanted if not job.data & {*absent}]
+
+
+def names_of(jobs: Sequence[Job]) -> set[str]:
+    """Return the names of all data that jobs take."""
+    return set().union(*(job.data for job in jobs))
+
+
+def digests_in(store: Store, names: set[str], sources: Mapping[str, str]) -> dict[str, str]:
+    """Look at the data sets of these names and note it; of others there is what was noted before."""
+    noted = {**(store.noted(DATA) or {}), **look(names, sources)}
+    store.note(DATA, noted)
+    return _digests(noted)
+
+
+def stored_in(folder: Path, names: set[str], sources: Mapping[str, str]) -> tuple[list[Row], dict[str, str]]:
+    """Return all results in a folder and the digests of the data, without a download, writing nothing."""
+    rows: list[Row] = []
+    noted: Noted = {}
+    with contextlib.suppress(OSError), open_store(folder, write=False) as store:
+        rows, noted = store.rows(), store.noted(DATA) or {}
+    return rows, _digests(glance(names, sources, noted))
+
+
+def _digests(noted: Noted) -> dict[str, str]:
+    return {name: value["digest"] for name, value in noted.items()}
 
 
 def work_through(
@@ -74,17 +107,9 @@ def work_through(
         deadline: Of ``time.monotonic``, for a clean stop.
     """
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    _tell_unused(chosen, store.rows())
     with Shown(groups, chosen, store.rows()) as shown:
         return go(chosen, store, crew, time_budget=left, watch=shown)
-
-
-def rows_in(folder: Path) -> list[Row]:
-    """Return all results in a folder; none where it has none."""
-    try:
-        with open_store(folder, write=False) as store:
-            return store.rows()
-    except OSError:
-        return []
 
 
 def tell_open(
@@ -113,6 +138,7 @@ def tell_open(
 
     table = {name: told(jobs) for name, jobs in groups.items()}
     total = told(wanted)
+    _tell_unused(wanted, rows)
     if as_json:
         console.print_json({f"{what}s": [{what: name, **row} for name, row in table.items()], **total})
         return
@@ -147,6 +173,13 @@ def tell_done(progress: Progress, wanted: Sequence[Job], files: Mapping[str, str
     if done < len(wanted) and not progress.failed:
         console.err.print("what is finished is kept; the same command goes on.")
     ConfigError.collect(f"job {name}: {reason}" for name, reason in progress.failed.items())
+
+
+def _tell_unused(wanted: Sequence[Job], rows: Sequence[Row]) -> None:
+    """Say how many results would stand for jobs to be done if they were of this data and version."""
+    if count := len(unused(wanted, rows)):
+        are = "result is" if count == 1 else "results are"
+        console.err.print(f"{count} stored {are} of other data or another version: kept, and not used.")
 
 
 def _time(seconds: float | None) -> str:

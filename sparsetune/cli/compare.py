@@ -13,24 +13,29 @@ from sparsetune.cli import console, options
 from sparsetune.cli.batch import (
     DryRun,
     TimeBudget,
+    absent_data,
     crew_of,
-    rows_in,
+    digests_in,
+    names_of,
+    possible,
     seeds_from,
+    stored_in,
     tell_done,
     tell_open,
-    with_data,
     work_through,
 )
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import FAMILIES, THEIRS
-from sparsetune.comparison.points import choices, find, lines, verdicts
+from sparsetune.comparison.points import find, lines
 from sparsetune.comparison.tables import Table, budgets, chosen, methods
+from sparsetune.comparison.verdicts import choices, verdicts
 from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.files import write_text
 from sparsetune.lowrank import is_installed
-from sparsetune.reproduce.jobs import Job
+from sparsetune.machine import describe_machine
+from sparsetune.reproduce.jobs import VERSION
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.sources import sources_from
 from sparsetune.reproduce.store import Row, open_store
@@ -77,16 +82,26 @@ def compare(
     """
     deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     families = tuple(only.split(",")) if only else None
-    comparison = Comparison(preset=preset, only=families, seeds=seeds_from(seeds))
+    here = describe_machine()
+    machine = str(here["accelerator"] or here["processor"])
+    comparison = Comparison(
+        preset=preset, only=families, seeds=seeds_from(seeds), version=VERSION, machine=machine
+    )
     sources = sources_from(data or ())
     if not is_installed():
         comparison = _without_peft(comparison)
-    wanted = comparison.jobs
+    names = names_of(comparison.jobs)
     if dry_run:
-        tell_open("group", comparison.groups, wanted, rows_in(out), jobs, as_json)
+        rows, digests = stored_in(out, names, sources)
+        comparison = replace(comparison, digests=digests)
+        tell_open("group", comparison.groups, comparison.jobs, rows, jobs, as_json)
         return
-    chosen = _possible(wanted, sources)
+    absent = absent_data(comparison.jobs, sources)
+    if not possible(comparison.jobs, absent):
+        raise DataError("no comparison has its data here; say where it is with --data NAME=FOLDER.")
     with open_store(out, write=True) as store:
+        comparison = replace(comparison, digests=digests_in(store, names.difference(absent), sources))
+        chosen = possible(comparison.jobs, absent)
         crew = crew_of(None, jobs, Place(out.absolute(), sources))
         progress = work_through(chosen, comparison.groups, store, crew, deadline)
         files = _write(store.rows(), comparison, out, as_json)
@@ -103,14 +118,6 @@ def _without_peft(comparison: Comparison) -> Comparison:
         raise ConfigError("nothing is left to compare; install PEFT, or choose other families with --only.")
     console.err.print("left out: PEFT is not installed; pip install 'sparsetune[peft]'.")
     return replace(comparison, only=left)
-
-
-def _possible(wanted: list[Job], sources: dict[str, str]) -> list[Job]:
-    """Leave out, with a word, what lacks its data."""
-    chosen, absent = with_data(wanted, sources)
-    if absent and not chosen:
-        raise DataError("no comparison has its data here; say where it is with --data NAME=FOLDER.")
-    return chosen
 
 
 def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +13,20 @@ from sparsetune.cli import console, options
 from sparsetune.cli.batch import (
     DryRun,
     TimeBudget,
+    absent_data,
     crew_of,
-    rows_in,
+    digests_in,
+    names_of,
+    possible,
     seeds_from,
+    stored_in,
     tell_done,
     tell_open,
-    with_data,
     work_through,
 )
 from sparsetune.durations import seconds_from
 from sparsetune.errors import DataError
+from sparsetune.reproduce.jobs import VERSION, Job
 from sparsetune.reproduce.place import Place
 from sparsetune.reproduce.report import read_results, write_report
 from sparsetune.reproduce.selection import Selection
@@ -86,23 +91,31 @@ def paper(
         epochs=epochs,
         train_limit=train_limit,
         test_limit=test_limit,
+        version=VERSION,
     )
     sources = sources_from(data or ())
-    wanted = selection.jobs()
-    groups = {each.id: selection.jobs(each) for each in selection.experiments}
+    names = names_of(selection.jobs())
     if dry_run:
-        tell_open("experiment", groups, wanted, rows_in(out), jobs, as_json)
+        rows, digests = stored_in(out, names, sources)
+        selection = replace(selection, digests=digests)
+        tell_open("experiment", _groups(selection), selection.jobs(), rows, jobs, as_json)
         return
-    chosen, absent = with_data(wanted, sources)
-    if not chosen:
+    absent = absent_data(selection.jobs(), sources)
+    if not possible(selection.jobs(), absent):
         raise DataError("no experiment has its data here; say where it is with --data NAME=FOLDER.")
     with open_store(out, write=True) as store:
+        selection = replace(selection, digests=digests_in(store, names.difference(absent), sources))
+        chosen = possible(selection.jobs(), absent)
         store.note(SELECTION, {**selection.to_json(), "absent": absent})
         crew = crew_of(ray, jobs, Place(out.absolute(), sources))
-        progress = work_through(chosen, groups, store, crew, deadline)
+        progress = work_through(chosen, _groups(selection), store, crew, deadline)
         console.err.print("writing the report ...")
         page = write_report(store.rows(), store.noted(SELECTION), out / REPORT)
     tell_done(progress, chosen, {"report": str(page)}, as_json)
+
+
+def _groups(selection: Selection) -> dict[str, list[Job]]:
+    return {each.id: selection.jobs(each) for each in selection.experiments}
 
 
 def report(

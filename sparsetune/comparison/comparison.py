@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsetune.comparison.methods import FAMILIES, rows_of
 from sparsetune.comparison.presets import HELD_OUT, PRESETS, Ground
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, check_seeds, in_order
+from sparsetune.reproduce.jobs import DEFAULTS, Job, Settings, based, check_seeds, in_order
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Comparison:
         only: Families out of ``FAMILIES``; ``None`` for all of them.
         seeds: Each method is trained once with each; a seed gives the order of pictures, the head and, where
             the backbone is random, that.
+        digests: Of the data, by name.
+        version: Of results; ``None`` for those of before there was one.
+        machine: That which takes the times of steps; ``None`` for times of before it was told.
 
     Raises:
         UnknownNameError: When there is no such preset or family.
@@ -47,6 +50,9 @@ class Comparison:
     preset: str = "digits"
     only: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    version: int | None = None
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -81,8 +87,8 @@ class Comparison:
         found, entries = {}, self.entries
         for name, ground in self.grounds.items():
             first = tuple(entry.jobs[0] for entry in entries if entry.ground == name)
-            settings = {**DEFAULTS, **ground.settings, "kind": "pace", "of": [job.id for job in first]}
-            found[name] = Job(settings, first)
+            own = {"kind": "pace", "of": [job.id for job in first], "machine": self.machine}
+            found[name] = Job({**self._based(ground.settings), **own}, first)
         return found
 
     @property
@@ -100,6 +106,9 @@ class Comparison:
         lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
         return cls(**{**value, **lists})
 
+    def _based(self, settings: Settings) -> Settings:
+        return based({**DEFAULTS, **settings}, self.digests, self.version)
+
     def _entries(self) -> Iterator[Entry]:
         for name, ground in self.grounds.items():
             for family in self.only or FAMILIES:
@@ -108,10 +117,10 @@ class Comparison:
 
     def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:
         """The final trainings of a method; they need those that tune its learning rate."""
-        common = {**DEFAULTS, **ground.settings, **method}
+        common = self._based({**ground.settings, **method})
         start: tuple[Job, ...] = ()
         if ground.backbone is not None:
-            start = (Job({**DEFAULTS, **ground.backbone}),)
+            start = (Job(self._based(ground.backbone)),)
             common["init_from"] = start[0].id
         tuning = tuple(
             Job({**common, "lr": rate, "held_out": HELD_OUT, "seed": seed}, start)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsetune.comparison.methods import FAMILIES
-from sparsetune.comparison.points import DTYPES, Point, Verdict
+from sparsetune.comparison.points import DTYPES, Point
+from sparsetune.comparison.verdicts import Side, Verdict
 
+GAP = "difference (points, 95 %)"
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
 
@@ -25,29 +27,28 @@ def methods(points: Sequence[Point]) -> Table:
 
 def budgets(found: Sequence[Verdict]) -> Table:
     """Return a row for each budget at which ours or PEFT's has something."""
-    header = ["at most", "ours", "top-1 (%)", "PEFT LoRA", "top-1 (%)", "ours / LoRA, time", "ours wins"]
+    header = ["at most", "ours", "top-1 (%)", "PEFT LoRA", "top-1 (%)", GAP, "ours is", "ours / LoRA, time"]
     rows = []
     for verdict, row in zip(_told(found), _judged(found), strict=True):
-        ratio = verdict.fastest_ratio
-        fastest = verdict.fastest and f"{verdict.fastest.name}, {verdict.fastest.dtype}: {ratio:.2f}"
-        rows.append([*row, fastest or ""])
-    return [*header, "our fastest as good, time"], rows
+        fast = verdict.fastest
+        quick = fast and fast.ours and [f"{fast.ours.name}: {_ratio(fast)}", f"{_gap(fast)}, {fast.said}"]
+        rows.append([*row, *(quick or ["", ""])])
+    return [*header, "our fastest as accurate where chosen, time", "its difference"], rows
 
 
 def chosen(found: Sequence[Verdict]) -> Table:
     """Return a row for each budget that was left to ``--budget``."""
-    header = ["at most", "chosen", "top-1 (%)", "best fixed", "top-1 (%)", "chosen / fixed, time", "as good"]
-    return header, _judged(found)
+    sides = ["chosen", "top-1 (%)", "best fixed", "top-1 (%)"]
+    return ["at most", *sides, GAP, "chosen is", "chosen / fixed, time"], _judged(found)
 
 
 def _judged(found: Sequence[Verdict]) -> list[list[str]]:
-    words = {True: "yes", False: "no", None: ""}
     rows = []
     for verdict in _told(found):
-        ratio = verdict.time_ratio
         sides = [cell for side in (verdict.ours, verdict.theirs) for cell in _side(side)]
-        shown = "" if ratio is None else f"{ratio:.2f}"
-        rows.append([f"{verdict.budget / 1000:,.0f} KB", *sides, shown, words[verdict.holds]])
+        rows.append(
+            [f"{verdict.budget / 1000:,.0f} KB", *sides, _gap(verdict), verdict.said, _ratio(verdict)]
+        )
     return rows
 
 
@@ -55,10 +56,19 @@ def _told(found: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in found if verdict.ours or verdict.theirs]
 
 
-def _side(point: Point | None) -> list[str]:
-    if point is None:
-        return ["none so small", ""]
-    return [f"{point.name}, {point.dtype}", str(point.top1)]
+def _side(side: Side | None) -> list[str]:
+    return ["none so small", ""] if side is None else [side.name, f"{side.top1:.2f}"]
+
+
+def _gap(verdict: Verdict) -> str:
+    """The difference with its interval; a star where that is of seeds alone."""
+    if verdict.gap is None or verdict.reach is None:
+        return ""
+    return f"{verdict.gap:+.2f} ± {verdict.reach:.2f}{'' if verdict.whole else '*'}"
+
+
+def _ratio(verdict: Verdict) -> str:
+    return "" if verdict.time_ratio is None else f"{verdict.time_ratio:.2f}"
 
 
 def _how(point: Point) -> list[str]:

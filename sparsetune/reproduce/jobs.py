@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Settings = dict[str, Any]
+
+VERSION = 1
+"""Of results: raised by whoever changes code so that a job gives another result, or measures it otherwise.
+Results of other versions are kept, and no longer taken for the present one's."""
 
 DEFAULTS: Settings = {
     "kind": "fit",
@@ -42,6 +46,9 @@ DEFAULTS: Settings = {
     "init_from": None,
     "members": None,
     "of": None,
+    "digest": None,
+    "version": None,
+    "machine": None,
 }
 """Every setting of a job; experiments and presets say only what differs.
 
@@ -52,7 +59,12 @@ training step of each entry ``of`` takes). ``init_from`` and ``of`` name other j
 entries ``of``, and one with ``budget`` learns what comes to so many bytes, spread over the layers as
 ``spread`` says or, without, as ``--budget`` chooses.
 ``size`` is of pictures, where it is not their own; of ``classes``, where it is not all, the first are taken.
+A result rests on its data, whose ``digest`` this is, on code, by the ``version`` of results, and, of a
+``pace``, on the ``machine``: with others it is another job's. Those of before there were such have ``None``.
 """
+
+BASIS = ("digest", "version", "machine", "init_from")
+"""What a result rests on beside what is asked for: data, code, of times the machine, and the backbone."""
 
 TRAININGS = ("fit", "ours", "lora")
 """Kinds of jobs that train."""
@@ -130,6 +142,11 @@ def job(settings: Settings) -> Job:
         run = Job({**settings, "kind": "fit"})
         return Job({**settings, "of": run.id}, (run,))
     return Job(settings)
+
+
+def based(settings: Settings, digests: Mapping[str, str], version: int | None) -> Settings:
+    """Return settings that say what a result rests on: its data, by name, and the version of results."""
+    return {**settings, "digest": digests.get(settings["data"]), "version": version}
 
 
 def check_seeds(seeds: Sequence[int]) -> list[str]:

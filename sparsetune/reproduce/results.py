@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sparsetune.reproduce.experiments import EXPERIMENTS
-from sparsetune.reproduce.jobs import Settings
+from sparsetune.reproduce.jobs import Settings, based
 from sparsetune.reproduce.selection import Selection
 from sparsetune.reproduce.sources import KNOWN
 from sparsetune.reproduce.store import Row
@@ -45,15 +45,20 @@ class Results:
     """Results of one selection.
 
     Args:
-        rows: Of any selection; those of others are left aside.
+        rows: Of any selection; those of others, of other data and of other versions are left aside.
         selection: Which settings stand for the paper's. Its seeds are all those that ``rows`` hold.
     """
 
     def __init__(self, rows: Sequence[Row], selection: Selection) -> None:
         self.selection = selection
-        self.by_id = {row.id: row for row in rows}
+        self.by_id = {row.id: row for row in rows if self._is_of(row.settings)}
         seeds = {row.settings["seed"] for row in rows if row.settings["init_from"] is None}
         self.seeds = sorted(seeds | set(selection.seeds))
+
+    def _is_of(self, settings: Settings) -> bool:
+        """Whether a result is of the selection's data and version."""
+        wanted = based(settings, self.selection.digests, self.selection.version)
+        return all(settings.get(name) == wanted[name] for name in ("digest", "version"))
 
     def rows(self, settings: Settings) -> list[Row]:
         """Return the results that stand for the paper's ``settings``, one a seed."""

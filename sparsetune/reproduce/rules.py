@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from statistics import fmean, median
 
 from sparsetune.reproduce.experiments import COUNTS, FRACTIONS, NAMES
 from sparsetune.reproduce.figures import FIVE, curve, fit_line
@@ -123,13 +123,14 @@ def _table1(results: Results) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def fc_inferior(results: Results) -> Decided:
-    """The best block is ahead in most cases: two nets, on each data set that was run."""
+    """Two of the three blocks are ahead in most cases: two nets, on each data set that was run."""
     rows = _table1(results)
-    best = {key: max(row["block1"], row["block2"], row["block3"]) for key, row in rows.items()}
+    second = {key: median((row["block1"], row["block2"], row["block3"])) for key, row in rows.items()}
     shown = "; ".join(
-        f"{NAMES[m]} {d}: fc {row['fc']:.1f}, block {best[m, d]:.1f}" for (m, d), row in rows.items()
+        f"{NAMES[m]} {d}: fc {row['fc']:.1f}, second of blocks {second[m, d]:.1f}"
+        for (m, d), row in rows.items()
     )
-    return sum(row["fc"] < best[key] for key, row in rows.items()) > len(rows) / 2, shown
+    return sum(row["fc"] < second[key] for key, row in rows.items()) > len(rows) / 2, shown
 
 
 def norm_alone(results: Results) -> Decided:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsetune.reproduce.crew import Crew, Event
-from sparsetune.reproduce.jobs import Job
+from sparsetune.reproduce.jobs import BASIS, DEFAULTS, Job, Settings
 from sparsetune.reproduce.store import Row, Store
 
 TRIES = 3
@@ -97,6 +98,31 @@ def go(
     finally:
         crew.close()
     return progress
+
+
+def unused(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Row]:
+    """Return results that differ from those of open jobs in nothing but what they rest on.
+
+    Args:
+        jobs: With digests of their data and a version.
+        rows: All results so far.
+    """
+    finished = {row.id for row in rows}
+    waiting = {_asked(job.settings): job.settings for job in jobs if job.id not in finished}
+    own = {job.id for job in jobs}
+    found = []
+    for row in rows:
+        settings = {**DEFAULTS, **row.settings}
+        job = waiting.get(_asked(settings))
+        if job and row.id not in own and any(settings[name] != job[name] for name in BASIS):
+            found.append(row)
+    return found
+
+
+def _asked(settings: Settings) -> str:
+    """Settings without what a result rests on, and without the names of other jobs, which contain that."""
+    left = {name: value for name, value in settings.items() if name not in (*BASIS, "of")}
+    return json.dumps(left, sort_keys=True)
 
 
 def _is_ready(job: Job, progress: Progress) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.experiments import EXPERIMENTS, Experiment
-from sparsetune.reproduce.jobs import Job, Settings, check_seeds, in_order, job
+from sparsetune.reproduce.jobs import Job, Settings, based, check_seeds, in_order, job
 
 SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
 LONG = ("table2", "fig5", "table3", "fig6")
@@ -46,6 +47,8 @@ class Selection:
         epochs: At most so many for each training.
         train_limit: Use so many training pictures.
         test_limit: Likewise for test pictures.
+        digests: Of the data, by name.
+        version: Of results; ``None`` for those of before there was one.
 
     Raises:
         UnknownNameError: When there is no such preset or experiment.
@@ -58,6 +61,8 @@ class Selection:
     epochs: int | None = None
     train_limit: int | None = None
     test_limit: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -98,7 +103,8 @@ class Selection:
 
     def job(self, settings: Settings, seed: int) -> Job:
         """Return the job that stands for the paper's ``settings``."""
-        return job({**self.adjusted(settings), "seed": seed})
+        changed = {**self.adjusted(settings), "seed": seed}
+        return job(based(changed, self.digests, self.version))
 
     def jobs(self, experiment: Experiment | None = None) -> list[Job]:
         """Return every job of an experiment, or of all; once each, each after those that it needs."""

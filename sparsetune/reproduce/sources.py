@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsetune.data import open_data
 from sparsetune.data.parquet import ParquetImages
-from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
+from sparsetune.errors import ConfigError, DataError, SparsetuneError, UnknownNameError
 from sparsetune.reproduce.jobs import Job, Settings
 
+Noted = dict[str, dict[str, str]]
+"""Data name -> the ``source`` that it was read from, and the ``digest`` of its pictures."""
 JPEG = b"\xff\xd8"
 
 
@@ -91,6 +94,40 @@ def missing(jobs: Iterable[Job], sources: Mapping[str, str]) -> dict[str, str]:
                 "give the folder of that data set."
             )
     return reasons
+
+
+def look(names: Iterable[str], sources: Mapping[str, str]) -> Noted:
+    """Return what is to be noted of the data sets of these names, all of which are here."""
+    places = {name: sources.get(name, name) for name in sorted(names)}
+    return {name: {"source": source, "digest": open_data(source).digest()} for name, source in places.items()}
+
+
+def glance(names: Iterable[str], sources: Mapping[str, str], noted: Noted) -> Noted:
+    """Do the same without a download: what would need one is as ``noted`` of its source, or left out."""
+    found: Noted = {}
+    for name in names:
+        source = sources.get(name, name)
+        if "://" in source or source in ("cifar10", "cifar100"):
+            if noted.get(name, {}).get("source") == source:
+                found[name] = noted[name]
+        else:
+            with suppress(SparsetuneError):
+                found |= look([name], sources)
+    return found
+
+
+def check_digest(settings: Settings, source: str) -> None:
+    """Refuse a job whose data is not, where it is done, that for which it was made.
+
+    Raises:
+        DataError: When it is not.
+    """
+    wanted = settings["digest"]
+    if wanted is not None and (found := open_data(source).digest()) != wanted:
+        raise DataError(
+            f"{source} holds other pictures (digest {found}) than those of this job (digest {wanted}); "
+            "give every worker the same data, and call the command again if it changed meanwhile."
+        )
 
 
 def _pictures(settings: Settings) -> tuple[str, int | None, int | None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from os.path import realpath
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from sparsetune.adapt import adapt_, adapted, merge_
 from sparsetune.config import FitConfig
 from sparsetune.errors import DivergedError
-from sparsetune.folders import DELTA
+from sparsetune.folders import DELTA, recorded
 from sparsetune.learn import Learn
 from sparsetune.machine import describe_machine
 from sparsetune.members import measure
@@ -18,7 +21,7 @@ from sparsetune.reproduce.contest import contend
 from sparsetune.reproduce.jobs import LEARN, TRAINING, Settings
 from sparsetune.reproduce.pace import pace
 from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.sources import KNOWN, describe_source
+from sparsetune.reproduce.sources import KNOWN, check_digest, describe_source
 from sparsetune.runs import Run, run
 from sparsetune.saving import inspect, load
 from sparsetune.training import Watch
@@ -42,8 +45,10 @@ def perform(
 
     Raises:
         DivergedError: When a loss does not stay finite.
+        DataError: When the data is not that of the job.
         SparsetuneError: As ``run`` raises.
     """
+    check_digest(settings, place.data(settings))
     if settings["kind"] == "fit":
         return _fit(identity, settings, place, budget, watch)
     if settings["kind"] in ("ours", "lora"):
@@ -85,8 +90,10 @@ def _settings(settings: Settings, place: Place) -> Run:
 def _fit(
     identity: str, settings: Settings, place: Place, budget: float | None, watch: Watch | None
 ) -> dict[str, Any] | None:
-    folder = place.run(identity)
-    outcome = run(_settings(settings, place), folder, resume=folder.exists(), time_budget=budget, watch=watch)
+    folder, asked = place.run(identity), _settings(settings, place)
+    if folder.exists() and not _is_here(folder, asked):
+        shutil.rmtree(folder)
+    outcome = run(asked, folder, resume=folder.exists(), time_budget=budget, watch=watch)
     if not outcome.finished:
         return None
     last, plan, delta = outcome.history[-1], outcome.plan, folder / DELTA
@@ -102,6 +109,12 @@ def _fit(
         "total_parameters": plan.total_parameters,
         "delta_bytes": delta.stat().st_size,
     }
+
+
+def _is_here(folder: Path, asked: Run) -> bool:
+    """Whether a run was begun with data and backbone where they lie now, so that it can go on."""
+    began = {name: recorded(folder, name) for name in ("data", "init_from")}
+    return all(realpath(path or "") == realpath(getattr(asked, name) or "") for name, path in began.items())
 
 
 def _ensemble(settings: Settings, place: Place) -> dict[str, Any]:

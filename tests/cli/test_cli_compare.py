@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -44,6 +47,36 @@ def test_a_dry_run_says_what_there_is_to_do(sparsetune):
     assert value["seconds"] is None
     assert {row["group"] for row in value["groups"]} >= {"random: PEFT LoRA", "trained: low rank"}
     assert not Path("runs").exists()
+
+
+def pictures_in(folder):
+    """A hundred and twenty training and fifty test pictures of ten classes, each of its own grey."""
+    for split, count in (("train", 12), ("test", 5)):
+        for label, number in product(range(10), range(count)):
+            path = folder / split / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(100 * label + number).integers(0, 40, (8, 8, 3))
+            Image.fromarray((20 * label + noise).astype(np.uint8)).save(path)
+    return folder
+
+
+def test_results_are_those_of_the_pictures_wherever_they_lie_and_of_no_others(sparsetune):
+    one, other = pictures_in(Path("one/digits")), Path("two/digits")
+    shutil.copytree(one, other)
+    Image.new("RGB", (9, 8)).save(other / "train" / "3" / "0.png")
+    words = "compare --preset smoke --only head --seeds 0 --json --out o"
+    count = sparsetune(f"{words} --data digits={one}").json["finished"]
+    assert count == 1 + 2 * (1 + 1 + 1)  # a backbone; of each ground a tuning, a training, a pace
+
+    def left(*data):
+        told = sparsetune(f"{words} --dry-run", *data)
+        return told.json["open"], told.err.splitlines()[:1]
+
+    unused = f"{count} stored results are of other data or another version: kept, and not used."
+    assert left("--data", f"digits={other}") == (count, [unused])
+    assert left() == (count, [unused])  # scikit-learn's digits
+    one.rename("elsewhere")
+    assert left("--data", "digits=elsewhere") == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,13 +14,16 @@ import sparsetune as st
 from sparsetune.comparison.comparison import Comparison
 from sparsetune.comparison.drawing import draw
 from sparsetune.comparison.methods import FAMILIES
-from sparsetune.comparison.points import choices, find, lines, read_lines, verdicts
+from sparsetune.comparison.points import find, lines, read_lines
 from sparsetune.comparison.presets import PRESETS
-from sparsetune.comparison.tables import budgets, chosen, methods
+from sparsetune.comparison.tables import methods
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.lowrank import learned_tensors, uniform_lora
 from sparsetune.reproduce.counts import learned_parameters
+from sparsetune.reproduce.jobs import VERSION
 from sparsetune.reproduce.store import Row
+
+DOCS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def rows_of(comparison, values):
@@ -53,18 +55,6 @@ def rows_of(comparison, values):
             Row(pace.id, pace.settings, {"steps": each}, {"data": {"name": "digits", "lossy": False}})
         )
     return found
-
-
-def by_name(made):
-    """For :func:`rows_of`: bytes, a share for each seed, and seconds of a step, by the entry's name."""
-
-    def values(entry, seed):
-        if entry.name not in made:
-            return None
-        count, shares, seconds = made[entry.name]
-        return count, shares[seed], seconds
-
-    return values
 
 
 def test_every_final_training_needs_its_tuning_and_its_backbone():
@@ -141,67 +131,10 @@ def test_points_are_means_over_seeds_in_each_precision():
     whole, _, int8, *_ = points
     assert whole.top1.values == pytest.approx((50, 60, 70))
     assert (whole.top1.mean, whole.top1.deviation) == pytest.approx((60, 10))
-    assert whole.error == pytest.approx(10 / 3**0.5)
     assert (whole.bytes, int8.bytes, whole.seconds) == (12_000, 3_000, 4 * 45 * 5.0)  # 45 steps of 32
     assert int8.top1.mean == pytest.approx(50)
     assert points[3].top1.values == pytest.approx((80, 10, 80))  # one that diverged counts as chance
     assert points[3].top1.diverged == 1
-
-
-def test_a_verdict_takes_the_best_of_each_side_below_the_budget():
-    comparison = Comparison(preset="digits", only=("norm", "rank", "everything", "lora"), seeds=(0, 1))
-    made = {
-        "norm and head": (30_000, (0.60, 0.60), 5.0),
-        "rank 1": (200_000, (0.79, 0.79), 8.0),
-        "everything": (300_000, (0.99, 0.99), 9.0),
-        "LoRA 1": (190_000, (0.76, 0.84), 10.0),
-        "LoRA 2": (900_000, (0.95, 0.95), 10.0),
-    }
-
-    found = {v.budget: v for v in verdicts(find(rows_of(comparison, by_name(made)), comparison))}
-    assert found[5_000].ours is found[5_000].theirs is found[5_000].holds is None
-    small = found[20_000]
-    assert (small.ours.name, small.ours.dtype, small.theirs, small.holds) == (
-        "norm and head",
-        "bf16",
-        None,
-        None,
-    )
-    near = found[160_000]
-    assert (near.ours.name, near.ours.dtype) == ("rank 1", "bf16")
-    assert (near.theirs.name, near.theirs.dtype) == ("LoRA 1", "bf16")
-    assert near.holds  # 79 is within 80 less the standard error, 4
-    assert near.time_ratio == near.fastest_ratio == pytest.approx(0.8)
-    large = found[640_000]
-    assert (large.ours.name, large.theirs.name, large.holds) == ("rank 1", "LoRA 2", False)
-    header, cells = budgets([*found.values()])
-    assert [row[-2:] for row in cells[-3:]] == [["no", ""]] * 3
-    assert {len(row) for row in cells} == {len(header)}
-
-
-def test_the_fastest_of_ours_that_is_as_good_is_told():
-    comparison = Comparison(preset="digits", only=("norm", "rank", "lora"), seeds=(0, 1))
-    made = {
-        "norm and head": (30_000, (0.60, 0.60), 2.0),
-        "rank 1": (60_000, (0.76, 0.76), 5.0),
-        "rank 2": (70_000, (0.90, 0.90), 9.0),
-        "rank 4": (900_000, (0.95, 0.95), 1.0),
-        "LoRA 1": (70_000, (0.75, 0.79), 10.0),
-    }
-
-    found = {v.budget: v for v in verdicts(find(rows_of(comparison, by_name(made)), comparison))}
-    assert (found[80_000].ours.name, found[80_000].fastest.name) == ("rank 2", "rank 1")
-    assert (found[80_000].time_ratio, found[80_000].fastest_ratio) == pytest.approx((0.9, 0.5))
-    assert (found[2_500_000].ours.name, found[2_500_000].fastest.name) == ("rank 4", "rank 4")
-    assert found[10_000].fastest is None  # LoRA has nothing so small
-    _, cells = budgets([found[80_000]])
-    told = "80 KB|rank 2, float32|90.00 ± 0.00|LoRA 1, float32|77.00 ± 2.83|0.90|yes|rank 1, float32: 0.50"
-    assert cells == [told.split("|")]
-    untimed = find(
-        [row for row in rows_of(comparison, by_name(made)) if "steps" not in row.result], comparison
-    )
-    assert {point.seconds for point in untimed} == {None}
-    assert {(v.time_ratio, v.fastest) for v in verdicts(untimed)} == {(None, None)}
 
 
 def test_choosing_counts_as_training():
@@ -213,84 +146,22 @@ def test_choosing_counts_as_training():
     assert {point.seconds for point in find(rows, comparison)} == {4 * 45 * 2.0 + 1.5}
 
 
-def test_a_choice_is_judged_by_the_best_fixed_method_of_ours_that_fits_as_half_of_the_seeds_tell():
-    comparison = Comparison(preset="digits", only=("norm", "rank", "budget", "lora"), seeds=(0, 1, 2, 3))
-    made = {
-        "norm and head": (70_000, (0.70, 0.72, 0.99, 0.99)),  # the best by seeds that do not tell
-        "rank 1": (150_000, (0.75, 0.75, 0.76, 0.84)),
-        "rank 2": (700_000, (0.90, 0.90, 0.90, 0.90)),  # in half the bytes it fits the larger budget
-        "LoRA 1": (150_000, (0.99, 0.99, 0.99, 0.99)),
-        "budget 160 KB": (636_000, (0.20, 0.30, 0.82, 0.88)),  # in a byte a value, .1 worse
-        "budget 640 KB": (900_000, (0.99, 0.99, 0.99, 0.99)),
-    }
-
-    def values(entry, seed):
-        if entry.name not in made:
-            return None
-        count, shares = made[entry.name]
-        return count, shares[seed], 5.0
-
-    rows = rows_of(comparison, values)
-    names = iter(("low rank", *["slices"] * 7))
-    for row in rows:
-        if row.settings["budget"] and "stored" in row.result:
-            row.result["choice"] = {"name": next(names)}
-    one, other = choices(find(rows, comparison))
-    assert (one.budget, one.ours.name, one.theirs.name) == (
-        160_000,
-        "budget 160 KB: low rank / slices",
-        "rank 1",
-    )
-    assert one.ours.seeds == one.theirs.seeds == (2, 3)
-    assert one.slack == pytest.approx((3**2 + 4**2) ** 0.5)
-    assert one.holds  # 75 is 80 less that, 5
-    assert (other.budget, other.ours.name, other.theirs.name) == (640_000, "budget 640 KB: slices", "rank 2")
-    assert (other.ours.dtype, other.theirs.dtype) == ("int8", "bf16")
-    assert not other.holds
-    header, cells = chosen([one, other])
-    assert [row[-1] for row in cells] == ["yes", "no"]
-    assert len(header) == len(cells[0])
-    alone = find(rows, replace(comparison, seeds=(1,)))
-    assert [v.theirs.name for v in choices(alone)] == ["rank 1", "rank 2"]  # one seed both tells and judges
-    absent = {job.id for entry in comparison.entries if entry.name == "rank 1" for job in entry.jobs[2:]}
-    fewer = find([row for row in rows if row.id not in absent], comparison)
-    assert choices(fewer)[0].holds is None
-
-
-def test_which_pictures_were_right_makes_the_error_that_of_pictures_too():
-    comparison = Comparison(preset="digits", only=("norm", "budget"), seeds=(0, 1))
+def test_a_point_knows_which_pictures_were_right():
+    comparison = Comparison(preset="digits", only=("norm",), seeds=(0, 1))
     rows = rows_of(comparison, lambda entry, seed: (60_000, 0.5, 1.0))
-    for row in rows:
-        if "stored" in row.result:
-            ours = row.settings["budget"] is not None
-            row.result.update(choice={"name": "low rank"}, test_pictures=10)
-            for each in row.result["stored"]:
-                each["right"] = "ff80" if ours else "fc00"  # nine of ten, and six: 7 bits pad the last byte
-    verdict = choices(find(rows, comparison))[0]
-    assert [sum(seed) for seed in verdict.ours.right] == [9]
-    assert [len(seed) for seed in verdict.theirs.right] == [10]
-    assert verdict.slack == pytest.approx(100 * (0.21 / 9) ** 0.5)  # gaps of 1 at three of ten pictures
-    del rows[0].result["stored"][0]["right"]
+    finals = [row.result for row in rows if "stored" in row.result]
+    for result, bits in zip(finals, ("ff80", "fc00"), strict=True):
+        result["test_pictures"] = 10
+        for each in result["stored"]:
+            each["right"] = bits  # nine of ten, and six: 6 bits pad the last byte
+    point = find(rows, comparison)[0]
+    assert point.right.tolist() == [[1] * 9 + [0], [1] * 6 + [0] * 4]
+    assert point.scores((1,), whole=True).tolist() == [[1] * 6 + [0] * 4]
+    assert point.scores((1, 0), whole=False).tolist() == [[0.5], [0.5]]
+    lost = replace(rows[1], result={"diverged": "the loss became nan"})
+    assert find([rows[0], lost, *rows[2:]], comparison)[0].right[1] == pytest.approx([0.1] * 10)
+    del finals[0]["stored"][0]["right"]
     assert find(rows, comparison)[0].right is None
-
-
-def test_a_gap_of_exactly_one_error_holds_whatever_the_rounding():
-    """Where one seed alone differs, the gap of the means is their standard error: d / n."""
-    comparison = Comparison(preset="digits", only=("norm", "budget"), seeds=(*range(12),))
-    rows = rows_of(comparison, lambda entry, seed: (60_000, 0.5, 1.0))
-    for row in rows:
-        if "stored" in row.result:
-            ours, seed = row.settings["budget"] is not None, row.settings["seed"]
-            right = np.ones(360, bool)
-            right[:3] = not (ours and seed == 7)
-            row.result.update(choice={"name": "low rank"}, test_pictures=360)
-            for each in row.result["stored"]:
-                each.update(top1=float(right.mean()), right=np.packbits(right).tobytes().hex())
-    verdict = choices(find(rows, comparison))[0]
-    gap = 100 * 3 / 360 / 6
-    assert verdict.theirs.top1.mean - verdict.ours.top1.mean == pytest.approx(gap)
-    assert verdict.slack == pytest.approx(gap)
-    assert verdict.holds
 
 
 def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
@@ -316,6 +187,25 @@ def test_results_come_back_from_their_lines_and_are_drawn(tmp_path):
     assert all(len(row) == len(header) for row in cells)
     with pytest.raises(DataError, match=r"is not a results\.jsonl of `sparsetune compare`"):
         read_lines(Path(__file__))
+
+
+def test_results_of_before_there_was_a_version_are_still_found():
+    rows, comparison = read_lines(DOCS / "compare-digits.jsonl")
+    assert (comparison.version, comparison.machine, len(find(rows, comparison))) == (None, None, 3 * 57)
+    assert find(rows, replace(comparison, version=VERSION)) == []
+
+
+def test_the_backbones_data_is_a_training_s_too_and_times_are_a_machine_s():
+    def ids(**basis):
+        jobs = Comparison(preset="full", only=("norm",), **basis).jobs
+        return {kind: {j.id for j in jobs if j.settings["kind"] == kind} for kind in ("fit", "ours", "pace")}
+
+    one, other = (ids(digests={"cifar10": "aa", "tiny-imagenet": found}) for found in ("bb", "bc"))
+    assert not one["fit"] & other["fit"]
+    assert len(one["ours"] & other["ours"]) == 3 + 3  # tunings and trainings over the random backbone
+    here, there = (ids(machine=name) for name in ("here", "there"))
+    assert here["ours"] == there["ours"]
+    assert not here["pace"] & there["pace"]
 
 
 def test_what_is_unknown_is_one_sentence():

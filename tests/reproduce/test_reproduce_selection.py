@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.reproduce.experiments import EXPERIMENTS
+from sparsetune.reproduce.jobs import VERSION
+from sparsetune.reproduce.report import read_results
+from sparsetune.reproduce.results import Results
 from sparsetune.reproduce.selection import Selection
+
+DOCS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def test_full_changes_nothing():
@@ -49,6 +55,24 @@ def test_seeds_share_no_run():
     assert not jobs[0] & jobs[1]
     assert not jobs[1] & jobs[2]
     assert {j.id for j in Selection(preset="full", seeds=(0, 1, 2)).jobs()} == jobs[0] | jobs[1] | jobs[2]
+
+
+def test_other_data_and_another_version_are_other_jobs_and_so_are_those_that_need_them():
+    def ids(**basis):
+        return [job.id for job in Selection(preset="smoke", only=("table4", "fig6"), **basis).jobs()]
+
+    one, same = (ids(digests={"digits": "aa", "cifar10": other}) for other in ("bb", "cc"))
+    other, newer = ids(digests={"digits": "ab"}), ids(digests={"digits": "aa"}, version=VERSION + 1)
+    assert one == same
+    assert len({*one, *other, *newer, *ids()}) == 4 * len(one)
+
+
+def test_results_of_before_there_was_a_version_are_still_found():
+    rows, noted = read_results(DOCS / "paper" / "cifar10-subset.jsonl")
+    noted.pop("absent")
+    results = Results(rows, Selection.from_json(noted))
+    assert results.finished("table1")[0] == len(rows) == 12
+    assert not Results(rows, Selection(**{**results.selection.to_json(), "version": VERSION})).by_id
 
 
 def test_it_comes_back_from_json():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import product
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sparsetune as st
-from sparsetune.errors import DivergedError
+from sparsetune.errors import DataError, DivergedError
 from sparsetune.reproduce.jobs import in_order
 from sparsetune.reproduce.work import about, perform
 
@@ -94,6 +98,28 @@ def test_time_that_is_up_is_no_result_and_the_next_call_goes_on(small, place):
     result = perform(job.id, job.settings, place)
     straight = perform("straight", job.settings, place)
     assert {**result, "seconds": 0} == {**straight, "seconds": 0}
+
+
+def test_a_worker_refuses_other_data_than_the_job_is_for(small, place):
+    job = small(digest="0123456789abcdef")
+    said = r"^digits holds other pictures \(digest [0-9a-f]{16}\) than those of this job \(digest 0123456789a"
+    with pytest.raises(DataError, match=said):
+        perform(job.id, job.settings, place)
+    assert not place.run(job.id).exists()
+    right = small(digest=st.open_data("digits").digest())
+    assert perform(right.id, right.settings, place)["train_pictures"] == 100
+
+
+def test_a_half_done_training_whose_data_was_moved_begins_again(small, place, tmp_path):
+    for number, label in product(range(6), range(10)):
+        path = tmp_path / "there" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * label, number, 0)).save(path)
+    job = small(epochs=2, train_limit=None, test_limit=None)
+    there, here = (replace(place, sources={"digits": str(tmp_path / name)}) for name in ("there", "here"))
+    assert perform(job.id, job.settings, there, budget=0.0) is None
+    (tmp_path / "there").rename(tmp_path / "here")
+    assert perform(job.id, job.settings, here) == {**perform("straight", job.settings, here), "seconds": ANY}
 
 
 def test_a_loss_that_is_no_number_is_told(small, place):
