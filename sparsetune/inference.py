@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -17,12 +17,13 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         batches: Pairs of pictures ``(B, C, H, W)`` and labels ``(B,)``.
 
     Returns:
-        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU.
+        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU; ``(0, 0)`` and ``(0,)`` where there
+        is no batch.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
     training = net.training
     net.eval()
-    logits, labels = [], []
+    logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
     try:
         with torch.inference_mode():
             for x, y in batches:
@@ -30,4 +31,9 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
                 labels.append(y)
     finally:
         net.train(training)
-    return torch.cat(logits), torch.cat(labels)
+    return joined_rows(logits), torch.cat(labels)
+
+
+def joined_rows(pieces: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the first dimension; pieces without rows need not have the others' columns."""
+    return torch.cat([piece for piece in pieces if len(piece)] or pieces[:1])
