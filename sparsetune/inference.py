@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -17,8 +17,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         batches: Pairs of pictures ``(B, C, H, W)`` and labels ``(B,)``.
 
     Returns:
-        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU; ``(0, 0)`` and ``(0,)`` where there
-        is no batch.
+        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU; without batches both are empty.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
     training = net.training
@@ -34,6 +33,6 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     return joined_rows(logits), torch.cat(labels)
 
 
-def joined_rows(pieces: Sequence[Tensor]) -> Tensor:
+def joined_rows(pieces: list[Tensor]) -> Tensor:
     """Concatenate along the first dimension; pieces without rows need not have the others' columns."""
     return torch.cat([piece for piece in pieces if len(piece)] or pieces[:1])

@@ -56,6 +56,7 @@ COLUMN = [
     "delta",
     "arithmetic",
     "rebuild",
+    "filesize",
     "saving",
     "stacking",
     "slimfile",
