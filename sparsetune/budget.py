@@ -14,7 +14,7 @@ from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Split, count_steps, split_in_two
 from sparsetune.errors import DataError
-from sparsetune.filesize import file_bytes
+from sparsetune.filesize import file_bytes, longest_noted
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision
@@ -98,7 +98,7 @@ class _Comparison:
         training: Mapping[str, Any] | None,
     ) -> None:
         self.net, self.config, self.group, self.watch = net, config, group, watch
-        self.training = {"config": config.decisive} if training is None else training
+        self.training = training
         part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
         self.least = LEAST_RANDOM if is_random(net) else LEAST
@@ -139,17 +139,17 @@ class _Comparison:
                 self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype, reserve=reserve
             )
             made = {name: plan(self.net, learn) for name, learn in found.items()}
-            excess = max(self._bytes(one, dtype) for one in made.values()) + SLACK - nbytes
+            excess = max(self._bytes(one, nbytes, dtype) for one in made.values()) + SLACK - nbytes
             reserve += excess
         return made
 
-    def _bytes(self, made: Plan, dtype: Precision | None) -> int:
+    def _bytes(self, made: Plan, nbytes: int, dtype: Precision | None) -> int:
         return file_bytes(
             self.net,
             made,
             classes=self.data.classes,
             preprocessing=self.data.preprocessing,
-            training=self.training,
+            training=self.training or {"config": self.config.decisive, **longest_noted(nbytes)},
             dtype=dtype,
         )
 

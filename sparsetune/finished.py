@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsetune.data import NAMES, Data, loader
 from sparsetune.fetch import is_address
+from sparsetune.filesize import longest_noted
 from sparsetune.inference import predict_logits
 from sparsetune.metrics import scores
 from sparsetune.saving import fill_rounded, save
@@ -49,7 +50,8 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
 def longest_said(settings: Run, data: Data) -> dict[str, Any]:
     """What a finished file will say beside its values, with results as long as numbers can be."""
     values: dict[str, Any] = dict.fromkeys((field.name for field in fields(Epoch)), -1.2345678901234567e-300)
-    return _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
+    said = _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
+    return {**said, "training": said["training"] | longest_noted(settings.budget or 0)}
 
 
 def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
