@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,9 @@ class Tasks(Shared):
         if task is None:
             self._check(inputs[0])
             return self.logits(inputs[0], x)
-        names = self._rows(task, len(x))
         found = {}
-        for name in dict.fromkeys(names or self.headers):
-            index = torch.tensor(
-                [row for row, own in enumerate(names) if own == name], device=x.device
-            ).long()
+        for name, own in self._rows(task, len(x)).items():
+            index = torch.tensor(own, dtype=torch.int64, device=x.device)
             found[name] = index, self.logits(name, x[index])
         width = max(logits.shape[1] for _, logits in found.values())
         like = next(iter(found.values()))[1]
@@ -127,15 +124,20 @@ class Tasks(Shared):
             together[index, : logits.shape[1]] = logits
         return together
 
-    def _rows(self, task: Any, count: int) -> list[str]:
-        """The task of each row."""
-        if isinstance(task, str) or not isinstance(task, Sequence):
+    def _rows(self, task: Any, count: int) -> dict[str, list[int]]:
+        """The rows of each task; of no rows those of every task."""
+        if isinstance(task, str) or not isinstance(task, Iterable):
             raise ConfigError(f"task {task!r} is no list of names; give one a row, or call tasks('cats', x).")
-        if len(task) != count:
-            raise ConfigError(f"there are {len(task)} tasks for {count} rows; give one a row.")
-        for name in dict.fromkeys(task):
+        names = list(task)
+        if len(names) != count:
+            raise ConfigError(f"there are {len(names)} tasks for {count} rows; give one a row.")
+        if not self.headers:
+            raise ConfigError("there is no task; add one.")
+        rows: dict[str, list[int]] = {} if names else {name: [] for name in self.headers}
+        for row, name in enumerate(names):
             self._check(name)
-        return list(task)
+            rows.setdefault(name, []).append(row)
+        return rows
 
     def _check(self, name: Any) -> None:
         if not isinstance(name, str):

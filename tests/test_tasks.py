@@ -4,6 +4,7 @@ import copy
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,7 @@ def test_each_task_is_the_model_that_was_saved(tasks, folder):
 def test_a_mixed_batch_equals_one_task_at_a_time_in_its_order(tasks, folder):
     names = ["cats", "cars", "maps", "cars", "cats", "maps", "maps", "cats", "cars", "cats", "cats", "cars"]
     logits = tasks(X, task=names)
+    assert torch.equal(tasks(X, task=np.array(names)), logits)
     assert logits.shape == (12, 10)
     for name, classes in (("cats", 10), ("cars", 4), ("maps", 7)):
         rows = [row for row, own in enumerate(names) if own == name]
@@ -343,6 +345,8 @@ def test_what_is_no_mapping_of_names_is_refused(tasks, folder):
         tasks.remove(name)
     with pytest.raises(DeltaError, match="foreign stands on seed 1"):
         tasks.add("foreign", folder / "foreign")
+    with pytest.raises(ConfigError, match="there is no task; add one"):
+        tasks(X[:0], task=[])
 
 
 def test_a_value_shared_by_two_layers_is_switched_in_both(tmp_path):
