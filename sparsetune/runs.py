@@ -121,10 +121,10 @@ def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None
 
 def _check_budget(net: nn.Module, made: Plan, settings: Run, data: Data) -> None:
     """Refuse before the training a choice, made elsewhere, whose file would not keep the budget."""
-    said = longest_said(settings, data)
-    if settings.budget is not None and settings.budget < (
-        needed := file_bytes(net, made, **said, dtype=settings.dtype)
-    ):
+    if settings.budget is None:
+        return
+    needed = file_bytes(net, made, **longest_said(settings, data), dtype=settings.dtype)
+    if needed > settings.budget:
         raise ConfigError(
             f"what was chosen takes a file of {needed:,} bytes, more than the budget of {settings.budget:,}; "
             "choose anew in another folder (--out), or give more."

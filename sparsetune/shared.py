@@ -89,7 +89,7 @@ class Shared(nn.Module):
         """Compute a delta's logits; no row of pictures gives no row of logits."""
         with self.using(name) as net:
             found: Tensor = net(x if len(x) else x.new_zeros(1, *x.shape[1:]))
-        return found[: len(x)]
+        return found if len(x) else found[:0]
 
     def train(self, mode: bool = True) -> Shared:
         """Stay in evaluation mode, where deltas cannot mix.
