@@ -184,14 +184,16 @@ def test_the_file_keeps_the_budget_whatever_it_says_of_itself(tmp_path, wordy, d
     run(asked, tmp_path / "r")
     path = tmp_path / "r" / "delta.safetensors"
     assert 0.9 * 25_000 <= path.stat().st_size <= 25_000
-    with pytest.raises(ConfigError, match=r"budget 9,000 bytes is below 9,... bytes, the least that"):
+    with pytest.raises(ConfigError, match=r"budget 9,000 bytes is below 1\d,... bytes, the least that"):
         run(replace(asked, dtype=None, budget=9_000), tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
 def test_a_choice_from_elsewhere_that_takes_more_is_refused_before_the_training(tmp_path, few):
     choice = st.choose(plain(), few, RUN.config, 40_000)
-    with pytest.raises(ConfigError, match=r"takes a file of 3.,... bytes, more than the budget of 25,000"):
+    with pytest.raises(
+        ConfigError, match=r"takes a file of [34]\d,\d{3} bytes, more than the budget of 25,000"
+    ):
         run(RUN, tmp_path / "r", choice=choice)
     assert not (tmp_path / "r").exists()
 
