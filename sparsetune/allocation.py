@@ -64,6 +64,7 @@ def allocate(
     base: Learn | None = None,
     classes: Iterable[str] = (),
     dtype: Precision | None = None,
+    reserve: int = RESERVE,
 ) -> Learn:
     """Spend a budget on a model: what it always needs first, then units of its layers until nothing fits.
 
@@ -83,6 +84,7 @@ def allocate(
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
         classes: Class names that the file will hold.
         dtype: As the delta will be saved; ``None`` for all bits.
+        reserve: Bytes for what the file says of itself, but for its index, learn spec and class names.
 
     Returns:
         A spec by layer, or of one number where all layers have the same. Normalisation's scale and shift are
@@ -97,7 +99,7 @@ def allocate(
         raise ConfigError(
             "rule 'signal' needs gradients; pass those of mean_gradients in sparsetune.gradients."
         )
-    base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes), dtype)
+    base, left = _affordable(net, nbytes, base or Learn(filters=0), tuple(classes), dtype, reserve)
     found = _layers(net, unit, tuple(layers), gradients or {}, dtype)
     have = dict.fromkeys((layer.name for layer in found), 0)
     heap = [(-layer.priority(0, rule), i, layer) for i, layer in enumerate(found)]
@@ -124,12 +126,17 @@ def _spec(base: Learn, unit: Unit, have: dict[str, int], count: int, some: bool)
 
 
 def _affordable(
-    net: nn.Module, nbytes: int, base: Learn, classes: tuple[str, ...], dtype: Precision | None
+    net: nn.Module,
+    nbytes: int,
+    base: Learn,
+    classes: tuple[str, ...],
+    dtype: Precision | None,
+    reserve: int,
 ) -> tuple[Learn, int]:
     """``base`` as far as it fits, and how many bytes are left."""
     for learn in dict.fromkeys((base, replace(base, norm=False))):
         made = plan(net, learn)
-        needed = made.bytes_in(dtype) + _said(made, classes)
+        needed = made.bytes_in(dtype) + reserve + _said(made, classes)
         if needed <= nbytes:
             return learn, nbytes - needed
     what = "running statistics and the classifier" if base.head else "running statistics"
@@ -140,13 +147,13 @@ def _affordable(
 
 
 def _said(made: Plan, classes: tuple[str, ...]) -> int:
-    """Bytes that a file takes beside its values; an upper bound, whichever layers are learned."""
+    """Bytes of index, learn spec and class names; an upper bound, whichever layers are learned."""
     parts = [part for part in made if part.learned or part.layer]
     entries = [[f"{part.name}_{end}", "float32", [*part.shape]] for part in parts for end in "AB"]
     entries += [[buffer.name, str(buffer.dtype), [*buffer.shape]] for buffer in made.buffers]
     index = len(zlib.compress(json.dumps(entries).encode(), 9))
     names = [*classes, *[[part.homes[0][0], 9999] for part in parts if part.layer]]
-    return RESERVE + index + len(json.dumps(json.dumps(names)))
+    return index + len(json.dumps(json.dumps(names)))
 
 
 def _layers(

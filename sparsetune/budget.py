@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from sparsetune.allocation import RESERVE
 from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Split, count_steps, split_in_two
 from sparsetune.errors import DataError
+from sparsetune.filesize import file_bytes, longest_noted
 from sparsetune.learn import Learn
-from sparsetune.plan import plan
+from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision
 from sparsetune.processes import Processes, processes
 from sparsetune.trials import try_out
@@ -28,6 +31,8 @@ SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""
+SLACK = 256
+"""Bytes by which a file may differ from what is told before the training: which code a vector has."""
 KEPT: Precision = "int8"
 """How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
 
@@ -40,6 +45,7 @@ def choose(
     *,
     dtype: Precision | None = None,
     base: Learn | None = None,
+    training: Mapping[str, Any] | None = None,
     watch: Callable[[Trial], None] | None = None,
 ) -> Choice:
     """Choose what to learn of ``net`` on ``data`` within a budget of bytes.
@@ -55,10 +61,11 @@ def choose(
         net: A plain model; it is not changed.
         data: What it shall learn; test pictures are not looked at.
         config: The training that will follow.
-        nbytes: The most that the delta may take.
+        nbytes: The most that the delta's file may take, all that it says of itself included.
         dtype: As it will be saved: ``int8`` has room for nearly four times as many values as ``None``, which
             keeps all bits.
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
+        training: The longest summary that the file may hold; ``config`` if left out.
         watch: Called after each trial; of several processes, by the main one.
 
     Returns:
@@ -72,7 +79,7 @@ def choose(
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     with processes(config.device, config.amp) as group:
         made: Choice = group.from_main(
-            _Comparison(net, data, data.train, config, group, watch).choice(nbytes, dtype, base)
+            _Comparison(net, data, data.train, config, group, watch, training).choice(nbytes, dtype, base)
         )
         return made
 
@@ -88,8 +95,10 @@ class _Comparison:
         config: FitConfig,
         group: Processes,
         watch: Callable[[Trial], None] | None,
+        training: Mapping[str, Any] | None,
     ) -> None:
         self.net, self.config, self.group, self.watch = net, config, group, watch
+        self.training = training
         part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
         self.least = LEAST_RANDOM if is_random(net) else LEAST
@@ -114,15 +123,35 @@ class _Comparison:
 
     def _candidates(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Trial]:
         """Every candidate, untried."""
-        found = candidates(self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype)
-        made = {name: plan(self.net, learn) for name, learn in found.items()}
         trials: dict[str, Trial] = self.group.from_main(
             {
                 name: Trial(name, one.learn, one.learned_parameters, one.bytes_in(dtype))
-                for name, one in made.items()
+                for name, one in self._fitting(nbytes, dtype, base).items()
             }
         )
         return trials
+
+    def _fitting(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Plan]:
+        """What each candidate learns, so that the file keeps the budget whatever it says of itself."""
+        reserve, excess = RESERVE, 1
+        while excess > 0:
+            found = candidates(
+                self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype, reserve=reserve
+            )
+            made = {name: plan(self.net, learn) for name, learn in found.items()}
+            excess = max(self._bytes(one, nbytes, dtype) for one in made.values()) + SLACK - nbytes
+            reserve += excess
+        return made
+
+    def _bytes(self, made: Plan, nbytes: int, dtype: Precision | None) -> int:
+        return file_bytes(
+            self.net,
+            made,
+            classes=self.data.classes,
+            preprocessing=self.data.preprocessing,
+            training=self.training or {"config": self.config.decisive, **longest_noted(nbytes)},
+            dtype=dtype,
+        )
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         self.steps += steps

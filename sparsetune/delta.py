@@ -36,7 +36,7 @@ from sparsetune.header import (
     text_digest,
 )
 from sparsetune.part import FROZEN
-from sparsetune.precision import CODES, Precision, decode, encode, scales
+from sparsetune.precision import CODES, VARIANCE, Precision, decode, encode, scales
 
 KEY = "sparsetune"
 OTHERS = {
@@ -91,7 +91,7 @@ def write_delta(
             raise DeltaError(f"'{name}' has dtype {dtype}; a delta holds {', '.join(DTYPES)}.")
         numbers = value.detach().cpu().contiguous().reshape(-1)
         if precision and dtype == "float32" and not name.endswith(FROZEN):
-            dtype, numbers, scale = encode(value, precision)
+            dtype, numbers, scale = encode(value, precision, name.endswith(VARIANCE))
             if not decode(dtype, numbers, scale, tuple(value.shape)).isfinite().all():
                 raise DeltaError(f"'{name}' holds values that {precision} cannot hold; leave dtype out.")
             if len(scale):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.shared import Shared
+from sparsetune.shared import Shared, check_pictures
 
 
 class Ensemble(Shared):
@@ -37,8 +37,10 @@ class Ensemble(Shared):
         if isinstance(deltas, (str, Path)):
             with unpacked(deltas) as held:
                 return cls.load([*held.deltas.values()], **{"backbone": held.backbone, **options})
-        if not deltas:
-            raise ConfigError("no deltas were given; pass a list of files.")
+        if isinstance(deltas, Mapping) or not deltas:
+            raise ConfigError(
+                f"{'a mapping was' if deltas else 'no deltas were'} given; pass a list of files."
+            )
         ensemble = cls("0", deltas[0], **options)
         for number, path in enumerate(deltas[1:], 1):
             ensemble.take(str(number), path)
@@ -57,17 +59,17 @@ class Ensemble(Shared):
         Returns:
             ``(members * B, classes)``: all rows of the first member, then of the second, and so on, as
             torch-uncertainty lays them out.
+
+        Raises:
+            ConfigError: When ``x`` is not a tensor with a row for each picture.
         """
-        found = []
-        for name in self.headers:
-            with self.using(name) as net:
-                found.append(net(x))
-        return torch.cat(found)
+        check_pictures(x)
+        return torch.cat([self.logits(name, x) for name in self.headers])
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return the mean of the members' probabilities, ``(B, classes)``."""
         logits: Tensor = self(x)
-        return logits.view(len(self), len(x), -1).softmax(-1).mean(0)
+        return logits.view(len(self), len(x), logits.shape[-1]).softmax(-1).mean(0)
 
     def _check_classes(self, name: str, path: str | Path) -> None:
         first, header = self.headers["0"], self.headers[name]

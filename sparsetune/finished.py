@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsetune.data import NAMES, Data, loader
 from sparsetune.fetch import is_address
+from sparsetune.filesize import longest_noted
 from sparsetune.inference import predict_logits
 from sparsetune.metrics import scores
 from sparsetune.saving import fill_rounded, save
@@ -44,6 +45,13 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
         found = scores(logits.double().softmax(1), labels)
         last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
         save(net, path, **_said(settings, data, last), dtype=settings.dtype)
+
+
+def longest_said(settings: Run, data: Data) -> dict[str, Any]:
+    """What a finished file will say beside its values, with results as long as numbers can be."""
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(Epoch)), -1.2345678901234567e-300)
+    said = _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
+    return {**said, "training": said["training"] | longest_noted(settings.budget or 0)}
 
 
 def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:

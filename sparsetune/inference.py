@@ -17,12 +17,12 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         batches: Pairs of pictures ``(B, C, H, W)`` and labels ``(B,)``.
 
     Returns:
-        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU.
+        Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU; without batches both are empty.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
     training = net.training
     net.eval()
-    logits, labels = [], []
+    logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
     try:
         with torch.inference_mode():
             for x, y in batches:
@@ -30,4 +30,9 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
                 labels.append(y)
     finally:
         net.train(training)
-    return torch.cat(logits), torch.cat(labels)
+    return joined_rows(logits), torch.cat(labels)
+
+
+def joined_rows(pieces: list[Tensor]) -> Tensor:
+    """Concatenate along the first dimension; pieces without rows need not have the others' columns."""
+    return torch.cat([piece for piece in pieces if len(piece)] or pieces[:1])

@@ -5,7 +5,7 @@ Decoding is a product or a power of exact numbers, so that it gives the same byt
 
 from __future__ import annotations
 
-from math import prod
+import math
 from typing import Literal
 
 import torch
@@ -18,6 +18,8 @@ PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
 
 CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
 """Name of a code -> type of its numbers; each stands for float32 values."""
+VARIANCE = "running_var"
+"""How the names of running variances end."""
 
 
 def check_precision(name: str | None) -> None:
@@ -30,16 +32,19 @@ def check_precision(name: str | None) -> None:
         raise ConfigError(f"dtype '{name}' is not one of {', '.join(PRECISIONS)}; leave it out for all bits.")
 
 
-def encode(value: Tensor, precision: Precision) -> tuple[str, Tensor, Tensor]:
+def encode(value: Tensor, precision: Precision, relative: bool = False) -> tuple[str, Tensor, Tensor]:
     """Write float32 values in fewer bits.
 
     ``int8`` takes one scale for each filter (first index) of a weight and one for a vector: a value is the
-    nearest of 255 steps. A vector without negative values (variances, which span orders of magnitude) takes
-    the code ``root8``: its fourth root is the nearest of 256 steps.
+    nearest of 255 steps. A vector without negative values may take the code ``root8`` instead, by which its
+    fourth root is the nearest of 256 steps: finer below two fifths of the largest value, coarser above. Of
+    the two it takes the one that makes the smaller error, or ``int8`` where they make the same.
 
     Args:
         value: float32, any shape.
         precision: How many bits.
+        relative: Whether an error counts by its share of the value, as of variances, which divide what they
+            stand for and span orders of magnitude. Otherwise all errors count alike.
 
     Returns:
         The code's name, its numbers ``(value.numel(),)``, and its scales ``(scales(code, shape),)`` float32.
@@ -47,13 +52,26 @@ def encode(value: Tensor, precision: Precision) -> tuple[str, Tensor, Tensor]:
     flat = value.detach().cpu().contiguous().reshape(-1)
     if precision != "int8" or not len(flat):
         return precision, flat.to(CODES[precision]), torch.empty(0)
-    if value.dim() < 2 and bool((flat >= 0).all()):
-        root = flat.double().sqrt().sqrt()
-        scale = _scale(root.view(1, -1), 255)
-        return "root8", (root / scale).round().clamp(0, 255).to(torch.uint8).view(-1), scale.float().view(-1)
     rows = flat.view(_rows(tuple(value.shape)), -1)
     scale = _scale(rows.double(), 127)
-    return "int8", (rows / scale).round().clamp(-127, 127).to(torch.int8).view(-1), scale.float().view(-1)
+    numbers = (rows / scale).round().clamp(-127, 127).to(torch.int8).view(-1)
+    made = "int8", numbers, scale.float().view(-1)
+    if value.dim() > 1 or not bool((flat >= 0).all()):
+        return made
+    root = flat.double().sqrt().sqrt()
+    scale = _scale(root.view(1, -1), 255)
+    numbers = (root / scale).round().clamp(0, 255).to(torch.uint8).view(-1)
+    return min(
+        made, ("root8", numbers, scale.float().view(-1)), key=lambda code: _error(flat, code, relative)
+    )
+
+
+def _error(flat: Tensor, made: tuple[str, Tensor, Tensor], relative: bool) -> float:
+    """The sum of the squared errors of a code, rounded once, so that no order of summing matters."""
+    gap = decode(*made, tuple(flat.shape)).double() - flat.double()
+    if relative:
+        gap = gap / torch.where(flat == 0, 1.0, flat.double())
+    return math.fsum((gap * gap).tolist())
 
 
 def decode(code: str, numbers: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,7 +93,7 @@ def decode(code: str, numbers: Tensor, scale: Tensor, shape: tuple[int, ...]) ->
 
 def scales(code: str, shape: tuple[int, ...]) -> int:
     """Return the number of scales that values of a shape take in a code."""
-    if not prod(shape):
+    if not math.prod(shape):
         return 0
     return {"int8": _rows(shape), "root8": 1}.get(code, 0)
 
@@ -88,7 +106,7 @@ def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
     """
     check_precision(precision)
     width = 4 if precision is None else CODES[precision].itemsize
-    return width * prod(shape) + 4 * scales(precision or "", shape)
+    return width * math.prod(shape) + 4 * scales(precision or "", shape)
 
 
 def _rows(shape: tuple[int, ...]) -> int:

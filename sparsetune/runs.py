@@ -20,7 +20,8 @@ from sparsetune.curves import draw_curves
 from sparsetune.data import Data
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_text
-from sparsetune.finished import write_finished
+from sparsetune.filesize import file_bytes
+from sparsetune.finished import longest_said, write_finished
 from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave, recorded
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan
@@ -106,8 +107,28 @@ def _recorded(folder: Path | None) -> Choice | None:
 
 
 def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None) -> Choice:
-    budget, dtype = settings.budget or 0, settings.dtype
-    return choose(net, data, settings.config, budget, dtype=dtype, base=settings.learn, watch=choosing)
+    return choose(
+        net,
+        data,
+        settings.config,
+        settings.budget or 0,
+        dtype=settings.dtype,
+        base=settings.learn,
+        training=longest_said(settings, data)["training"],
+        watch=choosing,
+    )
+
+
+def _check_budget(net: nn.Module, made: Plan, settings: Run, data: Data) -> None:
+    """Refuse before the training a choice, made elsewhere, whose file would not keep the budget."""
+    if settings.budget is None:
+        return
+    needed = file_bytes(net, made, **longest_said(settings, data), dtype=settings.dtype)
+    if needed > settings.budget:
+        raise ConfigError(
+            f"what was chosen takes a file of {needed:,} bytes, more than the budget of {settings.budget:,}; "
+            "choose anew in another folder (--out), or give more."
+        )
 
 
 def _run(
@@ -127,6 +148,7 @@ def _run(
     made = adapted(net).plan
     if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
         return Outcome(folder, _read_history(folder / METRICS), True, made)
+    _check_budget(net, made, settings, data)
     added: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
     if choice:
         added["choice"] = choice.to_json()

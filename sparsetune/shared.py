@@ -42,6 +42,7 @@ class Shared(nn.Module):
     ) -> None:
         super().__init__()
         self.net = load(path, module, backbone=backbone, allow_network=allow_network)
+        self.first = read_header(path)
         self.switch = Switch(self.net)
         self.states = nn.ModuleDict()
         self.headers: dict[str, Header] = {}
@@ -52,10 +53,12 @@ class Shared(nn.Module):
         """Read a delta and keep its values under ``name``.
 
         Raises:
+            ConfigError: When the name is no text.
             DeltaError: When it is damaged, or stands on another backbone or learns other slices.
         """
-        header = read_header(path)
-        first = next(iter(self.headers.values()), header)
+        if not isinstance(name, str):
+            raise ConfigError(f"the name {name!r} of a delta is not a text; write it as one.")
+        header, first = read_header(path), self.first
         if (header.fingerprint, header.learn) != (first.fingerprint, first.learn):
             raise DeltaError(
                 f"{path} stands on {header.backbone.describe()} with {header.learn}, the deltas here on "
@@ -72,11 +75,21 @@ class Shared(nn.Module):
         del self.states[_key(name)], self.headers[name]
 
     @contextmanager
-    def using(self, name: str) -> Iterator[nn.Module]:
-        """Give the model with a delta's values, for as long as the context lasts; other threads wait."""
-        with self.switch.lock:
-            state = self.states[_key(name)]
-            yield self.switch.put(cast(State, state))
+    def using(self, name: str, lend: bool = False) -> Iterator[nn.Module]:
+        """Give the model with a delta's values, for as long as the context lasts; other threads wait.
+
+        Args:
+            name: The delta's.
+            lend: Whether the model is given to the user, who may do with it what he likes.
+        """
+        with self.switch.holding(cast(State, self.states[_key(name)]), lend) as net:
+            yield net
+
+    def logits(self, name: str, x: Tensor) -> Tensor:
+        """Compute a delta's logits; no row of pictures gives no row of logits."""
+        with self.using(name) as net:
+            found: Tensor = net(x if len(x) else x.new_zeros(1, *x.shape[1:]))
+        return found if len(x) else found[:0]
 
     def train(self, mode: bool = True) -> Shared:
         """Stay in evaluation mode, where deltas cannot mix.
@@ -96,6 +109,20 @@ class Shared(nn.Module):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self.switch.relink()
         return self
+
+
+def check_pictures(x: object) -> None:
+    """Refuse what is no batch.
+
+    Raises:
+        ConfigError: When it is not a tensor with a row for each picture.
+    """
+    if not isinstance(x, Tensor):
+        raise ConfigError(
+            f"the pictures are a {type(x).__name__}, not a tensor; give one of shape (B, C, H, W)."
+        )
+    if x.dim() < 2:
+        raise ConfigError(f"pictures of shape {tuple(x.shape)} are no batch; give (B, C, H, W).")
 
 
 def _key(name: str) -> str:

@@ -2,21 +2,26 @@
 
 A model's learned values stand in three kinds of places. Slices lie inside their whole weights and are copied
 there. Values learned whole (normalisation) and running statistics are gathered in one *arena*, which takes a
-single copy. The classifier, whose size may differ from delta to delta, is not copied: the model is pointed at
-the delta's own memory.
+single copy. The classifier, whose size may differ from delta to delta, is a new tensor each time.
+
+Whoever is lent the model may write to it. A delta's packed values are never the model's own memory, so that
+writing reaches none of them, and what a borrower changed is undone when the model is next asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from threading import RLock
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsetune.adapt import adapted
+from sparsetune.adapt import adapted, frozen_values
+from sparsetune.errors import ConfigError
 from sparsetune.layers import head_names, under
 
 
@@ -54,16 +59,24 @@ class Switch:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval().requires_grad_(False)
+        setattr(net, "train", _Evaluating(net))  # noqa: B010  (a method, to mypy)
         self.lock = RLock()
         self.current: State | None = None
         made, heads = adapted(net).plan, head_names(net)
         learned = [part for part in made if part.learned]
         self._head = [part.name for part in learned if under(part.homes[0][0], heads)]
-        partial = [part for part in learned if part.partial and part.name not in self._head]
-        self._slices = [name for part in partial for name in part.learned]
-        arena = [part.name for part in learned if part.whole and part.name not in self._head]
+        others = [part for part in learned if part.name not in self._head]
+        gathered = [
+            part.name for part in others if part.whole and len(part.shape) < 4
+        ]  # of one memory format
+        self._slices = [name for part in others if part.name not in gathered for name in part.learned]
         self._counts = [b.name for b in made.buffers if not b.dtype.is_floating_point]
-        self._arena = arena + [b.name for b in made.buffers if b.dtype.is_floating_point]
+        self._arena = gathered + [b.name for b in made.buffers if b.dtype.is_floating_point]
+        self._homes = {part.name: part.homes for part in made}
+        self._modules = [*net.modules()]
+        self._borrowed: State | None = None
+        self._touched = False
+        self._seen: list[int] = []
         self.relink()
 
     def relink(self) -> None:
@@ -71,9 +84,16 @@ class Switch:
         self.current = None
         self._floats = self._gather(self._arena)
         self._ints = self._gather(self._counts)
-        self._targets = [_learned(self.net, name).view(-1) for name in self._slices]
+        slices = [_learned(self.net, name) for name in self._slices]
+        self._targets = [value.view(-1) if value.is_contiguous() else value for value in slices]
         self._sizes = [target.numel() for target in self._targets]
         self._split = len(self._floats), len(self._floats) + sum(self._sizes)
+        frozen = dict(frozen_values(self.net, adapted(self.net).plan))
+        self._frozen = [*frozen.values()]
+        self._frozen_versions = _versions(self._frozen)
+        self._links = [
+            _Link(held, leaf, value, value.data, value.data_ptr()) for held, leaf, value in self._values()
+        ]
 
     def pack(self, values: Mapping[str, Tensor]) -> State:
         """Pack a delta's tensors, as they come by name from its file."""
@@ -84,25 +104,113 @@ class Switch:
         head = {name: tuple(values[name].shape) for name in self._head}
         return State(_joined(floats, like), _joined(counts, self._ints), head)
 
+    @contextmanager
+    def holding(self, state: State, lend: bool) -> Iterator[nn.Module]:
+        """Give the model with a state's values for as long as the context lasts; other threads wait.
+
+        Args:
+            state: What to put.
+            lend: Whether the model is given away, to whoever may write to it.
+
+        Raises:
+            ConfigError: When it is lent already with another state, or frozen values were written.
+        """
+        with self.lock:
+            outer = self._borrowed
+            if lend and outer is not None and outer is not state:
+                raise ConfigError(
+                    "the one model of all these deltas is in use with another one; leave that context first."
+                )
+            try:
+                net = self.put(state)
+                if lend:
+                    self._borrowed, self._touched = state, True
+                yield net
+            finally:
+                self._borrowed = outer
+                if outer is not None and outer is not state:
+                    self.put(outer)
+                    self._touched = True
+
     def put(self, state: State) -> nn.Module:
-        """Give the model a state's values and return it; hold :attr:`lock` while they matter."""
-        if state is self.current:
+        """Give the model a state's values and return it; hold :attr:`lock` while they matter.
+
+        Raises:
+            ConfigError: When something wrote to frozen values.
+        """
+        for module in self._modules:
+            if module.training:
+                module.training = False
+        if state is self.current and not self._touched and self._seen == _versions(self._written()):
             return self.net
-        first, second = self._split
+        self._undo()
+        if state is not self.current or not self._holds(state):
+            self._copy(state)
+        self.current, self._touched = state, self._borrowed is not None
+        self._seen = _versions(self._written())
+        return self.net
+
+    def _copy(self, state: State) -> None:
+        floats, slices, head = self._pieces(state)
         with torch.no_grad():
-            self._floats.copy_(state.floats[:first])
+            self._floats.copy_(floats)
             self._ints.copy_(state.counts)
             if self._targets:
-                torch._foreach_copy_(self._targets, state.floats[first:second].split(self._sizes))
-        start = second
-        for name, shape in state.head.items():
-            module, leaf = _place(self.net, name)
-            size = prod(shape)
-            value = nn.Parameter(state.floats[start : start + size].view(shape), requires_grad=False)
-            module._parameters[leaf] = value
-            start += size
-        self.current = state
-        return self.net
+                torch._foreach_copy_(self._targets, slices)
+        for name, piece in head.items():
+            value = nn.Parameter(piece.clone(), requires_grad=False)
+            for held, leaf in self._places(name):
+                held[leaf] = value
+
+    def _holds(self, state: State) -> bool:
+        """Whether the model has a state's very values, however they may have been written."""
+        floats, slices, head = self._pieces(state)
+        pairs = [(self._floats, floats), (self._ints, state.counts)]
+        pairs += [*zip(self._targets, slices, strict=True)]
+        pairs += [(held[leaf], piece) for name, piece in head.items() for held, leaf in self._places(name)]
+        return all(_same(one, other) for one, other in pairs)
+
+    def _pieces(self, state: State) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """A state's values as they go to the arena, the slices and the classifier."""
+        sizes = {name: prod(shape) for name, shape in state.head.items()}
+        floats, *pieces = state.floats.split([self._split[0], *self._sizes, *sizes.values()])
+        slices = [
+            piece if target.dim() == 1 else piece.view(target.shape)
+            for piece, target in zip(pieces, self._targets, strict=False)
+        ]
+        heads = zip(state.head.items(), pieces[len(slices) :], strict=True)
+        return floats, slices, {name: piece.view(shape) for (name, shape), piece in heads}
+
+    def _undo(self) -> None:
+        """Put the model together again as it was made, whatever a borrower did to it."""
+        for held, leaf, value, data, place in self._links:
+            if held.get(leaf) is not value:
+                held[leaf] = value
+            if value.data_ptr() != place:
+                value.data = data
+            if value.requires_grad:
+                value.requires_grad_(False)
+                value.grad = None
+        if self._frozen_versions != _versions(self._frozen):
+            raise ConfigError(
+                "frozen values of the model that several deltas share were written; load the deltas anew, "
+                "and train one by itself, as load() gives it."
+            )
+
+    def _written(self) -> list[Tensor]:
+        head = [held[leaf] for name in self._head for held, leaf in self._places(name)[:1]]
+        return [self._floats, self._ints, *self._targets, *self._frozen, *head]
+
+    def _values(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+        """Yield every value that stays the same tensor, but for the classifier's, with its place."""
+        for name in (*self._arena, *self._counts, *self._slices):
+            for held, leaf in self._places(name):
+                yield held, leaf, held[leaf]
+        frozen = {id(value) for value in self._frozen}
+        for module in self._modules:
+            for leaf, value in module._buffers.items():
+                if value is not None and id(value) in frozen:
+                    yield module._buffers, leaf, value
 
     def _gather(self, names: Sequence[str]) -> Tensor:
         """Let the tensors of these names be views of one flat tensor, and return it."""
@@ -111,24 +219,67 @@ class Switch:
             return torch.empty(0, dtype=torch.int64)
         arena = torch.cat([value.detach().reshape(-1) for value in found])
         for name, value, piece in zip(names, found, arena.split([v.numel() for v in found]), strict=True):
-            module, leaf = _place(self.net, name)
-            held: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
             view = piece.view(value.shape)
-            held[leaf] = nn.Parameter(view, requires_grad=False) if held is module._parameters else view
+            shared = nn.Parameter(view, requires_grad=False)
+            for held, leaf in self._places(name):
+                held[leaf] = shared if isinstance(held[leaf], nn.Parameter) else view
         return arena
+
+    def _places(self, name: str) -> list[tuple[dict[str, Any], str]]:
+        """Every place of the model that holds the tensor of that name; several where it is shared."""
+        owner, _, leaf = name.rpartition(".")
+        found = []
+        for home, own in self._homes.get(name, ((owner, leaf),)):
+            module = self.net.get_submodule(home)
+            found.append((module._parameters if own in module._parameters else module._buffers, own))
+        return found
+
+
+class _Link(NamedTuple):
+    """A tensor of the model, where it belongs, and which memory it has."""
+
+    held: dict[str, Any]
+    leaf: str
+    value: Tensor
+    data: Tensor
+    place: int
+
+
+class _Evaluating:
+    """``train`` of a model that several deltas share; a copy of the model has its own again."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        if mode:
+            raise ConfigError(
+                f"this {type(self.net).__name__} is shared by several deltas, for evaluation; train a delta "
+                "by itself, as load() gives it."
+            )
+        return type(self.net).train(self.net, False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(type(self.net).train, memo[id(self.net)])
 
 
 def _learned(net: nn.Module, name: str) -> Tensor:
-    module, leaf = _place(net, name)
+    owner, _, leaf = name.rpartition(".")
+    module = net.get_submodule(owner)
     found = module._parameters.get(leaf, module._buffers.get(leaf))
     if found is None:
         raise KeyError(name)
     return found.detach()
 
 
-def _place(net: nn.Module, name: str) -> tuple[nn.Module, str]:
-    owner, _, leaf = name.rpartition(".")
-    return net.get_submodule(owner), leaf
+def _same(one: Any, other: Tensor) -> bool:
+    fits = isinstance(one, Tensor) and one.dtype == other.dtype and not one.requires_grad
+    return fits and torch.equal(one, other)
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written to, where torch counts that."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _joined(values: list[Tensor], like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.shared import Shared
+from sparsetune.shared import Shared, check_pictures
 
 
 class Tasks(Shared):
@@ -39,8 +39,9 @@ class Tasks(Shared):
         if isinstance(deltas, (str, Path)):
             with unpacked(deltas) as held:
                 return cls.load(held.deltas, **{"backbone": held.backbone, **options})
-        if not deltas:
-            raise ConfigError("no deltas were given; pass a mapping such as {'cats': 'cats.safetensors'}.")
+        if not isinstance(deltas, Mapping) or not deltas:
+            given = f"{type(deltas).__name__} is no mapping" if deltas else "no deltas were given"
+            raise ConfigError(f"{given}; pass one such as {{'cats': 'cats.safetensors'}}.")
         (name, path), *others = deltas.items()
         tasks = cls(name, path, **options)
         for other, file in others:
@@ -76,11 +77,15 @@ class Tasks(Shared):
     def use(self, name: str) -> Iterator[nn.Module]:
         """Give the model as it is for one task, for as long as the context lasts.
 
+        It is the one model of all tasks, for evaluation. Other tasks may be asked meanwhile by calling this
+        object. Whatever is written to the model is undone before it is used again.
+
         Raises:
             UnknownNameError: When there is no such task.
+            ConfigError: When the model is in use for another task.
         """
         self._check(name)
-        with self.using(name) as net:
+        with self.using(name, lend=True) as net:
             yield net
 
     def forward(self, *inputs: Any, task: Sequence[str] | None = None) -> Tensor:
@@ -96,26 +101,22 @@ class Tasks(Shared):
 
         Raises:
             UnknownNameError: When there is no such task.
-            ConfigError: When there is not one task a row.
+            ConfigError: When there is not one task a row, or the arguments are others.
         """
+        if len(inputs) != (2 if task is None else 1):
+            beside = "without task" if task is None else "beside task"
+            raise ConfigError(
+                f"{len(inputs)} arguments were given {beside}; call tasks('cats', x) for one task, or "
+                "tasks(x, task=[...]) for one a row."
+            )
+        check_pictures(x := inputs[-1])
         if task is None:
-            name, x = inputs
-            with self.use(name) as net:
-                logits: Tensor = net(x)
-            return logits
-        (x,) = inputs
-        if len(task) != len(x):
-            raise ConfigError(f"there are {len(task)} tasks for {len(x)} rows; give one a row.")
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(task):
-            rows.setdefault(name, []).append(row)
-        for name in rows:
-            self._check(name)
+            self._check(inputs[0])
+            return self.logits(inputs[0], x)
         found = {}
-        for name, own in rows.items():
-            index = torch.tensor(own, device=x.device)
-            with self.use(name) as net:
-                found[name] = index, net(x[index])
+        for name, own in self._rows(task, len(x)).items():
+            index = torch.tensor(own, dtype=torch.int64, device=x.device)
+            found[name] = index, self.logits(name, x[index])
         width = max(logits.shape[1] for _, logits in found.values())
         like = next(iter(found.values()))[1]
         together: Tensor = like.new_full((len(x), width), float("-inf"))
@@ -123,6 +124,23 @@ class Tasks(Shared):
             together[index, : logits.shape[1]] = logits
         return together
 
-    def _check(self, name: str) -> None:
+    def _rows(self, task: Any, count: int) -> dict[str, list[int]]:
+        """The rows of each task; of no rows those of every task."""
+        if isinstance(task, str) or not isinstance(task, Iterable):
+            raise ConfigError(f"task {task!r} is no list of names; give one a row, or call tasks('cats', x).")
+        names = list(task)
+        if len(names) != count:
+            raise ConfigError(f"there are {len(names)} tasks for {count} rows; give one a row.")
+        if not self.headers:
+            raise ConfigError("there is no task; add one.")
+        rows: dict[str, list[int]] = {} if names else {name: [] for name in self.headers}
+        for row, name in enumerate(names):
+            self._check(name)
+            rows.setdefault(name, []).append(row)
+        return rows
+
+    def _check(self, name: Any) -> None:
+        if not isinstance(name, str):
+            raise ConfigError(f"task {name!r} is no name; give one of {', '.join(self.headers)}.")
         if name not in self.headers:
             raise UnknownNameError("task", name, self.headers)

@@ -17,7 +17,7 @@ from sparsetune.checkpoint import Position, random_state, read_checkpoint, write
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
 from sparsetune.errors import ConfigError, DataError, DivergedError
-from sparsetune.inference import predict_logits
+from sparsetune.inference import joined_rows, predict_logits
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import scores
 from sparsetune.processes import Processes, processes
@@ -252,7 +252,7 @@ class _Training:
         self._check_finite(position.loss)
         self.stepper.share_statistics()
         logits, labels = predict_logits(self.net, self.feeds[1].epoch())
-        logits, labels = (torch.cat(self.group.all_of(each)) for each in (logits, labels))
+        logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
         found = scores(logits.double().softmax(1), labels)
         self._check_finite(found.nll)
         record = Epoch(

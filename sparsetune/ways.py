@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from sparsetune.allocation import allocate
+from sparsetune.allocation import RESERVE, allocate
 from sparsetune.backbone import origin_of
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
@@ -34,6 +34,7 @@ def candidates(
     base: Learn | None = None,
     classes: Iterable[str] = (),
     dtype: Precision | None = None,
+    reserve: int = RESERVE,
 ) -> dict[str, Learn]:
     """Spend a budget in each of the ways that ``--budget`` chooses among.
 
@@ -48,6 +49,7 @@ def candidates(
         base: As for :func:`spend`.
         classes: Likewise.
         dtype: Likewise.
+        reserve: Likewise.
 
     Returns:
         What to learn by the way's name, the default first; none twice.
@@ -62,7 +64,7 @@ def candidates(
         names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
     found: dict[Learn, str] = {}
     for name in names:
-        learn = spend(name, net, nbytes, base=base, classes=classes, dtype=dtype)
+        learn = spend(name, net, nbytes, base=base, classes=classes, dtype=dtype, reserve=reserve)
         found.setdefault(learn or base, name)
     return {name: learn for learn, name in found.items()}
 
@@ -75,6 +77,7 @@ def spend(
     base: Learn | None = None,
     classes: Iterable[str] = (),
     dtype: Precision | None = None,
+    reserve: int = RESERVE,
 ) -> Learn | None:
     """Spend a budget in one of the ways.
 
@@ -85,6 +88,7 @@ def spend(
         base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
         classes: Class names that the file will hold.
         dtype: As the delta will be saved; ``None`` for all bits.
+        reserve: As for :func:`allocate`.
 
     Returns:
         What to learn; ``None`` where the model has no layer at that depth.
@@ -99,4 +103,4 @@ def spend(
     if names and not layers:
         return None
     some = [] if layers == names else layers
-    return allocate(net, nbytes, layers=some, base=base, classes=tuple(classes), dtype=dtype)
+    return allocate(net, nbytes, layers=some, base=base, classes=tuple(classes), dtype=dtype, reserve=reserve)

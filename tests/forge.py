@@ -24,6 +24,7 @@ STORED = {
     "bool": "BOOL",
     "index": "U8",
 }
+CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
 SIZES = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1, "U8": 1}
 
 
@@ -46,13 +47,22 @@ class Parts:
         """Name -> tensor, cut out of the packed bytes in the index's order."""
         offsets = dict.fromkeys(self.packed, 0)
         found = {}
-        for name, dtype, shape in self.index:
+
+        def take(packed, dtype, count):
+            place = {"offset": offsets[packed], "count": count}
+            offsets[packed] += count * dtype.itemsize
+            return torch.frombuffer(bytearray(self.packed[packed]), dtype=dtype, **place)
+
+        for name, code, shape in self.index:
             count = torch.Size(shape).numel()
-            raw = bytearray(self.packed[dtype])
-            size = SIZES[STORED[dtype]]
-            values = torch.frombuffer(raw, dtype=getattr(torch, dtype), offset=offsets[dtype], count=count)
-            offsets[dtype] += count * size
-            found[name] = values.reshape(shape)
+            values = take(code, CODES.get(code) or getattr(torch, code), count)
+            if code == "int8":
+                scale = take("scale", torch.float32, shape[0] if len(shape) > 1 else 1).numpy()
+                values = torch.from_numpy(values.numpy().reshape(len(scale), -1) * scale[:, None])
+            elif code == "root8":
+                root = values.numpy().astype("f8") * take("scale", torch.float32, 1).numpy().astype("f8")
+                values = torch.from_numpy(((root * root) * (root * root)).astype("f4"))
+            found[name] = (values.float() if code in CODES else values).reshape(shape)
         return found
 
     def payload(self, packed):
@@ -135,13 +145,14 @@ def same(a, b):
     )
 
 
-def measured(net):
+def measured(net, merge=True):
     """Digest over every value of a model, frozen ones too, and its float32 logits for one picture.
 
-    Sums are rounded as the processor does it, so of these the digest is over the factors.
+    Sums are rounded as the processor does it, so of these the digest is over the factors. Without ``merge``
+    it is over the model's own values, which it keeps.
     """
-    factors = net.state_dict() if st.adapted(net).plan.learn.rank else None
-    net = st.merge_(net)
+    factors = net.state_dict() if not merge or st.adapted(net).plan.learn.rank else None
+    net = st.merge_(net) if merge else net
     digest = hashlib.sha256()
     for name, value in (factors or net.state_dict()).items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sparsetune as st
 from sparsetune.budget import decide
@@ -160,6 +162,40 @@ def test_a_run_learns_what_was_chosen_and_keeps_to_the_budget(tmp_path):
     assert 0.95 * 25_000 <= path.stat().st_size <= 25_000
     assert st.inspect(path).learn == outcome.choice.learn
     assert RUN.name == "wrn28_4-digits-25000B-s0"
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """Pictures of two classes with long names that are not ASCII, in a folder with a long name."""
+    folder = tmp_path_factory.mktemp("a" * 200)
+    for number in range(16):
+        place = folder / ("train" if number < 12 else "test") / (f"{number % 2}" + "é" * 100)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 10 * number, dtype=np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_the_file_keeps_the_budget_whatever_it_says_of_itself(tmp_path, wordy, dtype):
+    config = st.FitConfig(
+        epochs=1, batch_size=4, lr=0.05, sched="multistep", decay_milestones=tuple(range(1, 900))
+    )
+    asked = replace(RUN, data=str(wordy), config=config, train_limit=None, test_limit=None, dtype=dtype)
+    run(asked, tmp_path / "r")
+    path = tmp_path / "r" / "delta.safetensors"
+    assert 0.9 * 25_000 <= path.stat().st_size <= 25_000
+    with pytest.raises(ConfigError, match=r"budget 9,000 bytes is below 1\d,... bytes, the least that"):
+        run(replace(asked, dtype=None, budget=9_000), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_choice_from_elsewhere_that_takes_more_is_refused_before_the_training(tmp_path, few):
+    choice = st.choose(plain(), few, RUN.config, 40_000)
+    with pytest.raises(
+        ConfigError, match=r"takes a file of [34]\d,\d{3} bytes, more than the budget of 25,000"
+    ):
+        run(RUN, tmp_path / "r", choice=choice)
+    assert not (tmp_path / "r").exists()
 
 
 def test_resume_goes_on_with_the_recorded_choice(tmp_path):

@@ -37,3 +37,17 @@ def test_members_must_know_the_same_classes(tmp_path, files, tiny):
         st.Ensemble.load([*files, tmp_path / "other"])
     with pytest.raises(ConfigError, match="no deltas were given"):
         st.Ensemble.load([])
+
+
+def test_no_rows_wrong_arguments_and_channels_last(files):
+    ensemble = st.Ensemble.load(files)
+    assert ensemble(X[:0]).shape == ensemble.probabilities(X[:0]).shape == (0, 10)
+    with pytest.raises(ConfigError, match="the pictures are a list, not a tensor"):
+        ensemble(X.tolist())
+    with pytest.raises(ConfigError, match="a mapping was given; pass a list of files"):
+        st.Ensemble.load({"a": files[0]})
+    with pytest.raises(ConfigError, match="shared by several deltas, for evaluation"):
+        ensemble.net.train()
+    expected = ensemble(X)
+    found = ensemble.to(memory_format=torch.channels_last)(X.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected)

@@ -57,6 +57,7 @@ COLUMN = [
     "delta",
     "arithmetic",
     "rebuild",
+    "filesize",
     "saving",
     "stacking",
     "slimfile",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsetune.inference import predict_logits
+from sparsetune.inference import joined_rows, predict_logits
 
 
 class Recorder(nn.Module):
@@ -45,3 +45,11 @@ def test_gives_the_model_its_mode_back():
 
 def test_takes_a_model_without_parameters():
     assert predict_logits(nn.Identity(), [(torch.ones(1, 3), torch.zeros(1))])[0].shape == (1, 3)
+
+
+def test_no_batch_gives_no_row_and_joins_those_of_others():
+    logits, labels = predict_logits(Recorder(), [])
+    assert (logits.shape, labels.shape, labels.dtype) == ((0, 0), (0,), torch.int64)
+    rows = torch.arange(6.0).view(2, 3)
+    assert torch.equal(joined_rows([logits, rows, logits, rows]), torch.cat([rows, rows]))
+    assert joined_rows([logits, logits]).shape == (0, 0)

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 
 import sparsetune as st
 from sparsetune.adapt import adapted
+from sparsetune.data import loader
 from sparsetune.errors import ConfigError
 from sparsetune.processes import is_main, processes
 from tests import together
@@ -70,7 +71,9 @@ def test_statistics_are_the_main_process_and_a_stop_changes_no_bit(tmp_path):
 
 
 def test_the_command_line_on_two_processes_writes_and_speaks_once(tmp_path):
-    words = "fit --model wrn28_4 --filters 1 --epochs 1 --train-limit 64 --test-limit 20 --device cpu"
+    """One of the processes has no test picture, and the last batch three for both."""
+    words = "fit --model wrn28_4 --filters 1 --epochs 1 --batch-size 30 --device cpu"
+    words += " --train-limit 63 --test-limit 1"
     done = launch("-m", "sparsetune", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
@@ -81,7 +84,12 @@ def test_the_command_line_on_two_processes_writes_and_speaks_once(tmp_path):
         "delta.safetensors",
         "metrics.jsonl",
     }
-    assert st.load(delta)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+    data = st.open_data("digits", test_limit=1)
+    ((x, y),) = loader(data.test, data.preprocessing, batch_size=2)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(st.load(delta)(x), y).item()
+    (told,) = map(json.loads, (delta.parent / "metrics.jsonl").read_text().splitlines())
+    assert told["test_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_users_own_accelerator_keeps_its_settings(tiny, digits):

@@ -4,6 +4,7 @@ import copy
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,6 +58,7 @@ def test_each_task_is_the_model_that_was_saved(tasks, folder):
 def test_a_mixed_batch_equals_one_task_at_a_time_in_its_order(tasks, folder):
     names = ["cats", "cars", "maps", "cars", "cats", "maps", "maps", "cats", "cars", "cats", "cats", "cars"]
     logits = tasks(X, task=names)
+    assert torch.equal(tasks(X, task=np.array(names)), logits)
     assert logits.shape == (12, 10)
     for name, classes in (("cats", 10), ("cars", 4), ("maps", 7)):
         rows = [row for row, own in enumerate(names) if own == name]
@@ -182,3 +184,183 @@ def test_the_callers_model_is_copied_whole(tasks):
     with tasks.use("cars"):
         pass
     assert torch.equal(net(X), before)
+
+
+def damage_head(net):
+    net.fc.weight.data.zero_()
+
+
+def damage_statistics(net):
+    for module in net.modules():
+        module.training = True
+    net(X + 3)
+
+
+def damage_by_init(net):
+    for value in net.parameters():
+        nn.init.normal_(value)
+
+
+def damage_by_state(net):
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+
+
+def damage_by_training(net):
+    optimizer = torch.optim.SGD(net.requires_grad_().parameters(), 0.1)
+    net(X).square().sum().backward()
+    optimizer.step()
+
+
+def damage_by_swapping(net):
+    for module in net.modules():
+        for value in module._parameters.values():
+            if value is not None:
+                value.data = value.data + 1
+    net.bn1.weight = nn.Parameter(net.bn1.weight * 2)
+
+
+def damage_by_moving(net):
+    net.double()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_head,
+        damage_statistics,
+        damage_by_init,
+        damage_by_state,
+        damage_by_training,
+        damage_by_swapping,
+        damage_by_moving,
+    ],
+    ids=lambda each: each.__name__,
+)
+def test_whatever_is_done_to_a_lent_model_reaches_no_task(tasks, folder, damage):
+    expected = {name: st.load(folder / name)(X) for name in ("cars", "maps")}
+    for then in (["cars", "maps"], ["maps", "cars"]):
+        with tasks.use("cars") as net:
+            damage(net)
+        for name in then:
+            logits = tasks(name, X)
+            assert torch.equal(logits, expected[name])
+            assert not logits.requires_grad
+
+
+def test_a_lent_model_refuses_training_mode_and_its_copy_does_not(tasks, folder):
+    with tasks.use("cars") as net:
+        with pytest.raises(
+            ConfigError, match="shared by several deltas, for evaluation; train a delta by itself"
+        ):
+            net.train()
+        assert not net.eval().training
+        mine = copy.deepcopy(net)
+    assert mine.train() is mine
+    assert mine.training
+    assert not any(module.training for module in tasks.net.modules())
+    mine(X)
+    assert torch.equal(tasks("cars", X), st.load(folder / "cars")(X))
+
+
+def test_written_frozen_values_are_told(tasks):
+    with tasks.use("cars") as net, torch.no_grad():
+        dict(frozen_values(net, adapted(net).plan))["conv1.weight"].add_(1)
+    for name in ("cars", "cats"):
+        with pytest.raises(
+            ConfigError, match=r"frozen values of the model .* were written; load the deltas anew"
+        ):
+            tasks(name, X)
+
+
+def test_one_task_inside_another(tasks, folder):
+    expected = {name: st.load(folder / name)(X) for name in tasks.names}
+    with tasks.use("cats") as net:
+        assert torch.equal(tasks("cars", X), expected["cars"])
+        assert torch.equal(net(X), expected["cats"])
+        with tasks.use("cats") as again:
+            assert torch.equal(again(X), expected["cats"])
+        with pytest.raises(ConfigError, match="in use with another one"), tasks.use("maps"):
+            pass
+        assert torch.equal(net(X), expected["cats"])
+    with tasks.use("maps") as net:
+        assert torch.equal(net(X), expected["maps"])
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [st.Learn(fraction=0.25), st.Learn(fraction=1.0), st.Learn(rank=2)],
+    ids=repr,
+)
+def test_channels_last_changes_no_task(tmp_path, tiny, learn):
+    for seed in (1, 2):
+        st.save(stirred(tiny(learn), seed), tmp_path / str(seed))
+    tasks = st.Tasks.load({"a": tmp_path / "1", "b": tmp_path / "2"}).to(memory_format=torch.channels_last)
+    assert tasks.net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    x = X.to(memory_format=torch.channels_last)
+    for name, file in (("b", "2"), ("a", "1"), ("b", "2")):
+        with tasks.use(name) as net:
+            state = st.load(tmp_path / file).state_dict()
+            assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+        torch.testing.assert_close(tasks(name, x), st.load(tmp_path / file)(X))
+    tasks.to(torch.float64).to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(tasks("a", X.double()), st.load(tmp_path / "1").double()(X.double()))
+
+
+def test_no_rows_give_no_logits(tasks):
+    none = X[:0]
+    assert [tasks(name, none).shape for name in tasks.names] == [(0, 10), (0, 4), (0, 7)]
+    assert tasks(none, task=[]).shape == (0, 10)
+    tasks.remove("cats")
+    assert tasks(none, task=()).shape == (0, 7)
+    assert tasks.double()("cars", none.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "said"),
+    [
+        (("cats",), {}, r"1 arguments were given without task; call tasks\('cats', x\)"),
+        ((X,), {}, "1 arguments were given without task"),
+        (("cats", X), {"task": ["cats"] * 12}, "2 arguments were given beside task"),
+        ((), {"task": ["cats"]}, "0 arguments were given beside task"),
+        ((X, "cats"), {}, "the pictures are a str, not a tensor"),
+        (("cats", X.tolist()), {}, "the pictures are a list, not a tensor"),
+        (("cats", torch.tensor(1.0)), {}, r"pictures of shape \(\) are no batch"),
+        ((3, X), {}, "task 3 is no name; give one of cats, cars, maps"),
+        ((X,), {"task": "cats"}, "task 'cats' is no list of names"),
+        ((X,), {"task": 3}, "task 3 is no list of names"),
+        ((X,), {"task": [3] * 12}, "task 3 is no name"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(tasks, words, rows, said):
+    with pytest.raises(ConfigError, match=said):
+        tasks(*words, **rows)
+
+
+def test_what_is_no_mapping_of_names_is_refused(tasks, folder):
+    with pytest.raises(ConfigError, match="list is no mapping; pass one such as"):
+        st.Tasks.load([folder / "cats"])
+    with pytest.raises(ConfigError, match="the name 3 of a delta is not a text"):
+        tasks.add(3, folder / "cats")
+    for name in tasks.names:
+        tasks.remove(name)
+    with pytest.raises(DeltaError, match="foreign stands on seed 1"):
+        tasks.add("foreign", folder / "foreign")
+    with pytest.raises(ConfigError, match="there is no task; add one"):
+        tasks(X[:0], task=[])
+
+
+def test_a_value_shared_by_two_layers_is_switched_in_both(tmp_path):
+    def make() -> nn.Module:
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+        )
+        net[3].weight = net[1].weight
+        return net
+
+    x = torch.randn(5, 6)
+    for seed in (1, 2):
+        st.save(stirred(st.adapt_(make(), st.Learn(filters=0)), seed), tmp_path / str(seed))
+    tasks = st.Tasks.load({"a": tmp_path / "1", "b": tmp_path / "2"}, module=make())
+    for name, file in (("b", "2"), ("a", "1"), ("b", "2")):
+        assert torch.equal(tasks(name, x), st.load(tmp_path / file, module=make())(x))

@@ -20,7 +20,7 @@ from sparsetune.folders import CHECKPOINT, DELTA
 from sparsetune.inference import predict_logits
 from sparsetune.lowrank import learned_tensors
 from sparsetune.metrics import scores
-from sparsetune.precision import Precision, decode, encode
+from sparsetune.precision import VARIANCE, Precision, decode, encode
 from sparsetune.reproduce.entry import config_of, data_of, learning, plain_of
 from sparsetune.reproduce.jobs import Settings
 from sparsetune.reproduce.place import Place
@@ -124,13 +124,19 @@ def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Ite
     own = settings["kind"] == "ours"
     values = [] if own else learned_tensors(net)
     kept = [value.clone() for value in values]
+    variances = {value.data_ptr() for name, value in net.named_buffers() if name.endswith(VARIANCE)}
+    relative = [value.data_ptr() in variances for value in values]
     if own:
         save(net, folder / DELTA, classes=data.classes, preprocessing=data.preprocessing)
     whole = (folder / DELTA).stat().st_size if own else sum(value.nbytes for value in values)
     for dtype in (None, *FEWER_BITS):
         count = whole
         if dtype is not None:
-            count = fill_rounded(net, folder / DELTA, dtype) if own else _round_theirs(values, kept, dtype)
+            count = (
+                fill_rounded(net, folder / DELTA, dtype)
+                if own
+                else _round_theirs(values, kept, relative, dtype)
+            )
         batches = loader(data.test, data.preprocessing, batch_size=BATCH)
         logits, labels = predict_logits(net, batches)
         found = scores(logits.double().softmax(1), labels)
@@ -144,12 +150,12 @@ def _stored(net: nn.Module, settings: Settings, data: Data, folder: Path) -> Ite
         }
 
 
-def _round_theirs(values: list[Tensor], kept: list[Tensor], dtype: Precision) -> int:
+def _round_theirs(values: list[Tensor], kept: list[Tensor], relative: list[bool], dtype: Precision) -> int:
     """Put the values ``kept``, rounded, into ``values``; return the bytes that they then take."""
     count = 0
-    for value, exact in zip(values, kept, strict=True):
+    for value, exact, by_share in zip(values, kept, relative, strict=True):
         if value.is_floating_point():
-            code, numbers, scale = encode(exact, dtype)
+            code, numbers, scale = encode(exact, dtype, by_share)
             value.copy_(decode(code, numbers, scale, tuple(exact.shape)))
             count += numbers.nbytes + scale.nbytes
         else:

@@ -1,15 +1,22 @@
-"""Make the golden delta files of the format version that this sparsetune writes.
+"""Make golden files of every kind that this sparsetune writes.
 
 Run once, when a format version is released, as `python tests/golden/make.py FOLDER`; it prints what
-tests/test_delta.py records. Files of a released version are never made again.
+tests/test_golden.py records. Files of a released version are never made again.
 """
 
 import sys
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import save_file
 
 import sparsetune as st
+from sparsetune.bundle import bundle
+from sparsetune.runs import run
+from sparsetune.settings import Run
+from sparsetune.slimfile import load_slim, write_slim
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from forge import measured, moved
@@ -58,6 +65,37 @@ def amounts():
     return st.adapt_(net, st.Learn(filters={"block2.0.conv1": 1, "block2": 3}, rank={"block3": 2})), {}
 
 
+def dense(learn, width=2, **start):
+    """The smallest model that there is: of width 2 it has 786 values."""
+    net = st.create("densenet100_12", depth=10, growth_rate=width, num_classes=10, **start)
+    return st.adapt_(net, learn)
+
+
+def bf16():
+    """Two bytes a value."""
+    return dense(st.Learn(fraction=0.5), seed=11), {"dtype": "bf16"}
+
+
+def fp16():
+    """Two bytes a value."""
+    return dense(st.Learn(fraction=0.5), seed=12), {"dtype": "fp16"}
+
+
+def int8():
+    """One byte a value, by both of its codes."""
+    return dense(st.Learn(fraction=0.5), seed=13), {"dtype": "int8", "classes": list("abcdefghij")}
+
+
+def rank8():
+    """Low-rank sums in one byte a value."""
+    return dense(st.Learn(rank=1), seed=14), {"dtype": "int8"}
+
+
+def amounts8():
+    """Amounts by layer in one byte a value, as a budget gives them."""
+    return dense(st.Learn(rank={"block1": 2, "block3": 1}), seed=15), {"dtype": "int8"}
+
+
 def own():
     """The user's own model of `module`, from plain arithmetic."""
     net = torch.nn.Sequential(
@@ -73,18 +111,83 @@ def own():
     return net
 
 
+def deltas(path, backbone=None):
+    """A bundle of two deltas, and of the checkpoint that they stand on if there is one."""
+    with TemporaryDirectory() as folder:
+        files = {}
+        for seed, name in enumerate(("first", "second.too")):
+            files[name] = Path(folder) / f"{seed}.safetensors"
+            start = {"seed": 16} if backbone is None else {"checkpoint": backbone}
+            st.save(moved(dense(st.Learn(fraction=0.5), **start), seed).eval(), files[name])
+        bundle(files, path, backbone)
+    tasks = st.Tasks.load(path)
+    for name in files:
+        with tasks.use(name) as net:
+            tell(f"{path.stem}/{name}", *measured(net, merge=False))
+
+
+def trained(path):
+    """A bundle that brings its backbone."""
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "trained.safetensors"
+        net = st.merge_(moved(dense(st.Learn(fraction=1.0), seed=17), 5))
+        save_file({name: value.contiguous() for name, value in net.state_dict().items()}, whole)
+        deltas(path, whole)
+
+
+def small(path):
+    """A slim network of which six of ten filters are gone."""
+    net = moved(dense(st.Learn(fraction=0.4, frozen="zero"), 4, seed=18)).eval()
+    with TemporaryDirectory() as folder:
+        delta = Path(folder) / "delta.safetensors"
+        st.save(net, delta, preprocessing=st.Preprocessing((3, 8, 8), (0.5,) * 3, (0.3,) * 3))
+        write_slim(path, st.slim(net), st.inspect(delta))
+    tell(path.stem, *measured(load_slim(path), merge=False))
+
+
+STOPPED = Run(
+    model="densenet100_12",
+    model_kwargs={"depth": 10, "growth_rate": 2},
+    learn=st.Learn(fraction=0.5),
+    config=st.FitConfig(epochs=2, batch_size=32, lr=0.05, device="cpu"),
+    train_limit=100,
+    test_limit=20,
+)
+
+
+def stopped(folder):
+    """A run that its time budget stopped after one step: its settings, its checkpoint."""
+    rmtree(folder, ignore_errors=True)
+    assert not run(STOPPED, folder, time_budget=0.0).history
+
+
+def tell(name, values, logits):
+    """Print what to record."""
+    print(f'    "{name}": ("{values}", {logits}),')
+
+
+DELTAS = (
+    *((1, make) for make in (plain, zero, layers, module)),
+    *((2, make) for make in (bf16, fp16, int8)),
+    *((3, make) for make in (rank, rank8)),
+    *((4, make) for make in (amounts, amounts8)),
+)
+
+
 def main(folder: Path) -> None:
     """Write the files and print what to record."""
-    for version, make in ((1, plain), (1, zero), (1, layers), (1, module), (3, rank), (4, amounts)):
+    for version, make in DELTAS:
         net, words = make()
         path = folder / f"format{version}-{make.__name__}.safetensors"
         st.save(moved(net).eval(), path, **words)
-        values, logits = measured(net)
-        print(f'    "{path.stem}": (')
-        print(f'        "{st.inspect(path).fingerprint}",')
-        print(f'        "{values}",')
-        print(f"        {logits},")
-        print("    ),")
+        if "dtype" in words:
+            net = st.load(path)
+        print(f"    # fingerprint {st.inspect(path).fingerprint}")
+        tell(path.stem, *measured(net))
+    deltas(folder / "bundle1-seed.safetensors")
+    trained(folder / "bundle1-trained.safetensors")
+    small(folder / "slim1-small.safetensors")
+    stopped(folder / "run-stopped")
 
 
 if __name__ == "__main__":

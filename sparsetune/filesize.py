@@ -1,0 +1,79 @@
+"""How many bytes a delta's file will take, told before anything is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.backbone import Backbone, origin_of
+from sparsetune.delta import write_delta
+from sparsetune.header import Header
+from sparsetune.plan import Plan
+from sparsetune.precision import Precision
+from sparsetune.preprocessing import Preprocessing
+from sparsetune.rebuild import LIBRARIES
+
+
+def file_bytes(
+    net: nn.Module,
+    made: Plan,
+    *,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    training: Mapping[str, Any] | None = None,
+    dtype: Precision | None = None,
+) -> int:
+    """Write a delta with zeros for values and return its size; a real one differs by its index's last bytes.
+
+    Args:
+        net: The model, plain or adapted; its tensors are not read.
+        made: What is learned of it.
+        classes: As for :func:`sparsetune.save`.
+        preprocessing: Likewise.
+        training: Likewise; its longest.
+        dtype: Likewise.
+
+    Raises:
+        ConfigError: When ``classes`` or ``training`` cannot stand in a file.
+        StorageError: When there is no room for a temporary file.
+    """
+    origin = origin_of(net)
+    backbone = origin.backbone if origin else Backbone.from_module(net)
+    header = Header(
+        library=origin.library if origin else "module",
+        model=origin.name if origin else type(net).__name__,
+        kwargs=origin.kwargs if origin else {},
+        num_classes=origin.num_classes if origin else 0,
+        backbone=backbone.zeroed() if made.learn.frozen == "zero" else backbone,
+        fingerprint="0" * 64,
+        dtype="float32",
+        learn=made.learn,
+        classes=None if classes is None else tuple(classes),
+        preprocessing=preprocessing,
+        training=dict(training or {}),
+        versions={name: version(name) for name in LIBRARIES},
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        write_delta(path, header, _zeros(made), dtype)
+        return path.stat().st_size
+
+
+def longest_noted(nbytes: int) -> dict[str, Any]:
+    """Stand in for what a file of so many bytes may add to the summary of a training: its pictures."""
+    count = max(430, nbytes // 200)
+    return {"pictures": {"hashes": ["0" * 500] * -(-count // 500), "more": "0" * 100}}
+
+
+def _zeros(made: Plan) -> dict[str, Tensor]:
+    dtype = {8: torch.float64, 2: torch.float16}.get(made.itemsize, torch.float32)
+    zeros = {name: torch.zeros(s, dtype=dtype) for part in made for name, s in part.learned.items()}
+    zeros |= {each.name: torch.zeros(each.shape, dtype=each.dtype) for each in made.buffers}
+    frozen = {part.frozen_name: part.frozen_shape for part in made if part.stored}
+    return zeros | {name: torch.zeros(shape, dtype=dtype) for name, shape in frozen.items()}
