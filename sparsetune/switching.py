@@ -141,11 +141,11 @@ class Switch:
         for module in self._modules:
             if module.training:
                 module.training = False
-        if state is self.current and not self._touched and self._seen == _versions(self._written()):
+        if self._touched or self._seen != _versions(self._written()):
+            self._undo()
+        elif state is self.current:
             return self.net
-        self._undo()
-        if state is not self.current or not self._holds(state):
-            self._copy(state)
+        self._copy(state)
         self.current, self._touched = state, self._borrowed is not None
         self._seen = _versions(self._written())
         return self.net
@@ -161,14 +161,6 @@ class Switch:
             value = nn.Parameter(piece.clone(), requires_grad=False)
             for held, leaf in self._places(name):
                 held[leaf] = value
-
-    def _holds(self, state: State) -> bool:
-        """Whether the model has a state's very values, however they may have been written."""
-        floats, slices, head = self._pieces(state)
-        pairs = [(self._floats, floats), (self._ints, state.counts)]
-        pairs += [*zip(self._targets, slices, strict=True)]
-        pairs += [(held[leaf], piece) for name, piece in head.items() for held, leaf in self._places(name)]
-        return all(_same(one, other) for one, other in pairs)
 
     def _pieces(self, state: State) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """A state's values as they go to the arena, the slices and the classifier."""
@@ -270,11 +262,6 @@ def _learned(net: nn.Module, name: str) -> Tensor:
     if found is None:
         raise KeyError(name)
     return found.detach()
-
-
-def _same(one: Any, other: Tensor) -> bool:
-    fits = isinstance(one, Tensor) and one.dtype == other.dtype and not one.requires_grad
-    return fits and torch.equal(one, other)
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
