@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.outputs import logits_of
 from sparsetune.shared import Shared
 
 
@@ -61,7 +62,7 @@ class Ensemble(Shared):
         found = []
         for name in self.headers:
             with self.using(name) as net:
-                found.append(net(x))
+                found.append(logits_of(net(x)))
         return torch.cat(found)
 
     def probabilities(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsetune.bundle import unpacked
 from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.outputs import logits_of
 from sparsetune.shared import Shared
 
 
@@ -101,8 +102,7 @@ class Tasks(Shared):
         if task is None:
             name, x = inputs
             with self.use(name) as net:
-                logits: Tensor = net(x)
-            return logits
+                return logits_of(net(x))
         (x,) = inputs
         if len(task) != len(x):
             raise ConfigError(f"there are {len(task)} tasks for {len(x)} rows; give one a row.")
@@ -115,7 +115,7 @@ class Tasks(Shared):
         for name, own in rows.items():
             index = torch.tensor(own, device=x.device)
             with self.use(name) as net:
-                found[name] = index, net(x[index])
+                found[name] = index, logits_of(net(x[index]))
         width = max(logits.shape[1] for _, logits in found.values())
         like = next(iter(found.values()))[1]
         together: Tensor = like.new_full((len(x), width), float("-inf"))
