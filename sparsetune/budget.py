@@ -12,6 +12,7 @@ from sparsetune.choice import Choice, Trial
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Split, count_steps, split_in_two
 from sparsetune.errors import DataError
+from sparsetune.inputs import pictures_for
 from sparsetune.learn import Learn
 from sparsetune.plan import plan
 from sparsetune.precision import Precision
@@ -68,6 +69,7 @@ def choose(
         ConfigError: When the budget is below the least that a delta of the model takes, or as ``fit`` raises.
         DataError: When there are no training pictures, or one cannot be read.
     """
+    data = pictures_for(net, data)
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     with processes(config.device, config.amp) as group:
