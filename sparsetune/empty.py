@@ -35,12 +35,12 @@ def notes_on(learn: Learn, parts: Iterable[Part]) -> Iterator[str]:
             queries.append(name)
     if empty:
         yield (
-            f"nothing is learned of {_count(empty, 'layer')}, for {learn.amount} of so few filters is none: "
+            f"learning nothing of {_count(empty, 'layer')}, for {learn.amount} of so few filters is none: "
             f"{listed(empty)}; a larger fraction or filters=1 learns some of each."
         )
     if queries:
         yield (
-            f"only queries are learned of {_count(queries, 'attention layer')}, for their rows come before "
+            f"learning only the queries of {_count(queries, 'attention layer')}, for their rows come before "
             f"those of keys and values: {listed(queries)}; dim='in' or a rank learns of all three."
         )
 

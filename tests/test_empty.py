@@ -27,7 +27,7 @@ def test_a_layer_whose_slice_is_empty_is_named_in_one_line():
     made = st.plan(TwoHeads(), st.Learn(fraction=0.1))
     (line,) = made.notes  # floor(.1 * 5) is 0, floor(.1 * 20) is 2
     assert line == (
-        "nothing is learned of 1 layer, for fraction 0.1 of so few filters is none: first (5x20); "
+        "learning nothing of 1 layer, for fraction 0.1 of so few filters is none: first (5x20); "
         "a larger fraction or filters=1 learns some of each."
     )
     assert str(made).splitlines()[-1] == line
@@ -64,7 +64,7 @@ def test_many_layers_are_counted_and_the_first_named():
 def test_a_slice_of_queries_alone_is_said(make):
     net = nn.Sequential(make(), nn.Linear(2, 2))
     (line,) = st.plan(net, st.Learn(fraction=0.3)).notes
-    assert line.startswith("only queries are learned of ")
+    assert line.startswith("learning only the queries of ")
     assert line.endswith("; dim='in' or a rank learns of all three.")
     for learn in (st.Learn(fraction=0.4), st.Learn(fraction=0.3, dim="in"), st.Learn(rank=1)):
         assert not st.plan(net, learn).notes
@@ -72,7 +72,7 @@ def test_a_slice_of_queries_alone_is_said(make):
 
 def test_fit_says_so(digits):
     net = st.adapt_(TwoHeads(), st.Learn(fraction=0.1))
-    with pytest.warns(Notice, match=r"nothing is learned of 1 layer, .* first \(5x20\)"):
+    with pytest.warns(Notice, match=r"learning nothing of 1 layer, .* first \(5x20\)"):
         st.fit(net, digits, st.FitConfig(epochs=1, batch_size=150))
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)

@@ -178,7 +178,7 @@ def test_arguments_of_the_model_reach_it_and_the_file(sparsetune):
     first, second, third = result.err.splitlines()[:3]
     assert first.startswith("learning ")
     assert second == "learning from 32x32 grey pictures, mean 0.3057, std 0.376, bilinear (the data's own)"
-    assert third.startswith("only queries are learned of 6 attention layers, ")
+    assert third.startswith("learning only the queries of 6 attention layers, ")
     sparsetune("verify r/delta.safetensors")
 
 
