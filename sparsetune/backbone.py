@@ -172,7 +172,7 @@ def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
     for name, value in expected.items():
         shape = tuple(value.shape)
         if name not in values:
-            longer = next((other for other in found if other.endswith("." + name)), None)
+            longer = min((other for other in found if other.endswith("." + name)), key=len, default=None)
             remedy = f"; take '{longer.removesuffix(name)}' away from '{longer}' and so on" if longer else ""
             raise BackboneError(
                 f"{source} lacks '{name}', which the model expects with shape {shape}{remedy}."
