@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsetune.errors import BackboneError, ConfigError
-from sparsetune.layers import head_names
+from sparsetune.layers import head_names, under
 from sparsetune.seeding import GENERATOR_VERSION
 
 Kind = Literal["seed", "zero", "pretrained", "file", "module"]
@@ -23,6 +23,14 @@ KINDS: tuple[Kind, ...] = ("seed", "zero", "pretrained", "file", "module")
 
 ORIGIN = "_sparsetune_origin"
 """Attribute of a model that ``create`` made."""
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts before the names inside a module."""
+WRAPPED = ("module.", "model.", "state_dict.")
+"""What wrappers (DistributedDataParallel, Lightning) put before every name."""
+
+
+Values = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+"""Makes a checkpoint's values those of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +172,13 @@ def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
     for name, value in expected.items():
         shape = tuple(value.shape)
         if name not in values:
-            raise BackboneError(f"{source} lacks '{name}', which the model expects with shape {shape}.")
+            longer = min((other for other in found if other.endswith("." + name)), key=len, default=None)
+            remedy = f"; take '{longer.removesuffix(name)}' away from '{longer}' and so on" if longer else ""
+            raise BackboneError(
+                f"{source} lacks '{name}', which the model expects with shape {shape}{remedy}."
+            )
         if values[name].shape != shape:
-            if not any(name.startswith(head + ".") for head in heads):
+            if not under(name.rpartition(".")[0], heads):
                 raise BackboneError(
                     f"{source} holds '{name}' with shape {tuple(values[name].shape)}; "
                     f"the model expects {shape}."
@@ -178,8 +190,15 @@ def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
     net.load_state_dict(values)
 
 
-def load_checkpoint(net: nn.Module, path: str | Path) -> None:
+def load_checkpoint(net: nn.Module, path: str | Path, fit: Values | None = None) -> None:
     """Copy a whole checkpoint in safetensors format into ``net``, as :func:`take_values` does.
+
+    What wrappers of a model put before every name is taken away.
+
+    Args:
+        net: A plain model.
+        path: The file.
+        fit: Makes values of another input size, or number of channels, those of the model.
 
     Raises:
         BackboneError: When the file is not readable or does not fit.
@@ -196,6 +215,9 @@ def load_checkpoint(net: nn.Module, path: str | Path) -> None:
         raise BackboneError(
             f"{path} is not a readable safetensors checkpoint ({error}); {remedy}."
         ) from error
+    found = _bare(found, net)
+    if fit is not None and not _fits(net, found):
+        found = fit(net, found)
     take_values(net, found, str(path))
 
 
@@ -215,6 +237,26 @@ def file_digest(path: str | Path) -> str:
             f"checkpoint {path} cannot be read: {error.strerror}; pass the path of a safetensors checkpoint."
         ) from error
     return digest.hexdigest()
+
+
+def _bare(found: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's values by the names of the model inside its wrappers."""
+    own = net.state_dict().keys()
+    found = {name.replace(COMPILED, ""): value for name, value in found.items()}
+    while prefix := next((p for p in WRAPPED if found and all(name.startswith(p) for name in found)), None):
+        if any(name.startswith(prefix) for name in own):
+            break
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+def _fits(net: nn.Module, found: dict[str, Tensor]) -> bool:
+    """Whether a checkpoint has every name and shape of a model, its classifier aside."""
+    heads, expected = head_names(net), net.state_dict()
+    return expected.keys() == found.keys() and all(
+        value.shape == found[name].shape or under(name.rpartition(".")[0], heads)
+        for name, value in expected.items()
+    )
 
 
 def _is_pickled(path: str | Path) -> bool:

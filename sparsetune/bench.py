@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsetune.contestants import contestants, learned_parameters
-from sparsetune.errors import ConfigError
+from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.keeping import keep
 from sparsetune.learn import Learn
 from sparsetune.memory import held_bytes, learning_bytes, peak_bytes
+from sparsetune.outputs import logits_of, loss_of
 from sparsetune.plan import plan
 from sparsetune.timing import Figure, figure, take_turns
 
@@ -147,7 +147,7 @@ class _Run:
     def step(self) -> None:
         self.model.train()
         with self.autocast:
-            loss = F.cross_entropy(self.model(self.x), self.y)
+            loss = loss_of(self.model(self.x), self.y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -169,7 +169,9 @@ def _outputs(model: nn.Module, x: Tensor, what: str) -> int:
     """Count a model's outputs by running it on one picture."""
     try:
         with torch.no_grad():
-            return int(model.eval()(x[:1]).shape[-1])
+            return logits_of(model.eval()(x[:1])).shape[1]
+    except SparsetuneError:
+        raise
     except Exception as error:
         shape = "x".join(map(str, x.shape[1:]))
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -15,6 +15,7 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data, Split, count_steps, split_in_two
 from sparsetune.errors import DataError
 from sparsetune.filesize import file_bytes, longest_noted
+from sparsetune.inputs import pictures_for
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision
@@ -75,6 +76,7 @@ def choose(
         ConfigError: When the budget is below the least that a delta of the model takes, or as ``fit`` raises.
         DataError: When there are no training pictures, or one cannot be read.
     """
+    data = pictures_for(net, data)
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     with processes(config.device, config.amp) as group:

@@ -29,6 +29,9 @@ CONFIG = (
 OPTIONS = ("size", "train_limit", "test_limit", "init_from")
 """What else a run stores because its outcome depends on it."""
 
+BUILT = ("img_size", "in_chans")
+"""Arguments of a model that ``fit`` has an option for."""
+
 DTYPE = "dtype"
 """Likewise, where the delta was saved in fewer bits."""
 
@@ -57,16 +60,11 @@ def command(header: Header) -> str | None:
         and {*OPTIONS} == {*options} - {DTYPE}
         and isinstance(training.get("data"), str)
     )
-    if (
-        header.learn.by_layer
-        or not known
-        or root.kind == "module"
-        or header.kwargs
-        or config.momentum != FitConfig().momentum
-    ):
+    if header.learn.by_layer or not known or root.kind == "module" or config.momentum != FitConfig().momentum:
         return None
     given: dict[str, Any] = {
         "model": (TORCHVISION if header.library == "torchvision" else "") + header.model,
+        **_built(header.kwargs),
         **_learned(header.learn),
         "backbone_seed": root.seed or None,
         "pretrained": root.kind == "pretrained",
@@ -77,6 +75,11 @@ def command(header: Header) -> str | None:
     if root.kind == "file":
         given["init_from"] = root.source
     return shlex.join(["sparsetune", "fit", *_words(given)])
+
+
+def _built(kwargs: dict[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in kwargs.items() if name in BUILT and type(value) is int}
+    return {**own, "model_kwargs": [f"{name}={value!r}" for name, value in kwargs.items() if name not in own]}
 
 
 def _learned(learn: Learn) -> dict[str, Any]:

@@ -6,6 +6,7 @@ line prints it as it stands and exits with code 2.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -69,3 +70,12 @@ class HubError(SparsetuneError, OSError):
 
 class StorageError(SparsetuneError, OSError):
     """A file that cannot be written, for lack of space or permission."""
+
+
+class Notice(UserWarning):
+    """What a user should know of a call that does its work all the same."""
+
+
+def notify(text: str) -> None:
+    """Warn of something in one sentence; the command line prints it on stderr as it stands."""
+    warnings.warn(text, Notice, stacklevel=3)

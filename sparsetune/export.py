@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsetune.errors import ConfigError
 from sparsetune.files import replacing
+from sparsetune.outputs import logits_of
 
 LIMIT = 2**31 - 2**24
 """Bytes of values that one ONNX file can hold, some room left for the graph."""
@@ -59,6 +60,7 @@ def export_onnx(
             f"the model holds {held / 2**30:.2f} GiB, and one ONNX file at most {LIMIT / 2**30:.2f}; "
             "export a smaller one, or write a checkpoint with sparsetune merge."
         )
+    net = _classifier(net, size)
     program = _program(net, size)
     _forget_origin(program.model)
     program.model.metadata_props.update(metadata)
@@ -67,8 +69,19 @@ def export_onnx(
         return _difference(net, temporary, size)
 
 
-def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
-    """The exported graph; whatever torch's exporter says is said in one sentence or not at all."""
+class _Logits(nn.Module):
+    """A model that gives its main logits alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        return logits_of(self.net(image))
+
+
+def _classifier(net: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+    """The model, so that it gives nothing but logits."""
     pictures = torch.zeros(2, *size)
     try:
         with torch.no_grad():
@@ -76,8 +89,19 @@ def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
     except Exception as error:
         shape = "x".join(map(str, size))
         raise ConfigError(f"the model cannot take pictures of {shape} ({_reason(error)}).") from error
-    if not isinstance(outputs, Tensor):
-        raise ConfigError(f"the model gives a {type(outputs).__name__}; export writes classifiers alone.")
+    if isinstance(outputs, Tensor):
+        return net
+    try:
+        logits_of(outputs)
+    except ConfigError as error:
+        what = type(outputs).__name__
+        raise ConfigError(f"the model gives a {what}; export writes classifiers alone.") from error
+    return _Logits(net).eval()
+
+
+def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
+    """The exported graph; whatever torch's exporter says is said in one sentence or not at all."""
+    pictures = torch.zeros(2, *size)
     try:
         with torch.no_grad(), _silent():
             return torch.onnx.export(

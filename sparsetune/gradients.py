@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsetune.layers import is_sliceable, sites
+from sparsetune.outputs import loss_of
 
 
 def mean_gradients(
@@ -34,7 +34,7 @@ def mean_gradients(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for x, y in batches:
-            F.cross_entropy(net(x.to(device)), y.to(device)).backward()
+            loss_of(net(x.to(device)), y.to(device)).backward()
             count += 1
     return {
         name: value.grad.float().cpu() / count for name, value in wanted.items() if value.grad is not None

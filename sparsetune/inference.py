@@ -8,6 +8,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from sparsetune.outputs import logits_of
+
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return a classifier's outputs over all batches, in evaluation mode; its mode is restored after.
@@ -18,6 +20,9 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
 
     Returns:
         Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU; without batches both are empty.
+
+    Raises:
+        ConfigError: When it gives no logits.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
     training = net.training
@@ -26,7 +31,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     try:
         with torch.inference_mode():
             for x, y in batches:
-                logits.append(net(x.to(device, non_blocking=True)).float().cpu())
+                logits.append(logits_of(net(x.to(device, non_blocking=True))).float().cpu())
                 labels.append(y)
     finally:
         net.train(training)

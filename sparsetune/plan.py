@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from sparsetune.amounts import matches
+from sparsetune.empty import notes_on
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
 from sparsetune.learn import Learn
@@ -63,6 +64,11 @@ class Plan:
         """Bytes of the learned values, the buffers and stored frozen values; the file adds a short header."""
         return self.bytes_in(None)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of this spec learns less than one might think, and what to do: a sentence each."""
+        return tuple(notes_on(self.learn, self.parts))
+
     def bytes_in(self, precision: Precision | None) -> int:
         """Return ``delta_bytes`` of a file that keeps float32 values in fewer bits; ``None`` for all bits."""
         buffers = sum(
@@ -86,6 +92,7 @@ class Plan:
             "total_parameters": self.total_parameters,
             "delta_bytes": self.delta_bytes,
             "stored_bytes": self.stored_bytes,
+            "notes": list(self.notes),
             "layers": [
                 {
                     "name": part.name,
@@ -106,7 +113,7 @@ class Plan:
         for part in self.parts:
             shape = "x".join(map(str, part.shape))
             rows.append(f"{part.name:<{width}}  {shape:<20} {part.share:>12}  {part.learned_numel:,}")
-        rows.append(summary(self))
+        rows += [summary(self), *self.notes]
         return "\n".join(rows)
 
 

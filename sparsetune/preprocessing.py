@@ -54,6 +54,13 @@ class Preprocessing:
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
 
+    def describe(self) -> str:
+        """Return a few plain words, such as ``8x8 pictures, mean 0.5, std 0.25, bilinear``."""
+        channels, height, width = self.size
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        grey = "grey " if channels == 1 else ""
+        return f"{height}x{width} {grey}pictures, mean {mean}, std {std}, {self.interpolation}"
+
     @classmethod
     def from_json(cls, value: Any) -> Preprocessing:
         """Read what ``to_json`` gave, trusting nothing.

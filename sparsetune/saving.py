@@ -28,13 +28,15 @@ from sparsetune.adapt import (
 from sparsetune.arithmetic import compress
 from sparsetune.backbone import fingerprint, origin_of
 from sparsetune.delta import read_delta, read_header, write_delta
-from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
 from sparsetune.files import write_bytes
 from sparsetune.header import DTYPES, Header
+from sparsetune.layers import head_names, under
 from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
+from sparsetune.taught import Taught, taught, teach
 
 
 def save(
@@ -51,8 +53,8 @@ def save(
     Args:
         net: An adapted model.
         path: The file, by convention ending in ``.safetensors``.
-        classes: Class names in the order of the outputs.
-        preprocessing: What the training pictures went through; needed by ``predict``.
+        classes: Class names in the order of the outputs; left out, those that ``fit`` or ``load`` met.
+        preprocessing: What the training pictures went through, needed by ``predict``; left out, likewise.
         training: A summary of the training, plain JSON values.
         dtype: ``bf16``, ``fp16`` or ``int8`` for a smaller file, whose values are near those of the model;
             ``None`` for these very values.
@@ -65,7 +67,10 @@ def save(
         StorageError: When the file cannot be written.
     """
     check_precision(dtype)
-    state, origin = adapted(net), origin_of(net)
+    state, origin, told = adapted(net), origin_of(net), taught(net)
+    classes = told.classes if classes is None else classes
+    if preprocessing in (None, told.default):
+        preprocessing = told.preprocessing
     found, frozen = fingerprint(frozen_values(net, state.plan)), frozen_dtype(net, state.plan)
     if frozen == state.dtype and found != state.fingerprint:
         raise DeltaError(
@@ -152,6 +157,7 @@ def load(
                 f"{same_backbone(header)}."
             )
         _fill(net, state.plan, values)
+    teach(net, Taught(header.classes, header.preprocessing))
     return net.eval()
 
 
@@ -186,6 +192,8 @@ def verify(path: str | Path, *, backbone: str | Path | None = None, allow_networ
 def fill(net: nn.Module, path: str | Path) -> None:
     """Put a delta's learned values and statistics into a model adapted alike over the same backbone.
 
+    A classifier of another class count keeps its own values, and that is said.
+
     Raises:
         DeltaError: When the file is damaged, or its backbone or slices are not the model's.
     """
@@ -195,9 +203,19 @@ def fill(net: nn.Module, path: str | Path) -> None:
             f"{path} stands on {header.backbone.describe()} with {header.learn}, this model on "
             f"{state.backbone.describe()} with {state.plan.learn}; start from a delta of the same."
         )
+    origin = origin_of(net)
+    count = origin.num_classes if origin else header.num_classes
+    heads = head_names(net) if count != header.num_classes else ()
     with _naming(path):
-        check_fit(header, state.plan)
-    _fill(net, state.plan, read_delta(path, header))
+        check_fit(header, state.plan, heads, count)
+    values = read_delta(path, header)
+    for part in state.plan:
+        if part.k and under(part.homes[0][0], heads):
+            values[part.name] = net.get_parameter(part.name).detach()
+    _fill(net, state.plan, values)
+    teach(net, Taught(None if heads else header.classes, header.preprocessing))
+    if heads:
+        notify(f"{path} knows {header.num_classes} classes, so the classifier for {count} was drawn anew.")
 
 
 def fill_rounded(net: nn.Module, path: str | Path, dtype: Precision) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data, open_data
 from sparsetune.delta import is_delta
 from sparsetune.errors import ConfigError
+from sparsetune.inputs import pictures_for
 from sparsetune.learn import Learn
 from sparsetune.precision import Precision, check_precision
-from sparsetune.preprocessing import Preprocessing
-from sparsetune.saving import fill
-from sparsetune.weights import known_pictures
+from sparsetune.saving import fill, inspect
+from sparsetune.taught import Taught, teach
 from sparsetune.zoo import create
 
 
@@ -109,7 +109,10 @@ def build(settings: Run) -> tuple[nn.Module, Data]:
         checkpoint=None if delta else settings.init_from,
         **settings.model_kwargs or {},
     )
-    return net, _prepared(data, _preprocessing(net, data.preprocessing, settings))
+    if delta:
+        header = inspect(delta)
+        teach(net, Taught(header.classes, header.preprocessing))
+    return net, pictures_for(net, data)
 
 
 def adapt(net: nn.Module, settings: Run) -> None:
@@ -117,21 +120,3 @@ def adapt(net: nn.Module, settings: Run) -> None:
     adapt_(net, settings.learn)
     if delta := _delta(settings):
         fill(net, delta)
-
-
-def _prepared(data: Data, preprocessing: Preprocessing) -> Data:
-    """``data`` with other preprocessing; its random crop keeps its share of the picture."""
-    pad = data.augment.pad * min(preprocessing.size[1:]) // min(data.preprocessing.size[1:])
-    return replace(data, preprocessing=preprocessing, augment=replace(data.augment, pad=pad))
-
-
-def _preprocessing(net: nn.Module, own: Preprocessing, settings: Run) -> Preprocessing:
-    """The data's preprocessing, or what a pretrained or fixed-size model wants."""
-    wanted = known_pictures(net)
-    fixed = (getattr(net, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
-    if wanted and settings.size is None and (settings.pretrained or fixed):
-        own = replace(own, size=tuple(wanted["input_size"]))
-    if wanted and settings.pretrained:
-        mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
-        own = replace(own, mean=mean, std=std, interpolation=wanted["interpolation"])
-    return own

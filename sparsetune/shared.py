@@ -15,6 +15,7 @@ from sparsetune.delta import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
 from sparsetune.layers import head_names
+from sparsetune.outputs import logits_of
 from sparsetune.rebuild import check_fit
 from sparsetune.saving import load
 from sparsetune.switching import State, Switch
@@ -88,7 +89,7 @@ class Shared(nn.Module):
     def logits(self, name: str, x: Tensor) -> Tensor:
         """Compute a delta's logits; no row of pictures gives no row of logits."""
         with self.using(name) as net:
-            found: Tensor = net(x if len(x) else x.new_zeros(1, *x.shape[1:]))
+            found = logits_of(net(x if len(x) else x.new_zeros(1, *x.shape[1:])))
         return found if len(x) else found[:0]
 
     def train(self, mode: bool = True) -> Shared:

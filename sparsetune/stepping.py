@@ -10,13 +10,13 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsetune.adapt import UNSENT, adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.layers import ADAPTED
+from sparsetune.outputs import logits_of, loss_of
 from sparsetune.processes import Processes
 from sparsetune.slimming import slimming
 
@@ -88,8 +88,8 @@ class Stepper:
         remedy = "try another size, batch size or optimiser"
         with _explaining(f"the model cannot learn from a batch of {shape}", remedy):
             x, y = (part.to(self.group.device, non_blocking=True) for part in (x, y))
-            logits = self.model(x)
-            loss = F.cross_entropy(logits, y)
+            output = self.model(x)
+            loss, logits = loss_of(output, y), logits_of(output)
             self.optimizer.zero_grad()
             self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
             self.optimizer.step()

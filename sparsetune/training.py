@@ -14,15 +14,19 @@ from torch import nn
 
 from sparsetune.adapt import adapted
 from sparsetune.checkpoint import Position, random_state, read_checkpoint, write_checkpoint
+from sparsetune.classes import meet_classes
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
-from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.errors import ConfigError, DataError, DivergedError, notify
 from sparsetune.inference import joined_rows, predict_logits
+from sparsetune.inputs import pictures_for
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import scores
+from sparsetune.outputs import check_classifier
 from sparsetune.processes import Processes, processes
 from sparsetune.recomputing import recomputing
 from sparsetune.stepping import Stepper
+from sparsetune.taught import Taught, teach
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
@@ -99,7 +103,7 @@ def fit(
 
     Args:
         net: An adapted model.
-        data: What to learn.
+        data: What to learn; the pictures are what :func:`~sparsetune.inputs.pictures_for` decides.
         config: How.
         checkpoint: A file to keep the state in, after each epoch and every minute of a long one.
         resume: Go on from ``checkpoint`` if it exists.
@@ -117,7 +121,12 @@ def fit(
         StorageError: When the checkpoint cannot be written, or is from other settings.
     """
     _check(net, data)
-    state = adapted(net)
+    state, opened = adapted(net), data
+    data = pictures_for(net, data)
+    meet_classes(net, data.classes)
+    for line in state.plan.notes:
+        notify(line)
+    teach(net, Taught(data.classes, data.preprocessing, opened.preprocessing))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
     return train(
         net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
@@ -160,6 +169,7 @@ def train(
         recomputing(net, config.grad_checkpointing),
         processes(config.device, config.amp) as group,
     ):
+        check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.restore(checkpoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import timm
 import torchvision
 from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
-from torch import nn
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
 
 from sparsetune.backbone import origin_of
 from sparsetune.errors import UnknownNameError
@@ -70,6 +73,38 @@ def published_as(net: nn.Module, library: str, name: str, revision: str | None) 
     return hub, pinned or next(iter(commits), None)
 
 
+def tell_input(net: nn.Module, arguments: dict[str, Any]) -> None:
+    """Let a timm model's ``pretrained_cfg`` say the input that its arguments ask for."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    channels, *sides = config.get("input_size", (3, 224, 224))
+    size = arguments.get("img_size", sides)
+    sides = [size, size] if isinstance(size, int) else size
+    found = (arguments.get("in_chans", channels), *sides)
+    if config and found != tuple(config["input_size"]):
+        vars(net)["pretrained_cfg"] = {**config, "input_size": found}
+
+
+def fitted(net: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fit the values of a timm model for another input size or for three channels to ``net``, as timm does.
+
+    What timm's functions do not know comes back as it is.
+    """
+    config = getattr(net, "pretrained_cfg", None) or {}
+    with suppress(Exception):
+        family = sys.modules[timm.model_entrypoint(config["architecture"]).__module__]
+        fit = getattr(family, "checkpoint_filter_fn", None) or getattr(family, "_filter_fn", None)
+        if fit is not None:
+            values = fit(dict(values), net)
+    stems = config.get("first_conv") or ()
+    for stem in [stems] if isinstance(stems, str) else stems:
+        weight = values.get(f"{stem}.weight")
+        if weight is None or weight.dim() != 4 or weight.shape == net.get_parameter(f"{stem}.weight").shape:
+            continue
+        with suppress(NotImplementedError):
+            values[f"{stem}.weight"] = adapt_input_conv(config["input_size"][0], weight)
+    return values
+
+
 def known_pictures(net: nn.Module) -> dict[str, Any]:
     """Form of the pictures that a model is made for, as timm's ``resolve_model_data_config`` gives it.
 
@@ -84,9 +119,12 @@ def known_pictures(net: nn.Module) -> dict[str, Any]:
         known: dict[str, Any] = resolve_model_data_config(net)
         return known
     origin = origin_of(net)
-    if origin is None or origin.library != "torchvision" or origin.backbone.root.kind != "pretrained":
+    if origin is None or origin.library != "torchvision":
         return {}
-    form = weights_of(origin.name, origin.backbone.root.revision).transforms()
+    root = origin.backbone.root
+    if root.kind not in ("pretrained", "file"):
+        return {}
+    form = weights_of(origin.name, root.revision).transforms()
     if not hasattr(form, "crop_size"):
         return {}
     side = form.crop_size[0]

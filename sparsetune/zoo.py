@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -25,7 +26,17 @@ from sparsetune.meta import without_memory
 from sparsetune.observe import observing
 from sparsetune.published import hub_if_reachable, read_as_data
 from sparsetune.seeding import check_seed
-from sparsetune.weights import HUB, TORCHVISION, has_own_count, pinned, published_as, remedy, weights_of
+from sparsetune.weights import (
+    HUB,
+    TORCHVISION,
+    fitted,
+    has_own_count,
+    pinned,
+    published_as,
+    remedy,
+    tell_input,
+    weights_of,
+)
 
 
 def names(pattern: str | None = None) -> list[str]:
@@ -64,8 +75,9 @@ def create(
         pretrained: Take the library's published weights. A classifier for another class count is seeded.
         revision: Of the published weights: a commit of their hub repository, or torchvision's name for them;
             ``None`` for the latest.
-        checkpoint: A whole checkpoint in safetensors format to take values from, likewise.
-        **kwargs: Arguments of the model's constructor, plain JSON values.
+        checkpoint: A whole checkpoint in safetensors format to take values from, likewise. For a timm model
+            with other ``img_size`` or ``in_chans``, timm's own functions fit it.
+        **kwargs: Arguments of the model's constructor, plain JSON values, such as ``img_size``, ``in_chans``.
 
     Returns:
         The plain model, in training mode, on the CPU.
@@ -88,7 +100,7 @@ def create(
         if library == "torchvision":
             setattr(net, HEAD, _class_layers(plain_name, count, kwargs))
         if checkpoint is not None:
-            load_checkpoint(net, checkpoint)
+            load_checkpoint(net, checkpoint, fitted if library == "timm" else None)
         elif pretrained and library == "torchvision" and not has_own_count(plain_name, num_classes, revision):
             _take_published(net, plain_name, kwargs, revision)
     draw_initial(net, seen, seed)
@@ -185,11 +197,13 @@ def _build(
     counted = num_classes is not None and (library == "timm" or num_classes > 0)
     arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
     fetch = remedy(library, name, revision) if pretrained else ""
-    with _explaining(name, arguments, fetch), read_as_data():
+    with _explaining(name, arguments, fetch), read_as_data(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The default weight initialization")  # ours replaces it
         if library == "timm":
             exact, pin = pinned(name, revision) if pretrained and revision else (name, {})
             with hub_if_reachable() if pretrained or name.startswith(HUB) else nullcontext():
                 net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
+            tell_input(net, arguments)
             return net
         builder = torchvision.models.get_model_builder(name)
         weights: dict[str, Any] = {

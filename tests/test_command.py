@@ -97,15 +97,27 @@ def test_only_what_is_not_the_default(header):
     )
 
 
+def test_arguments_of_the_model(header):
+    words = shlex.split(command(replace(header, kwargs={"in_chans": 1, "depth": 10, "act": "a b"})))
+    at = words.index("--in-chans")
+    assert words[at : at + 6] == [
+        "--in-chans",
+        "1",
+        "--model-kwargs",
+        "depth=10",
+        "--model-kwargs",
+        "act='a b'",
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"training": {}},
         {"training": {"config": {}, "data": "digits"}},
-        {"kwargs": {"depth": 10}},
         {"backbone": st.Backbone(kind="module", source="Net")},
     ],
-    ids=["nothing", "no options", "arguments", "own module"],
+    ids=["nothing", "no options", "own module"],
 )
 def test_what_fit_cannot_do_again_has_no_command(header, change):
     assert command(replace(header, **change)) is None

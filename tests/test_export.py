@@ -73,6 +73,26 @@ class Unruly(nn.Module):
         return x.mean((1, 2, 3), keepdim=False)[:, None] * (1 if x.sum() > 0 else 2)
 
 
+class TwoHeads(nn.Module):
+    """Gives the logits of an auxiliary head beside its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aux = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.main(x).mean((2, 3)), self.aux(x).mean((2, 3))
+
+
+def test_of_several_heads_the_main_one_is_written(tmp_path):
+    net, x = TwoHeads(), torch.randn(3, 3, 8, 8)
+    export_onnx(net, tmp_path / "net.onnx", (3, 8, 8), {})
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (found,) = session.run(["logits"], {"image": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, net(x)[0].numpy(), rtol=1e-5, atol=1e-6)
+
+
 class Boxes(nn.Module):
     def forward(self, x):
         return {"boxes": x}

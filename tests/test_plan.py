@@ -215,6 +215,7 @@ def test_json_and_table_say_the_counts():
     assert table[1].split() == ["stem.0.weight", "8x4x5x3", "4/8", "240"]
     assert table[-1] == summary(made)
     assert summary(made).startswith("286 of 542 values learned (52.8%)")
+    assert value["notes"] == list(made.notes) == []
 
 
 def test_a_plan_changes_nothing():

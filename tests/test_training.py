@@ -280,9 +280,8 @@ def test_refuses_what_cannot_be_trained(tmp_path, tiny, digits):
     refused(ConfigError, "device 'meta' cannot be used", tiny(), digits, replace(TWO, device="meta"))
     refused(ConfigError, "the loss became nan in epoch 1; lower lr 1e", tiny(), digits, replace(TWO, lr=1e30))
     vit = st.adapt_(st.create("test_vit", num_classes=10), st.Learn(fraction=0.5))
-    refused(
-        ConfigError, r"cannot learn from a batch of 64x3x8x8 \(Input height .*\); try another", vit, digits
-    )
+    own = st.open_data("digits", size=8, train_limit=64, test_limit=10)
+    refused(ConfigError, r"cannot learn from a batch of 64x3x8x8 \(Input height .*\); try another", vit, own)
     refused(ConfigError, "'adahessian' |cannot learn from", tiny(), digits, replace(TWO, opt="adahessian"))
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from forge import fresh, same
 from safetensors.torch import load_file, save_file
@@ -306,6 +307,51 @@ def test_the_checkpoint_is_needed_again_in_whatever_file(whole):
     save_file(load_file(path), path.parent / "other.safetensors", metadata={"another": "file"})
     again = recreate(origin, path.parent / "other.safetensors").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "state_dict.model."]
+)
+def test_what_wrappers_put_before_names_is_taken_away(whole, prefix):
+    net, path = whole
+    save_file({prefix + name: value for name, value in net.state_dict().items()}, path)
+    assert same(net, st.create("wrn28_4", **SMALL, checkpoint=path))
+
+
+def test_other_prefixes_are_named(whole):
+    net, path = whole
+    values = {"net.trunk." + name: value for name, value in net.state_dict().items()}
+    save_file({**values, "loss.weight": torch.ones(2)}, path)
+    with pytest.raises(
+        BackboneError, match=r"lacks 'conv1.weight'.*; take 'net.trunk.' away from 'net.trunk.c"
+    ):
+        st.create("wrn28_4", **SMALL, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_vit", {"img_size": 32}),
+        ("test_vit", {"img_size": 96, "in_chans": 1}),
+        ("test_resnet", {"in_chans": 1}),
+        ("test_efficientnet", {"in_chans": 4}),
+    ],
+)
+def test_a_checkpoint_is_fitted_to_other_pictures_as_timm_does(tmp_path, name, kwargs):
+    path, delta = tmp_path / "whole.safetensors", tmp_path / "delta.safetensors"
+    plain = timm.create_model(name, num_classes=10).state_dict()
+    save_file({key: value.clone().contiguous() for key, value in plain.items()}, path)
+    given = {"file": str(path), "num_classes": 10, "custom_load": False}
+    theirs = timm.create_model(name, pretrained=True, num_classes=10, pretrained_cfg_overlay=given, **kwargs)
+    net = st.create(name, num_classes=10, checkpoint=path, **kwargs)
+    assert same(net, theirs)
+    st.save(st.adapt_(net, st.Learn(fraction=0.25)), delta)
+    loaded = st.merge_(st.load(delta))
+    assert same(loaded, theirs)
+    save_file(
+        {key: value.clone() for key, value in loaded.state_dict().items()}, tmp_path / "fitted.safetensors"
+    )
+    assert same(st.merge_(st.load(delta, backbone=tmp_path / "fitted.safetensors")), theirs)
 
 
 # Skeletons

@@ -58,7 +58,8 @@ def _command(name: str, function: Callable[..., None], group: typer.Typer = app)
         for library in ("huggingface_hub", "matplotlib"):
             logging.getLogger(library).setLevel(logging.ERROR)
         try:
-            function(*args, **kwargs)
+            with console.own_warnings():
+                function(*args, **kwargs)
         except SparsetuneError as error:
             console.complain(error)
             raise typer.Exit(MISTAKE) from error

@@ -19,6 +19,9 @@ from sparsetune.zoo import create
 
 def bench(
     model: options.Model = "wrn28_4",
+    img_size: options.ImgSize = None,
+    in_chans: options.InChans = None,
+    model_kwargs: options.ModelKwargs = None,
     fraction: options.Fraction = None,
     filters: options.Filters = None,
     rank: options.Rank = None,
@@ -27,7 +30,9 @@ def bench(
     norm: options.Norm = True,
     head: options.Head = True,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures a step.")] = 32,
-    size: Annotated[int, typer.Option("--size", min=1, help="Picture side.")] = 32,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Picture side; --img-size, or 32, if left out.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 10,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; all if left out.")
@@ -47,13 +52,15 @@ def bench(
         torch.set_num_threads(threads)
     learn = options.learn_from(fraction, filters, rank, dim, layers, norm, head, None)
     place = str(pick_device(device))
+    kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs) or {}
+    channels, size = kwargs.get("in_chans", 3), size or kwargs.get("img_size", 32)
     with console.progress() as bars:
         task = bars.add_task(f"{model}", total=None)
         rows, missing = measure(
-            create(model, num_classes=10),
+            create(model, num_classes=10, **kwargs),
             learn,
             batch_size=batch_size,
-            size=(3, size, size),
+            size=(channels, size, size),
             device=place,
             rounds=rounds,
             amp=torch.bfloat16 if amp else None,
@@ -63,6 +70,7 @@ def bench(
         console.err.print(f"{name} is left out: {reason}")
     settings = {
         "model": model,
+        **({"model_kwargs": kwargs} if kwargs else {}),
         "learn": learn.to_json(),
         "batch_size": batch_size,
         "size": size,
@@ -75,7 +83,7 @@ def bench(
     else:
         where = f"{place}, threads {torch.get_num_threads()}" if place == "cpu" else place
         console.out.print(
-            f"{model}, batches of {batch_size}x3x{size}x{size}, {where}; medians of {rounds} rounds"
+            f"{model}, batches of {batch_size}x{channels}x{size}x{size}, {where}; medians of {rounds} rounds"
         )
         console.print_table(["", "median", "least", "most", "of full"], list(_lines(rows)))
     if plot:

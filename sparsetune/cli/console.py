@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import typer
 from rich.cells import cell_len
@@ -18,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sparsetune.errors import Notice
 from sparsetune.processes import is_main
 from sparsetune.words import share as share
 from sparsetune.words import size as size
@@ -50,6 +54,36 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in fields)
     for name, text in fields:
         out.print(f"{name:<{width}}  {text}")
+
+
+@contextmanager
+def own_warnings() -> Iterator[None]:
+    """Print what sparsetune warns of, each once, and leave out what libraries do: nobody here can act on it.
+
+    With Python's ``-W`` or ``PYTHONWARNINGS`` all is as these say.
+    """
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, Notice):
+            plain(message, category, filename, lineno, file, line)
+        elif str(message) not in said:
+            said.add(str(message))
+            err.print(str(message))
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        plain, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def complain(error: Exception) -> None:

@@ -17,6 +17,7 @@ from sparsetune.data import NAMES, Data, loader, open_data
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.header import Header
 from sparsetune.inference import predict_logits
+from sparsetune.inputs import pictures_for
 from sparsetune.machine import pick_device
 from sparsetune.metrics import Diversity, Scores, diversity, scores
 from sparsetune.saving import inspect, load
@@ -101,7 +102,7 @@ def _evaluate(
             def probabilities(
                 data: Data, net: nn.Module = net, header: Header = header
             ) -> tuple[Tensor, Tensor]:
-                form = header.preprocessing or opened.preprocessing
+                form = header.preprocessing or pictures_for(net, opened).preprocessing
                 batches = loader(data.test, form, batch_size=batch_size, workers=workers)
                 logits, labels = predict_logits(net, bars.track(batches, description=data.name))
                 return logits.double().softmax(1), labels

@@ -28,6 +28,9 @@ Made = TypeVar("Made")
 
 def fit(
     model: options.Model = "wrn28_4",
+    img_size: options.ImgSize = None,
+    in_chans: options.InChans = None,
+    model_kwargs: options.ModelKwargs = None,
     fraction: options.Fraction = None,
     filters: options.Filters = None,
     rank: options.Rank = None,
@@ -197,11 +200,13 @@ def fit(
         ),
     )
     precision = _collect(problems, lambda: precision_from(dtype, budget))
+    kwargs = _collect(problems, lambda: options.kwargs_from(model, img_size, in_chans, model_kwargs))
     if one_file and members == 1:
         problems.append("--bundle needs --members; one delta is one file already.")
     ConfigError.collect(problems)
     settings = Run(
         model=model,
+        model_kwargs=kwargs,
         learn=_any(learn),
         config=_any(config),
         data=data,
@@ -247,6 +252,7 @@ def _collect(problems: list[str], make: Callable[[], Made]) -> Made | None:
 def _announce(made: Plan, data: Data) -> None:
     learned = console.share(made.learned_parameters, made.total_parameters)
     console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
+    console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
 
 
 class _Watch:

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sparsetune.arguments import plain_arguments
 from sparsetune.errors import ConfigError
 from sparsetune.fetch import fetch
 from sparsetune.learn import Learn
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
 """Panels of the help."""
+WORDS = {"true": True, "false": False, "null": None}
+"""Values as JSON writes them."""
 
 Model = Annotated[
     str, typer.Option("--model", help="timm name, torchvision/NAME, or one of ours; see `sparsetune models`.")
+]
+ImgSize = Annotated[
+    int | None,
+    typer.Option("--img-size", min=1, help="Picture side that the model is built for, where it asks."),
+]
+InChans = Annotated[
+    int | None,
+    typer.Option("--in-chans", min=1, help="Channels that the model takes; 1 makes pictures grey."),
+]
+ModelKwargs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-kwargs",
+        metavar="KEY=VALUE",
+        help="Argument of the model's constructor, such as depth=16; several in quotes, or repeated.",
+    ),
 ]
 Fraction = Annotated[
     float | None,
@@ -135,6 +157,33 @@ def learn_from(
         head=head,
         frozen=frozen,
     )
+
+
+def kwargs_from(
+    model: str, img_size: int | None, in_chans: int | None, pairs: Sequence[str] | None
+) -> dict[str, Any] | None:
+    """Make the arguments of a model's constructor; a value is read as Python writes it, or else as text.
+
+    Returns:
+        ``None`` where there are none.
+
+    Raises:
+        ConfigError: When a word is not ``key=value``, a key comes twice, or a delta cannot hold a value.
+    """
+    own = {"img_size": img_size, "in_chans": in_chans}
+    found: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    for words in pairs or ():
+        for word in re.split(r"\s+(?=[^\s=\[({'\"]+=)", words.strip()):
+            key, sign, text = word.partition("=")
+            if not sign or not key.isidentifier():
+                raise ConfigError(f"--model-kwargs '{word}' is not KEY=VALUE, such as depth=16.")
+            if key in found:
+                raise ConfigError(f"the model argument '{key}' is given twice; keep one.")
+            try:
+                found[key] = ast.literal_eval(text)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                found[key] = WORDS.get(text, text)
+    return plain_arguments(model, found) or None
 
 
 def check_out(out: Path, delta: str, command: str, what: str) -> None:

@@ -16,6 +16,9 @@ from sparsetune.zoo import skeleton
 
 def plan(
     model: options.Model,
+    img_size: options.ImgSize = None,
+    in_chans: options.InChans = None,
+    model_kwargs: options.ModelKwargs = None,
     fraction: options.Fraction = None,
     filters: options.Filters = None,
     rank: options.Rank = None,
@@ -37,7 +40,10 @@ def plan(
     """
     learn = options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
     seeded = Backbone(kind="seed")
-    net = skeleton(Origin(library="timm", name=model, kwargs={}, num_classes=num_classes, backbone=seeded))
+    kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs) or {}
+    net = skeleton(
+        Origin(library="timm", name=model, kwargs=kwargs, num_classes=num_classes, backbone=seeded)
+    )
     made = make_plan(net, learn)
     share = arithmetic_share(net, made, size)
     if as_json:
@@ -54,6 +60,8 @@ def plan(
         fields.append(("arithmetic", f"about {share:.0%} of a full training step's"))
     console.out.print()
     console.print_fields(fields)
+    for line in made.notes:
+        console.out.print(line)
 
 
 def _row(part: Part) -> list[str]:

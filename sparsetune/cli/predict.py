@@ -12,6 +12,7 @@ from sparsetune.cli import console, options
 from sparsetune.data import decode
 from sparsetune.errors import ConfigError
 from sparsetune.machine import pick_device
+from sparsetune.outputs import logits_of
 from sparsetune.saving import inspect, load
 
 
@@ -36,7 +37,7 @@ def predict(
     x = torch.stack([header.preprocessing.apply(picture) for picture in pictures])
     net = load(delta, backbone=backbone, allow_network=allow_network).to(place)
     with torch.inference_mode():
-        probabilities = net(x.to(place)).softmax(1).cpu()
+        probabilities = logits_of(net(x.to(place))).softmax(1).cpu()
     classes = header.classes or tuple(str(i) for i in range(probabilities.shape[1]))
     found = []
     for path, row in zip(images, probabilities, strict=True):

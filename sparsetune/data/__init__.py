@@ -62,6 +62,9 @@ class Data:
         validation: Pictures to look at during training, where the source has some beside ``test``.
         source: What ``open_data`` finds it again by: a built-in name, an address, or a folder's whole path.
         found: One line for the user: what was read as what, and what was left out and why.
+        default: The preprocessing that ``open_data`` gave; ``fit`` puts a model's in its place where it must.
+        sized: Whether ``open_data`` was given the size.
+        decided: Whose the preprocessing is, once that is decided for a model.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Data:
     validation: Split | None = None
     source: str = ""
     found: str = ""
+    default: Preprocessing | None = None
+    sized: bool = False
+    decided: str = ""
 
     @property
     def watched(self) -> Split:
@@ -154,16 +160,19 @@ def open_data(
         train = balanced(train, train_limit, split_seed, "train_limit")
     if test_limit is not None:
         test = balanced(test, test_limit, split_seed, "test_limit")
+    form = Preprocessing((3, height, width), mean, std)
     return Data(
         name=name,
         train=train,
         test=test,
         classes=splits.classes,
-        preprocessing=Preprocessing((3, height, width), mean, std),
+        preprocessing=form,
         augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
         validation=splits.validation,
         source=_address(source),
         found=splits.found,
+        default=form,
+        sized=size is not None,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def do(
 ) -> dict[str, Any]:
     """Do a job; return what became of it, as plain JSON values: ``kind`` and what goes with it."""
     try:
-        result = perform(identity, settings, place, budget, watch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nobody at a worker can act on them
+            result = perform(identity, settings, place, budget, watch)
     except DivergedError as error:
         result = {"diverged": str(error)}
     except SparsetuneError as error:

@@ -36,7 +36,9 @@ def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
     errors = result.err.splitlines()
     assert errors[0] == "learning 95,702 of 373,658 values (25.6%) on 200 pictures of digits"
     epoch = r"epoch +(\d+)  loss [\d.]+  train +[\d.]+%  test +[\d.]+%  [\d.]+ s"
-    assert [re.fullmatch(epoch, line)[1] for line in errors[1:]] == ["1", "2"]
+    said = "learning from 8x8 pictures, mean 0.3057, 0.3057, 0.3057, std 0.376, 0.376, 0.376, bilinear"
+    assert errors[1] == f"{said} (the data's own)"
+    assert [re.fullmatch(epoch, line)[1] for line in errors[2:]] == ["1", "2"]
     again = sparsetune(*next_command(result.out), "--test-limit", 50)
     assert f"{record['test_top1']:.2%}" in again.out
 
@@ -159,3 +161,43 @@ def test_the_command_of_the_contract(sparsetune):
     value = sparsetune("fit --model wrn28_4 --fraction 0.1 --epochs 1 --json").json
     assert value["epochs"][0]["test_top1"] > 0.3
     assert value["delta"] == "runs/wrn28_4-digits-f0.1-s0/delta.safetensors"
+
+
+def test_arguments_of_the_model_reach_it_and_the_file(sparsetune):
+    words = "fit --model test_vit --img-size 32 --in-chans 1 --fraction .1 --train-limit 20 --test-limit 10"
+    kwargs = ["--model-kwargs", "qkv_bias=False init_values=1e-5", "--model-kwargs", "global_pool=avg"]
+    result = sparsetune(words, "--epochs", 1, "--lr", 0.01, "--out", "r", *kwargs)
+    header = st.inspect("r/delta.safetensors")
+    assert header.kwargs == {
+        "img_size": 32,
+        "in_chans": 1,
+        "qkv_bias": False,
+        "init_values": 1e-5,
+        "global_pool": "avg",
+    }
+    assert header.preprocessing.size == (1, 32, 32)
+    first, second, third = result.err.splitlines()[:3]
+    assert first.startswith("learning ")
+    assert second == "learning from 32x32 grey pictures, mean 0.3057, std 0.376, bilinear (the data's own)"
+    assert third.startswith("learning only the queries of 6 attention layers, ")
+    sparsetune("verify r/delta.safetensors")
+
+
+def test_words_that_are_no_arguments_of_a_model_are_refused(refused):
+    words = "fit --model wrn28_4 --fraction .1 --model-kwargs"
+    assert refused(words, "depth").startswith("--model-kwargs 'depth' is not KEY=VALUE, such as depth=16.")
+    assert refused(words, "in_chans=1", "--in-chans", 1) == (
+        "the model argument 'in_chans' is given twice; keep one."
+    )
+    assert "wrn28_4 cannot be built with {'banana': 1" in refused(words, "banana=1")
+    assert "'pretrained' cannot be passed to wrn28_4; leave it out" in refused(words, "pretrained=True")
+    assert "of wrn28_4 cannot stand in a delta file" in refused(words, "depth={1, 2}")
+
+
+def test_libraries_warn_nobody_and_sparsetune_does_once(sparsetune, recwarn):
+    result = sparsetune(
+        "fit --model torchvision/googlenet --filters 0 --no-norm --size 32 --train-limit 10 --test-limit 10",
+        *["--epochs", "2", "-b", "10", "--lr", "0", "--out", "r"],
+    )
+    assert [line.split()[0] for line in result.err.splitlines()] == ["learning"] * 2 + ["epoch"] * 2
+    assert not recwarn.list

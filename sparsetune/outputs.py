@@ -1,0 +1,107 @@
+"""What a model gives back, read as a classifier's: its logits, and those of auxiliary heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsetune.errors import ConfigError
+
+AUXILIARY = {1: 0.4, 2: 0.3}
+"""What each of so many auxiliary heads counts in the loss: as Inception-v3 and GoogLeNet are trained."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the main logits ``(B, classes)`` in what a model gave back.
+
+    Args:
+        output: Logits; a named tuple or an object with them as ``logits``; or a tuple or list of logits of
+            the same shape, the main ones first.
+
+    Raises:
+        ConfigError: When it holds no logits, as that of a detector or of a model that gives features.
+    """
+    return _heads(output)[0]
+
+
+def loss_of(output: Any, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of what a classifier gave back; each auxiliary head counts a share.
+
+    Args:
+        output: As for :func:`logits_of`.
+        labels: Classes ``(B,)``.
+
+    Raises:
+        ConfigError: As :func:`logits_of` raises.
+    """
+    main, *others = _heads(output)
+    loss = F.cross_entropy(main, labels)
+    for logits in others:
+        loss = loss + AUXILIARY.get(len(others), 0.3) * F.cross_entropy(logits, labels)
+    return loss
+
+
+def check_classifier(net: nn.Module, size: tuple[int, ...], count: int, name: str) -> None:
+    """Make sure that a model classifies, into as many classes as the data has, by running it on two pictures.
+
+    A model that cannot be run so is passed over: the first step says why.
+
+    Args:
+        net: A model; its mode and its values are left as they are.
+        size: Channels, height and width of a picture.
+        count: Classes.
+        name: What to call the data.
+
+    Raises:
+        ConfigError: When it gives no logits, or not so many.
+    """
+    device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+    modes = {module: module.training for module in net.modules()}
+    try:
+        with torch.no_grad():
+            output = net.eval()(torch.zeros(2, *size, device=device))
+    except Exception:
+        return
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    width = logits_of(output).shape[1]
+    if width != count:
+        raise ConfigError(
+            f"the model has {width} outputs but {name} has {count} classes; "
+            f"create it with num_classes={count}."
+        )
+
+
+def _heads(output: Any) -> list[Tensor]:
+    """The main logits, then those of auxiliary heads."""
+    heads = [output]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        named: dict[str, Any] = getattr(output, "_asdict", dict)()
+        others = [value for name, value in named.items() if name.startswith("aux_logits")]
+        heads = [output.logits, *(value for value in others if value is not None)]
+    elif isinstance(output, (tuple, list)) and output:
+        heads = list(output)
+    first = heads[0]
+    if all(isinstance(head, Tensor) and head.dim() == 2 and head.shape == first.shape for head in heads):
+        return heads
+    raise ConfigError(
+        f"the model gives {_described(output)} where a classifier gives logits of shape (pictures, classes); "
+        "pass a classifier, or a module whose forward returns the logits."
+    )
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(str, output)) or 'nothing'}"
+    if isinstance(output, (tuple, list)):
+        kinds = dict.fromkeys(_described(item) for item in output[:3])
+        return f"a {type(output).__name__} of {' and '.join(kinds) or 'nothing'}"
+    return f"a {type(output).__name__}"
