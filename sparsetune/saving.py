@@ -22,6 +22,7 @@ from sparsetune.adapt import (
     frozen_values,
     learned_values,
     merge_,
+    note,
     put_stored,
     stored_values,
 )
@@ -35,6 +36,7 @@ from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
+from sparsetune.seen import Seen
 
 
 def save(
@@ -53,7 +55,8 @@ def save(
         path: The file, by convention ending in ``.safetensors``.
         classes: Class names in the order of the outputs.
         preprocessing: What the training pictures went through; needed by ``predict``.
-        training: A summary of the training, plain JSON values.
+        training: A summary of the training, plain JSON values; of one by ``fit`` the file also says which
+            pictures it was, in a few hundred bytes.
         dtype: ``bf16``, ``fp16`` or ``int8`` for a smaller file, whose values are near those of the model;
             ``None`` for these very values.
 
@@ -76,6 +79,7 @@ def save(
     if origin and state.backbone.root.kind != "module":
         stored = stored_values(net, state.plan)
         check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, frozen, stored)
+    told = state.seen.to_json(state.plan.bytes_in(dtype)) if state.seen else {}
     header = Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
@@ -87,7 +91,7 @@ def save(
         learn=state.plan.learn,
         classes=None if classes is None else tuple(classes),
         preprocessing=preprocessing,
-        training=_plain(training or {}),
+        training=_plain({**(training or {}), **told}),
         versions={name: version(name) for name in LIBRARIES},
     )
     write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
@@ -152,6 +156,7 @@ def load(
                 f"{same_backbone(header)}."
             )
         _fill(net, state.plan, values)
+    note(net, Seen.from_json(header.training))
     return net.eval()
 
 
@@ -198,6 +203,7 @@ def fill(net: nn.Module, path: str | Path) -> None:
     with _naming(path):
         check_fit(header, state.plan)
     _fill(net, state.plan, read_delta(path, header))
+    note(net, Seen.from_json(header.training))
 
 
 def fill_rounded(net: nn.Module, path: str | Path, dtype: Precision) -> int:

@@ -266,5 +266,5 @@ class _Watch:
         else:
             console.err.print(
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
-                f"test {event.test_top1:7.2%}  {event.seconds:.1f} s"
+                f"{event.watched} {getattr(event, f'{event.watched}_top1'):7.2%}  {event.seconds:.1f} s"
             )

@@ -20,6 +20,7 @@ from sparsetune.data.augment import Augment
 from sparsetune.data.feed import Feed
 from sparsetune.data.images import decode
 from sparsetune.data.loading import count_steps, loader
+from sparsetune.data.sources import NAMES, address
 from sparsetune.data.splits import Split, Splits, balanced, split_in_two
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.preprocessing import Preprocessing
@@ -38,8 +39,6 @@ __all__ = [
     "open_data",
     "split_in_two",
 ]
-
-NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
 
 LARGEST_SIDE = 224
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -80,8 +79,8 @@ class Data:
         return self.test if self.validation is None else self.validation
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that names, sizes, labels and order of all pictures fix; cheap."""
-        found = blake2b(digest_size=8)
+        """Return 16 hexadecimal digits that classes, names, sizes, labels and order of all fix; cheap."""
+        found = blake2b("\0".join(self.classes).encode(), digest_size=8)
         for split in (self.train, self.validation, self.test):
             found.update((split.digest() if split else "-").encode())
         return found.hexdigest()
@@ -111,9 +110,7 @@ class Data:
             if split is not None and not len(split):
                 raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
         validation = None if self.validation is None else self.validation.relabel(new)
-        return replace(
-            self, name=name, train=train, test=test, validation=validation, classes=tuple(groups)
-        )
+        return replace(self, name=name, train=train, test=test, validation=validation, classes=tuple(groups))
 
 
 def open_data(
@@ -164,7 +161,7 @@ def open_data(
         preprocessing=Preprocessing((3, height, width), mean, std),
         augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
         validation=splits.validation,
-        source=_address(source),
+        source=address(source),
         found=splits.found,
     )
 
@@ -187,11 +184,6 @@ def _read(source: str, split_seed: int) -> tuple[str, Splits]:
     if not folder.exists() and Path(source).name == source:
         raise UnknownNameError("data set", source, NAMES, "Or give the path of a folder.")
     return folder.resolve().name, path.read(folder, split_seed)
-
-
-def _address(source: str) -> str:
-    """What tells a source from all others: a built-in name or an address as it is, else the whole path."""
-    return source if source in NAMES or "://" in source else str(Path(source).expanduser().resolve())
 
 
 def _tiny_imagenet() -> Path:
