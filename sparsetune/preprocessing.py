@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sparsetune.errors import ConfigError, DataError
+from sparsetune.errors import ConfigError
+from sparsetune.pictures import convert
 
 MAX_SIDE = 4096
 
@@ -24,6 +25,8 @@ _INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes a tensor: convert, resize as a whole, scale to [0, 1], normalise.
+
+    Converting turns it upright, as its EXIF data says, and lays transparent pixels on white.
 
     For a pixel ``v`` in 0..255 of channel ``c`` the tensor holds ``(v / 255 - mean[c]) / std[c]`` in float32.
 
@@ -113,19 +116,6 @@ class Preprocessing:
             DataError: When the picture has more than 8 bits a channel.
         """
         return self.normalise(torch.from_numpy(self.pixels(image).copy()))
-
-
-def convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert a picture to ``mode``, refusing those that Pillow would silently clip to white.
-
-    Raises:
-        DataError: When the picture has more than 8 bits a channel.
-    """
-    if image.mode.startswith(("I", "F")):
-        raise DataError(
-            f"the image has pixels of mode {image.mode}, expected 8 bits a channel; convert it first."
-        )
-    return image if image.mode == mode else image.convert(mode)
 
 
 def _problems(size: Any, mean: Any, std: Any, interpolation: Any) -> list[str]:

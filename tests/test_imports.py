@@ -52,6 +52,7 @@ COLUMN = [
     "published",
     "weights",
     "zoo",
+    "pictures",
     "preprocessing",
     "header",
     "delta",

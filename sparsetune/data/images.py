@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from sparsetune.errors import DataError
-from sparsetune.preprocessing import convert
+from sparsetune.pictures import convert, quiet
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is decoded, as far as this Pillow can: common formats, none of which runs another program."""
+
+
+_NEEDS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 
 
 class Images(Protocol):
@@ -38,6 +43,10 @@ class Images(Protocol):
         """
         ...
 
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        ...
+
     def mark(self, index: int) -> str:
         """Return what tells a picture from others without reading it: its name and size in bytes."""
         ...
@@ -56,9 +65,15 @@ class ArrayImages:
         return Image.fromarray(self.pixels[index])
 
     def key(self, index: int) -> bytes:
+        """Hash one picture as it is stored."""
         return content_key(self.pixels[index].tobytes())
 
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        return int(self.pixels[index].nbytes)
+
     def mark(self, index: int) -> str:
+        """Tell one picture from others without reading it."""
         return self.key(index).hex()
 
 
@@ -67,10 +82,25 @@ def content_key(content: bytes) -> bytes:
     return blake2b(content, digest_size=8).digest()
 
 
-def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
-    """Decode one picture to RGB.
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """Name those of ``FORMATS`` that this Pillow decodes."""
+    Image.init()
+    with quiet():
+        return tuple(
+            kind for kind in FORMATS if kind in Image.OPEN and features.check(_NEEDS.get(kind, "pil"))
+        )
 
-    Only common picture formats are tried, none of which runs another program.
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of files that :func:`decode` can read here."""
+    kinds = {*_readable(), "MPO"}
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
+
+
+def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
+    """Decode one picture to RGB: upright as its EXIF data says, and transparent pixels on white.
 
     Args:
         source: A path, or an open binary file.
@@ -80,12 +110,11 @@ def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
         DataError: When it cannot be read or decoded, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(source, formats=_FORMATS) as image:
-            image.load()
+        with quiet(), Image.open(source, formats=_readable()) as image:
             return convert(image, "RGB")
     except Exception as error:  # a decoder that is given damaged bytes may raise anything
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split()).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is none of {', '.join(_FORMATS)}"
+            reason = f"it is none of {', '.join(_readable())}"
         raise DataError(f"{name} cannot be decoded ({reason}); replace it or take it out.") from error

@@ -23,6 +23,8 @@ from sparsetune.errors import DataError
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MAX_CLASSES = 1_000_000
+UNLABELLED = -1
+_BUFFER = 1 << 22
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +50,7 @@ class Shard:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ParquetImages:
-    """Pictures held as encoded bytes in Arrow's own buffers; ``starts`` numbers each shard's first one."""
+    """Pictures held as encoded bytes; ``starts`` numbers each shard's first one."""
 
     shards: tuple[Shard, ...]
     starts: tuple[int, ...]
@@ -61,36 +63,45 @@ class ParquetImages:
         return decode(io.BytesIO(shard.encoded(row)), f"image in row {shard.row + row} of {shard.file!r}")
 
     def key(self, index: int) -> bytes:
+        """Hash one picture as it is stored."""
         shard, row = self._place(index)
         return content_key(shard.encoded(row))
 
-    def mark(self, index: int) -> str:
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
         shard, row = self._place(index)
-        return f"{Path(shard.file).name} {shard.row + row} {shard.ends[row + 1] - shard.ends[row]}"
+        return int(shard.ends[row + 1] - shard.ends[row])
+
+    def mark(self, index: int) -> str:
+        """Tell one picture from others without reading it."""
+        shard, row = self._place(index)
+        return f"{Path(shard.file).name} {shard.row + row} {self.size(index)}"
 
     def _place(self, index: int) -> tuple[Shard, int]:
         number = bisect_right(self.starts, index) - 1
         return self.shards[number], index - self.starts[number]
 
 
-def read(files: Sequence[Path]) -> tuple[Split, tuple[str, ...] | None]:
-    """Read the files of one split; the encoded pictures stay in memory.
+def read(files: Sequence[Path], required: bool) -> tuple[Split | None, tuple[str, ...] | None]:
+    """Read the files of one split, a few rows at a time; the encoded pictures stay in memory.
 
     Args:
         files: At least one file; their rows follow one another.
+        required: Whether rows without labels are an error.
 
     Returns:
-        The split, and the class names if the files tell them.
+        The split, None where no row has a label (there is no such column, or all are empty or -1); and the
+        class names if the files tell them.
 
     Raises:
         DataError: When a file is damaged, lacks a column, or holds a label out of range, or when two files
             differ in their class names.
     """
     shards: list[Shard] = []
-    labels: list[NDArray[np.int64]] = []
+    labels: list[NDArray[np.int64] | None] = []
     classes: tuple[str, ...] | None = None
     for number, file in enumerate(files):
-        names, more_shards, more_labels = _read_file(file)
+        names, more_shards, more_labels = _read_file(file, required)
         if number and names != classes:
             raise DataError(
                 f"class names of {str(file)!r} differ from those of {files[0].name}; expected the same."
@@ -98,36 +109,68 @@ def read(files: Sequence[Path]) -> tuple[Split, tuple[str, ...] | None]:
         classes = names
         shards += more_shards
         labels.append(more_labels)
+    known = [each for each in labels if each is not None]
+    if not known:
+        return None, classes
+    if len(known) < len(labels):
+        bare = files[next(number for number, each in enumerate(labels) if each is None)]
+        raise DataError(
+            f"{str(bare)!r} has no labels, unlike other files of its split; expected all or none."
+        )
     starts = np.cumsum([0] + [len(shard.ends) - 1 for shard in shards])[:-1]
-    return Split.whole(ParquetImages(tuple(shards), tuple(starts.tolist())), np.concatenate(labels)), classes
+    return Split.whole(ParquetImages(tuple(shards), tuple(starts.tolist())), np.concatenate(known)), classes
 
 
-def _read_file(file: Path) -> tuple[tuple[str, ...] | None, list[Shard], NDArray[np.int64]]:
+def count(files: Sequence[Path]) -> int:
+    """Count the rows of files that :func:`read` has read."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def _read_file(
+    file: Path, required: bool
+) -> tuple[tuple[str, ...] | None, list[Shard], NDArray[np.int64] | None]:
+    shards: list[Shard] = []
+    labels: list[pa.Array] = []
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
             schema = parquet.schema_arrow
-            image, label = _column(schema, IMAGE_COLUMNS, file), _column(schema, LABEL_COLUMNS, file)
+            image = _column(schema, IMAGE_COLUMNS, file)
+            if not (required or any(name in schema.names for name in LABEL_COLUMNS)):
+                return None, shards, None
+            label = _column(schema, LABEL_COLUMNS, file)
             _check_types(schema, image, label, file)
-            table = parquet.read(columns=[f"{image}.bytes", label]).flatten()
+            classes = _class_names(schema, label, file)
+            row = 0
+            columns = [f"{image}.bytes", label]
+            for batch in parquet.iter_batches(_batch_size(parquet.metadata, image), columns=columns):
+                struct = batch.column(0)
+                shards.append(_shard(str(file), row, struct.flatten()[0].cast(pa.large_binary())))
+                labels.append(batch.column(1))
+                row += len(batch)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
             f"{str(file)!r} cannot be read as a Parquet file ({reason}); fetch it again."
         ) from error
-    classes = _class_names(schema, label, file)
-    labels = _labels(table.column(label), classes, file)
-    shards: list[Shard] = []
-    row = 0
-    for chunk in table.column(f"{image}.bytes").chunks:
-        shards.append(_shard(str(file), row, chunk.cast(pa.large_binary())))
-        row += len(chunk)
-    return classes, shards, labels
+    column = pa.chunked_array(labels, schema.field(label).type)
+    return classes, shards, None if _bare(column) and not required else _labels(column, classes, file)
+
+
+def _batch_size(metadata: Any, image: str) -> int:
+    """Return how many rows take about ``_BUFFER`` bytes, so that little is held beside what is kept."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    total: int = sum(
+        each.total_uncompressed_size for each in columns if each.path_in_schema == f"{image}.bytes"
+    )
+    return max(1, min(4096, _BUFFER * int(metadata.num_rows) // max(total, 1)))
 
 
 def _shard(file: str, row: int, chunk: Any) -> Shard:
     _, ends, data = chunk.buffers()
     ends = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-    return Shard(file, row, np.frombuffer(data or b"", np.uint8), ends)
+    used = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    return Shard(file, row, used.copy(), ends - ends[0])
 
 
 def _column(schema: Any, names: Sequence[str], file: Path) -> str:
@@ -147,8 +190,16 @@ def _check_types(schema: Any, image: str, label: str, file: Path) -> None:
         pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type in binary
     ):
         raise DataError(f"column {image} of {str(file)!r} is {kind}; expected a struct with binary 'bytes'.")
-    if not pa.types.is_integer(schema.field(label).type):
+    if not (pa.types.is_integer(schema.field(label).type) or pa.types.is_null(schema.field(label).type)):
         raise DataError(f"column {label} of {str(file)!r} is {schema.field(label).type}; expected integers.")
+
+
+def _bare(column: Any) -> bool:
+    """Tell whether no row has a label."""
+    nulls = column.null_count
+    return len(column) > 0 and (
+        nulls == len(column) or (not nulls and bool((column.to_numpy() == UNLABELLED).all()))
+    )
 
 
 def _labels(column: Any, classes: tuple[str, ...] | None, file: Path) -> NDArray[np.int64]:

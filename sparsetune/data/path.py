@@ -1,105 +1,177 @@
-"""A local folder as a data set: which files are which split, and whether the splits fit together."""
+"""A local folder as a data set: pictures or Parquet files, and whether their splits fit together."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from sparsetune.data import folder, parquet
-from sparsetune.data.splits import Split, Splits, split_in_two
+import numpy as np
+
+from sparsetune.data import folder, layout, parquet, shards
+from sparsetune.data.finding import BESIDE, Finding
+from sparsetune.data.listing import Folder, Reason, scan
+from sparsetune.data.naming import TEST, TRAIN, VALIDATION
+from sparsetune.data.splits import Split, Splits, shared_pictures, split_by_content
 from sparsetune.errors import DataError
 
-TRAIN, TESTS = "train", ("test", "val", "valid", "validation")
 TEST_SHARE = 0.2
 
-_FILE_NAME = re.compile(rf"({'|'.join((TRAIN, *TESTS))})(?:-(\d+)-of-(\d+).*|-.*)?\.parquet", re.IGNORECASE)
+_MOST_COMPARED = 1 << 28
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split as stored; ``split`` is None where it has no labels, ``classes`` where nothing names them."""
+
+    name: str
+    count: int
+    split: Split | None
+    classes: tuple[str, ...] | None
 
 
 def read(path: Path, split_seed: int) -> Splits:
     """Read an ImageFolder tree, or a folder of Parquet files.
 
-    The test split is the first of test, val, valid and validation. A folder without any gives a fifth of
-    each class to the test split.
+    Where validation and test pictures are labelled, both are kept; one of them alone is the test split.
+    Without any, about a fifth of the training pictures is held out, chosen by their content.
 
     Args:
         path: The folder.
         split_seed: Fixes that choice.
 
     Raises:
-        DataError: When the folder is missing, holds no such data, or its splits do not fit together.
+        DataError: When the folder is missing, holds no such data, can be read in two ways, or its splits do
+            not fit together.
     """
     if not path.is_dir():
         raise DataError(
             f"{str(path)!r} is not a folder; expected an ImageFolder tree or Parquet files in a folder."
         )
-    found = _parquet_splits(path) or _folder_splits(path)
-    train_name = TRAIN if TRAIN in found else None
-    test_name = next((name for name in TESTS if name in found), None)
-    parts = {name: _read_split(found[name]) for name in (train_name, test_name) if name}
-    names = {classes for _, classes in parts.values()}
-    if len(names) > 1:
+    root = scan(path)
+    parts, finding = _read_tables(root) if _is_of_tables(root) else _read_pictures(root)
+    for name, part in parts.items():
+        if part.split is None:
+            finding.left[f"in {part.name} without labels", ""] += part.count
+        elif not len(part.split):
+            raise DataError(f"a split of {str(path)!r} holds no images; expected at least one.")
+        elif name != part.name.lower():
+            finding.names[name] = part.name
+    labelled = {kind: part for kind, part in parts.items() if part.split is not None}
+    if (TRAIN in parts and TRAIN not in labelled) or not labelled:
         raise DataError(
-            f"{train_name} and {test_name} of {str(path)!r} have different class names"
-            f"{_difference(*names)}; expected the same ones."
+            f"{next(iter(parts))} of {str(path)!r} has no labels; expected a class for each picture."
         )
-    splits = [split for split, _ in parts.values()]
-    if any(len(split) == 0 for split in splits):
-        raise DataError(f"a split of {str(path)!r} holds no images; expected at least one.")
-    classes = names.pop() or _numbers(splits)
-    if train_name and test_name:
-        return Splits(splits[0], splits[1], classes)
-    if test_name:
-        return Splits(None, splits[0], classes)
-    train, test = split_in_two(splits[0], TEST_SHARE, split_seed)
-    if len(test) == 0:
-        raise DataError(f"{str(path)!r} has one image a class, so none is left for a test split; add more.")
-    return Splits(train, test, classes)
-
-
-def _read_split(files: list[Path]) -> tuple[Split, tuple[str, ...] | None]:
-    return folder.read(files[0]) if files[0].is_dir() else parquet.read(files)
-
-
-def _parquet_splits(path: Path) -> dict[str, list[Path]]:
-    """Group the Parquet files in the folder, or in its one sub-folder that has some, by split."""
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
-    homes = sorted({file.parent for file in files})
-    if len(homes) > 1:
+    splits, classes = _fit_together(path, labelled)
+    finding.absent(splits, classes)
+    train, validation, test = (splits.get(kind) for kind in (TRAIN, VALIDATION, TEST))
+    if train is not None and len(train.labels.unique()) < 2:
         raise DataError(
-            f"{str(path)!r} holds Parquet files in {', '.join(home.name for home in homes)}; "
-            "expected one data set; name one of these folders."
+            f"the training pictures of {str(path)!r} are of a single class, so that any answer is right; "
+            "expected two classes or more."
         )
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        if match := _FILE_NAME.fullmatch(file.name):
-            splits.setdefault(match[1].lower(), []).append(file)
-            _check_complete(file, match[3])
-    if files and not splits:
+    if test is None:
+        test, validation = validation, None
+        if VALIDATION in parts:
+            finding.names[TEST] = parts[VALIDATION].name
+    if test is None:
+        assert train is not None
+        train, test = split_by_content(train, TEST_SHARE, split_seed)
+        finding.names[TEST] = "a fifth, chosen by content"
+        if len(test) == 0:
+            raise DataError(
+                f"{str(path)!r} has one image a class, so none is left for a test split; add more."
+            )
+    elif train is not None:
+        finding.shared = {
+            kind: shared_pictures(train, held, _MOST_COMPARED) or 0
+            for kind, held in ((VALIDATION, validation), (TEST, test))
+            if held is not None
+        }
+    return Splits(train, test, classes, validation, finding.line(train, validation, test, classes))
+
+
+def _is_of_tables(root: Folder) -> bool:
+    """Decide between Parquet files and pictures, where a folder has both."""
+    tables = any(each.tables for each in root.walk())
+    if not (tables and root.count):
+        return tables
+    as_tables, as_pictures = _reads(shards.find, root), _reads(layout.find, root)
+    if as_tables and as_pictures:
         raise DataError(
-            f"{files[0].name} in {str(homes[0])!r} is of no known split; expected names like "
-            "train-00000-of-00001.parquet and test-00000-of-00001.parquet."
+            f"{str(root.path)!r} can be read as Parquet files or as pictures in class folders; "
+            "move away what is not meant, or name a deeper folder."
         )
-    return splits
+    return as_tables or (bool(root.tables) and not as_pictures)
 
 
-def _check_complete(file: Path, total: str | None) -> None:
-    if total is None:
-        return
-    pattern = re.sub(r"-\d+-of-.*", f"-*-of-{total}*.parquet", file.name)
-    present = len(list(file.parent.glob(pattern)))
-    if present != int(total):
-        raise DataError(f"{str(file.parent / pattern)!r} matches {present} files; expected all {int(total)}.")
+def _reads(find: Callable[[Folder], object], root: Folder) -> bool:
+    try:
+        find(root)
+    except DataError:
+        return False
+    return True
 
 
-def _folder_splits(path: Path) -> dict[str, list[Path]]:
-    splits = {name: [path / name] for name in (TRAIN, *TESTS) if (path / name).is_dir()}
-    return splits or {TRAIN: [path]}
+def _read_tables(root: Folder) -> tuple[dict[str, _Part], Finding]:
+    parts = {}
+    found = shards.find(root)
+    for kind, files in found.items():
+        split, classes = parquet.read(files, required=kind == TRAIN or len(found) == 1)
+        parts[kind] = _Part(kind, parquet.count(files), split, classes)
+    used = sum(map(len, found.values()))
+    unused = sum(len(each.tables) for each in root.walk()) - used
+    left: Counter[Reason] = Counter({("Parquet files of no split", ""): unused})
+    if root.count:
+        left["pictures beside the Parquet files", ""] = root.count
+    return parts, Finding("", +left)
+
+
+def _read_pictures(root: Folder) -> tuple[dict[str, _Part], Finding]:
+    found = layout.find(root)
+    parts = {}
+    for kind, place in found.splits.items():
+        split, classes = folder.read(place)
+        parts[kind] = _Part(found.names.get(kind, kind), len(split), split, classes)
+    for each in found.bare:
+        parts[each.name] = _Part(each.name, each.count, None, None)
+    left = root.left_below()
+    for each in found.others:
+        left[f"in {each.name}, which is no split", ""] += each.count
+    known = sum(part.count for part in parts.values()) + sum(each.count for each in found.others)
+    left[BESIDE, ""] += root.count - known
+    tables = sum(len(each.tables) for each in root.walk())
+    left["Parquet files of no split", ""] += tables
+    inside = found.node.path.relative_to(root.path).as_posix()
+    return parts, Finding("" if inside == "." else inside, +left, [found.note] if found.note else [])
+
+
+def _fit_together(path: Path, parts: dict[str, _Part]) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Make the labels of all splits index the same class names.
+
+    Held-out splits may lack classes of the training split.
+    """
+    splits = {kind: part.split for kind, part in parts.items() if part.split is not None}
+    first, *rest = (kind for kind in (TRAIN, VALIDATION, TEST) if kind in parts)
+    classes = parts[first].classes
+    for kind in rest:
+        other = parts[kind].classes
+        if other == classes:
+            continue
+        if classes is None or other is None or not set(other) < set(classes):
+            raise DataError(
+                f"{parts[first].name} and {parts[kind].name} of {str(path)!r} have different class names"
+                f"{_difference(classes, other)}; expected the same ones."
+            )
+        splits[kind] = splits[kind].relabel(np.array([classes.index(name) for name in other]))
+    if classes is None:
+        classes = tuple(map(str, range(1 + max(int(split.labels.max()) for split in splits.values()))))
+    return splits, classes
 
 
 def _difference(one: tuple[str, ...] | None, other: tuple[str, ...] | None) -> str:
     odd = sorted(set(one or ()) ^ set(other or ()))
     return f" (only one has {odd[0]!r})" if odd else ""
-
-
-def _numbers(splits: list[Split]) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(1 + max(int(split.labels.max()) for split in splits)))

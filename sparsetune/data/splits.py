@@ -53,11 +53,15 @@ class Split(Dataset[tuple[Image.Image, int]]):
         """
         return np.frombuffer(b"".join(self.images.key(int(row)) for row in self.rows), "<u8")
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the bytes that each element takes where it is stored."""
+        return np.array([self.images.size(int(row)) for row in self.rows], np.int64)
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that names, sizes, labels and order of the elements fix; cheap."""
         found = blake2b(digest_size=8)
         for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True):
-            found.update(f"{self.images.mark(row)}\0{label}\0".encode())
+            found.update(f"{self.images.mark(row)}\0{label}\0".encode(errors="surrogateescape"))
         return found.hexdigest()
 
     def take(self, chosen: NDArray[np.int64]) -> Split:
@@ -125,6 +129,50 @@ def split_in_two(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     counts = np.bincount(labels)
     second = _ranks(labels, seed) < np.maximum(np.round(share * counts), counts > 1)[labels]
     return split.take(np.flatnonzero(~second)), split.take(np.flatnonzero(second))
+
+
+def split_by_content(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Divide a split so that the content of a picture, and nothing else, decides its side.
+
+    Pictures that are added later move no other one, and identical pictures stand on one side. Two exceptions
+    for small classes: one of which nothing would be held out holds out one picture if it has two that differ,
+    until more pictures make that needless; and each class keeps one to train on.
+
+    Args:
+        split: What to divide.
+        share: About how much of it goes to the second part, between 0 and 1.
+        seed: Fixes the choice.
+
+    Returns:
+        The two splits, each in the old order.
+
+    Raises:
+        DataError: When a picture cannot be read.
+    """
+    keys = split.keys()
+    salt = draws(2, "held out", seed)
+    places = (keys ^ salt[0]) * (salt[1] | np.uint64(1))
+    labels = split.labels.numpy()
+    distinct = {label: np.unique(places[labels == label]) for label in np.unique(labels).tolist()}
+    limit = np.uint64(share * 2.0**64)
+    held = set(places[places < limit].tolist())
+    held |= {int(some[0]) for some in distinct.values() if len(some) > 1}
+    held -= {int(some[-1]) for some in distinct.values() if held.issuperset(some.tolist())}
+    second = np.isin(places, np.array(sorted(held), np.uint64))
+    return split.take(np.flatnonzero(~second)), split.take(np.flatnonzero(second))
+
+
+def shared_pictures(first: Split, second: Split, most: int) -> int | None:
+    """Count the pictures of ``second`` that are, byte for byte, also in ``first``.
+
+    Only pictures of equal size are read; None where these have more than ``most`` bytes.
+    """
+    sizes = [split.sizes() for split in (first, second)]
+    alike = [np.flatnonzero(np.isin(own, other)) for own, other in (sizes, sizes[::-1])]
+    if sum(int(own[rows].sum()) for own, rows in zip(sizes, alike, strict=True)) > most:
+        return None
+    keys = [split.take(rows).keys() for split, rows in zip((first, second), alike, strict=True)]
+    return int(np.isin(keys[1], keys[0]).sum())
 
 
 def _ranks(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
