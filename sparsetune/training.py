@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from sparsetune.adapt import adapted, note
-from sparsetune.checkpoint import COUNT, DATA, DIGEST, Position, random_state, read_checkpoint, write_checkpoint
+from sparsetune.checkpoint import (
+    COUNT,
+    DATA,
+    DIGEST,
+    Position,
+    random_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
 from sparsetune.errors import ConfigError, DataError, DivergedError

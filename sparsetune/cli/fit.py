@@ -245,6 +245,7 @@ def _collect(problems: list[str], make: Callable[[], Made]) -> Made | None:
 
 
 def _announce(made: Plan, data: Data) -> None:
+    console.tell_data(data)
     learned = console.share(made.learned_parameters, made.total_parameters)
     console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
 
