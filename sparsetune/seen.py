@@ -53,17 +53,21 @@ class Seen:
         hashes: The smallest hashes of its training pictures, in rising order.
         whole: Whether these are all.
         held_out: 16 hexadecimal digits that the content of the held-out pictures fixes, in whatever order.
+        shared: How many of these are training pictures too, or were in an earlier training.
     """
 
     hashes: tuple[int, ...]
     whole: bool
     held_out: str
+    shared: int = 0
 
     @classmethod
-    def of(cls, train: NDArray[np.uint64], test: NDArray[np.uint64]) -> Seen:
-        """Make it from the content keys of both splits."""
+    def of(cls, train: NDArray[np.uint64], test: NDArray[np.uint64], earlier: Seen | None = None) -> Seen:
+        """Make it from the content keys of both splits, and what is known of the values it started from."""
         hashes = np.unique(train >> _SHIFT)
-        return cls(tuple(hashes[:MOST].tolist()), len(hashes) <= MOST, _digest(test))
+        shared = max(int(np.isin(test, train).sum()), earlier.overlap(test).pictures if earlier else 0)
+        own = cls(tuple(hashes[:MOST].tolist()), len(hashes) <= MOST, _digest(test), shared)
+        return own.joined(earlier) if earlier else own
 
     def overlap(self, keys: NDArray[np.uint64]) -> Overlap:
         """Tell how many of the pictures with these content keys were trained on."""
@@ -74,14 +78,12 @@ class Seen:
         about = hits if self.whole or not hits else round(len(keys) * hits / len(told))
         return Overlap(about, self.whole or len(told) == len(keys), self.held_out == _digest(keys))
 
-    def after(self, earlier: Seen | None) -> Seen:
-        """Return what is known when this training went on from an earlier one's values."""
-        if earlier is None:
-            return self
-        ends = [each.hashes[-1] for each in (self, earlier) if not each.whole]
-        both = sorted({*self.hashes, *earlier.hashes})
+    def joined(self, other: Seen) -> Seen:
+        """Return what is known where the pictures of both were trained on; the held-out ones are the own."""
+        ends = [each.hashes[-1] for each in (self, other) if not each.whole]
+        both = sorted({*self.hashes, *other.hashes})
         known = [each for each in both if each <= min(ends, default=each)]
-        return Seen(tuple(known), not ends, self.held_out).cut(MOST)
+        return replace(self, hashes=tuple(known), whole=not ends).cut(MOST)
 
     def cut(self, most: int) -> Seen:
         """Keep at most so many hashes."""
@@ -93,7 +95,8 @@ class Seen:
         raw = b"".join(each.to_bytes(BYTES, "little") for each in kept.hashes)
         text = base64.b64encode(raw).decode()
         pieces = [text[start : start + _TEXT] for start in range(0, len(text), _TEXT)]
-        return {_KEY: {"trained_on": pieces, "whole": kept.whole, "held_out": kept.held_out}}
+        value = {"trained_on": pieces, "whole": kept.whole, "held_out": kept.held_out, "shared": kept.shared}
+        return {_KEY: value}
 
     @classmethod
     def from_json(cls, training: dict[str, Any]) -> Seen | None:
@@ -101,21 +104,21 @@ class Seen:
         value: Any = training.get(_KEY)
         try:
             raw = base64.b64decode("".join(value["trained_on"]), validate=True)
-            whole, held_out = value["whole"], value["held_out"]
+            whole, held_out, shared = value["whole"], value["held_out"], value["shared"]
         except (KeyError, TypeError, ValueError):
             return None
-        if not (type(whole) is bool and isinstance(held_out, str) and raw and len(raw) % BYTES == 0):
+        if (type(whole), type(held_out), type(shared)) != (bool, str, int) or not raw or len(raw) % BYTES:
             return None
         pieces = (raw[start : start + BYTES] for start in range(0, len(raw), BYTES))
         hashes = sorted({int.from_bytes(piece, "little") for piece in pieces})
-        return cls(tuple(hashes), whole, held_out)
+        return cls(tuple(hashes), whole, held_out, shared)
 
 
 def seen_by_all(trainings: Iterable[dict[str, Any]]) -> Seen | None:
     """Return what is known of what is made of several deltas; ``None`` where one of them does not say."""
     found = [Seen.from_json(training) for training in trainings]
     known = [each for each in found if each is not None]
-    return reduce(Seen.after, known) if len(known) == len(found) else None
+    return reduce(Seen.joined, known) if len(known) == len(found) else None
 
 
 def _digest(keys: NDArray[np.uint64]) -> str:

@@ -327,7 +327,7 @@ def _seen(data: Data, earlier: Seen | None) -> Seen | None:
     if data.train is None:
         return None
     try:
-        return Seen.of(data.train.keys(), data.test.keys()).after(earlier)
+        return Seen.of(data.train.keys(), data.test.keys(), earlier)
     except DataError:
         return None
 
