@@ -100,7 +100,7 @@ def test_test_pictures_that_were_trained_on_are_counted():
 
 
 def test_fit_and_save_and_load_pass_it_on(tiny, digits, tmp_path):
-    """Two trainings one after the other in Python, and an average of two deltas, know the pictures of both."""
+    """Two trainings one after the other, and an average of two deltas, know the pictures of both."""
     size = len(digits.train) // 2
     halves = [replace(digits, train=digits.train.take(np.arange(i * size, (i + 1) * size))) for i in (0, 1)]
     assert not contents(halves[0].train) & contents(halves[1].train)

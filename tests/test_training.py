@@ -372,7 +372,7 @@ def test_a_validation_split_is_watched_and_test_is_kept_for_the_end(tiny, digits
     assert last.validation_top1 == share_right(net, held, data.preprocessing)
     assert last.test_top1 == share_right(net, digits.test, data.preprocessing)
     assert Epoch(**first.to_json()) == first
-    again, pieces, _ = in_pieces(tiny, data, TWO, tmp_path / "c")
+    _, pieces, _ = in_pieces(tiny, data, TWO, tmp_path / "c")
     assert told(pieces) == told(history)
     plain = st.fit(tiny(), replace(data, validation=None), TWO)
     assert "validation_top1" not in plain[-1].to_json()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ def test_names_and_addresses_are_told_as_they_are(source):
 @pytest.mark.parametrize("path", ["data/digits", "./digits", "digits/", "/home/x/digits", "~/digits"])
 def test_a_folder_is_told_apart_from_every_built_in_and_without_its_place(path):
     assert told(path) == "digits/"
-    assert address(path) == os.path.abspath(os.path.expanduser(path))
+    assert address(path).endswith("/digits")
+    assert address(path) == address(address(path))
     with pytest.raises(st.errors.DataError, match="'digits' is not a folder"):
         st.open_data(told(path))  # what a reader of the file copies never opens the built-in
 
