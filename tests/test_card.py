@@ -179,6 +179,7 @@ def test_the_command_stays_inside_its_block(header):
 def test_a_folder_of_pictures_is_no_built_in_and_its_path_is_asked_for(header):
     options = dict.fromkeys(("size", "train_limit", "test_limit", "init_from"))
     training = {**TRAINING, "data": "digits/", "config": {}, "options": options}
+    header = replace(header, kwargs={})
     text = card(replace(header, training=training), 1000, None, "hf://a/b")
     assert "--data digits/\n" in text
     assert "Put the path of these pictures in the place of digits/." in text
