@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from sparsetune.learn import Learn
 from sparsetune.part import Part
 from sparsetune.plan import Plan, plan
 from sparsetune.seeding import Law, draw
+from sparsetune.seen import Seen
 from sparsetune.sliced import factor_, slice_, unslice_
 from sparsetune.wholes import frozen_rest, rest_name
 
@@ -38,6 +39,7 @@ class Adapted:
         fingerprint: SHA-256 over the frozen values, in hexadecimal.
         dtype: Floating dtype of the frozen values that the fingerprint covers.
         plain: The plain modules' parameters in order, and whether each requires a gradient.
+        seen: What is known of the pictures that gave the learned values.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Adapted:
     fingerprint: str
     dtype: torch.dtype
     plain: dict[str, dict[str, bool]]
+    seen: Seen | None = None
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -140,6 +143,11 @@ def adapted(net: nn.Module) -> Adapted:
             f"this {type(net).__name__} is not adapted; call sparsetune.adapt_(net, Learn(...)) first."
         )
     return found
+
+
+def note(net: nn.Module, seen: Seen | None) -> None:
+    """Leave on an adapted model what is known of the pictures that gave its learned values."""
+    setattr(net, ADAPTED, replace(adapted(net), seen=seen))
 
 
 def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
 from sparsetune.part import FROZEN
 from sparsetune.precision import Precision
+from sparsetune.seen import seen_by_all
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def soup(paths: Sequence[str | Path], out: str | Path, weights: Sequence[float] 
         name: value.to(entry.type)
         for (name, value), entry in zip(sums.items(), headers[0].entries, strict=True)
     }
+    seen = seen_by_all(header.training for header in headers)
     training = {"soup": [Path(path).name for path in paths], "weights": shares}
+    training |= seen.to_json(headers[0].learned_bytes) if seen else {}
     write_delta(out, replace(headers[0], training=training), made)
 
 

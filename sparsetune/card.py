@@ -34,6 +34,8 @@ def card(header: Header, file_bytes: int, made: Plan | None, address: str) -> st
     again = command(header)
     if again:
         parts += ["", "## Train again", "", "```sh", again, "```"]
+        if _data(header).endswith("/"):
+            parts += ["", f"Put the path of these pictures in the place of {_plain(_data(header))}."]
     return "\n".join(parts) + "\n"
 
 

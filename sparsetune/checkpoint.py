@@ -17,6 +17,8 @@ from sparsetune.errors import StorageError
 from sparsetune.files import write_bytes
 
 KEY = "sparsetune.training"
+DATA, COUNT, DIGEST = "data", "train_count", "data_digest"
+"""Settings that say which pictures these are; where there is a digest the name says nothing more."""
 
 
 @dataclass
@@ -103,16 +105,20 @@ def read_checkpoint(
         Where the training stands.
 
     Raises:
-        StorageError: When the file is damaged or comes from a training with other settings.
+        StorageError: When the file is damaged or comes from a training with other settings or other data.
     """
     value, tensors = _read(path)
-    differing = [name for name in config if value["config"].get(name) != config[name]]
+    before = value["config"]
+    passed = DIGEST if before.get(DIGEST) is None else DATA
+    differing = [name for name in config if name != passed and before.get(name) != config[name]]
     if differing:
         name = differing[0]
-        raise StorageError(
-            f"{path} is from a training with {name} = {value['config'].get(name)!r}, not {config[name]!r}; "
-            "resume with its settings, or choose another --out."
-        )
+        what = f"with {name} = {before.get(name)!r}, not {config[name]!r}"
+        remedy = "resume with its settings"
+        if DIGEST in differing and name in (COUNT, DIGEST):
+            what = f"{what if name == COUNT else 'with other pictures or labels'}; its data has changed since"
+            remedy = "bring that back"
+        raise StorageError(f"{path} is from a training {what}; {remedy}, or choose another --out.")
     state = _unpack(value["state"], tensors)
     for name, part in parts.items():
         part.load_state_dict(state[name])

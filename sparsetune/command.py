@@ -47,7 +47,8 @@ def command(header: Header) -> str | None:
 
     Returns:
         One line for a shell, each word quoted where it must be. Folders and files are named without their
-        place. ``None`` where the delta does not say how ``fit`` trained it, or has amounts by layer.
+        place, a folder of pictures with a slash behind, so that it is never taken for a built-in data set.
+        ``None`` where the delta does not say how ``fit`` trained it, or has amounts by layer.
     """
     training, root = header.training, header.backbone.root
     options: Any = training.get("options")

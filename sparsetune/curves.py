@@ -12,7 +12,7 @@ BLUE = "#0067a5"
 
 
 def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
-    """Draw loss and accuracy over epochs, for training and test pictures, and write a PNG.
+    """Draw loss and accuracy over epochs, for training pictures and those watched, and write a PNG.
 
     Args:
         history: A record for each finished epoch; at least one.
@@ -30,12 +30,13 @@ def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
     marker = "o" if len(epochs) < 30 else None
-    for panel, label, train, test, scale in (
-        (panels[0], "cross-entropy (nats)", "train_loss", "test_loss", 1),
-        (panels[1], "top-1 accuracy (%)", "train_top1", "test_top1", 100),
+    watched = history[-1].watched
+    for panel, label, what, scale in (
+        (panels[0], "cross-entropy (nats)", "loss", 1),
+        (panels[1], "top-1 accuracy (%)", "top1", 100),
     ):
-        for name, attribute, colour in (("training", train, "#8a8a8a"), ("test", test, BLUE)):
-            values = [scale * getattr(record, attribute) for record in history]
+        for name, split, colour in (("training", "train", "#8a8a8a"), (watched, watched, BLUE)):
+            values = [scale * getattr(record, f"{split}_{what}") for record in history]
             panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name, clip_on=False)
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
@@ -44,7 +45,7 @@ def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    last = 100 * history[-1].test_top1
+    last = 100 * getattr(history[-1], f"{watched}_top1")
     panels[1].set_ylim(0, 100)
     panels[1].annotate(
         f"{last:.1f}",

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from sparsetune.data import NAMES, Data, loader
+from sparsetune.data import Data, loader
+from sparsetune.data.sources import told
 from sparsetune.fetch import is_address
 from sparsetune.filesize import longest_noted
 from sparsetune.inference import predict_logits
@@ -58,7 +59,7 @@ def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
     """What the file says beside its values."""
     start = settings.init_from
     training = {
-        "data": settings.data if settings.data in NAMES or is_address(settings.data) else data.name,
+        "data": told(data.source),
         "train_pictures": len(data.train or ()),
         "options": {
             "size": settings.size,

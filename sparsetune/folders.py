@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsetune.config import FREE
+from sparsetune.data import Data
+from sparsetune.data.sources import address, is_folder
 from sparsetune.errors import ConfigError, StorageError
+from sparsetune.fetch import is_address
 from sparsetune.files import DELTA as DELTA
 from sparsetune.files import write_text
 
@@ -21,6 +24,9 @@ METRICS, CONFIG, CURVES, CHECKPOINT = (
     "checkpoint.safetensors",
 )
 
+SOURCE, DIGEST = "source", "data_digest"
+"""What the settings of a run also hold: where its data lies, and what tells whether that has changed."""
+
 RUNS = Path("runs")
 """Where the folders are that no user named."""
 
@@ -29,10 +35,14 @@ MAY_DIFFER = tuple(f"config.{name}" for name in FREE)
 
 
 def latest(name: str, settings: dict[str, Any]) -> Path | None:
-    """Return the last folder ``runs/NAME…`` of these settings; where none has them, the last of that name."""
+    """Return the last folder ``runs/NAME…`` of these settings; where none has them, the last of that name.
+
+    Of those whose data is another folder, which may be the same one moved, none is preferred.
+    """
     taken = list(itertools.takewhile(Path.exists, _numbered(name)))
     same = [f for f in taken if (there := _read(f)) is not None and not _differing(settings, there)]
-    return next(iter([*same[::-1], *taken[::-1]]), None)
+    here = [f for f in same if _source(_read(f) or {}) == _source(settings)]
+    return next(iter([*here[::-1], *same[::-1], *taken[::-1]]), None)
 
 
 def check(folder: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -54,6 +64,26 @@ def check(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         raise ConfigError(
             f"{folder} holds a run with {name} = {json.dumps(before)}, not {json.dumps(now)}; "
             "resume with its settings, or choose another --out."
+        )
+
+
+def check_data(folder: Path | None, data: Data) -> None:
+    """Refuse to go on with the run in ``folder`` on other pictures than those that it began with.
+
+    A folder of pictures may have moved. Runs of versions that recorded no digest go by its place.
+
+    Raises:
+        StorageError: When names, sizes or labels are others.
+    """
+    there = (folder and _read(folder)) or {}
+    before = _source(there)
+    same = there[DIGEST] == data.digest() if DIGEST in there else before == data.source
+    if there and not same:
+        what = (
+            "whose pictures or labels have changed since" if before == data.source else f"not {data.source}"
+        )
+        raise StorageError(
+            f"{folder} holds a run on {before}, {what}; bring those pictures back, or choose another --out."
         )
 
 
@@ -115,9 +145,24 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _source(settings: dict[str, Any]) -> str:
+    """Where the data of a run lies; of one of an old version as the user named it."""
+    return str(settings.get(SOURCE) or address(str(settings.get("data"))))
+
+
 def _differing(settings: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    here, before = _flat(settings), _flat(there)
+    here, before = _flat(_alike(settings)), _flat(_alike(there))
     return [name for name, value in here.items() if name not in MAY_DIFFER and before.get(name) != value]
+
+
+def _alike(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with one name for whatever may be the same: any folder of data, a path in two forms."""
+    data, start = settings.get("data"), settings.get("init_from")
+    if isinstance(data, str) and is_folder(data):
+        settings = {**settings, "data": "a folder"}
+    if isinstance(start, str) and not is_address(start):
+        settings = {**settings, "init_from": str(Path(start).expanduser().resolve())}
+    return settings
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

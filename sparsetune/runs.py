@@ -22,7 +22,20 @@ from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.files import write_text
 from sparsetune.filesize import file_bytes
 from sparsetune.finished import longest_said, write_finished
-from sparsetune.folders import CHECKPOINT, CURVES, DELTA, METRICS, check, claim, latest, leave, recorded
+from sparsetune.folders import (
+    CHECKPOINT,
+    CURVES,
+    DELTA,
+    DIGEST,
+    METRICS,
+    SOURCE,
+    check,
+    check_data,
+    claim,
+    latest,
+    leave,
+    recorded,
+)
 from sparsetune.learn import Learn
 from sparsetune.plan import Plan
 from sparsetune.processes import Processes, processes
@@ -91,6 +104,8 @@ def run(
             check(folder, value, resume)
         folder = group.from_main(folder)
         net, data = build(settings)
+        if group.is_main:
+            check_data(folder, data)
         if settings.budget is not None:
             choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
             if choosing:
@@ -150,6 +165,7 @@ def _run(
         return Outcome(folder, _read_history(folder / METRICS), True, made)
     _check_budget(net, made, settings, data)
     added: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
+    added |= {SOURCE: data.source, DIGEST: data.digest()}
     if choice:
         added["choice"] = choice.to_json()
     if group.is_main:

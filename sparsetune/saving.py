@@ -22,6 +22,7 @@ from sparsetune.adapt import (
     frozen_values,
     learned_values,
     merge_,
+    note,
     put_stored,
     stored_values,
 )
@@ -36,6 +37,7 @@ from sparsetune.plan import Plan, plan
 from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
+from sparsetune.seen import Seen
 from sparsetune.taught import Taught, taught, teach
 
 
@@ -55,7 +57,8 @@ def save(
         path: The file, by convention ending in ``.safetensors``.
         classes: Class names in the order of the outputs; left out, those that ``fit`` or ``load`` met.
         preprocessing: What the training pictures went through, needed by ``predict``; left out, likewise.
-        training: A summary of the training, plain JSON values.
+        training: A summary of the training, plain JSON values; of one by ``fit`` the file also says which
+            pictures it was, in a few hundred bytes.
         dtype: ``bf16``, ``fp16`` or ``int8`` for a smaller file, whose values are near those of the model;
             ``None`` for these very values.
 
@@ -81,6 +84,7 @@ def save(
     if origin and state.backbone.root.kind != "module":
         stored = stored_values(net, state.plan)
         check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, frozen, stored)
+    seen = state.seen.to_json(state.plan.bytes_in(dtype)) if state.seen else {}
     header = Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
@@ -92,7 +96,7 @@ def save(
         learn=state.plan.learn,
         classes=None if classes is None else tuple(classes),
         preprocessing=preprocessing,
-        training=_plain(training or {}),
+        training=_plain({**(training or {}), **seen}),
         versions={name: version(name) for name in LIBRARIES},
     )
     write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
@@ -158,6 +162,7 @@ def load(
             )
         _fill(net, state.plan, values)
     teach(net, Taught(header.classes, header.preprocessing))
+    note(net, Seen.from_json(header.training))
     return net.eval()
 
 
@@ -214,6 +219,7 @@ def fill(net: nn.Module, path: str | Path) -> None:
             values[part.name] = net.get_parameter(part.name).detach()
     _fill(net, state.plan, values)
     teach(net, Taught(None if heads else header.classes, header.preprocessing))
+    note(net, Seen.from_json(header.training))
     if heads:
         notify(f"{path} knows {header.num_classes} classes, so the classifier for {count} was drawn anew.")
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from sparsetune.adapt import adapt_, merge_
+from sparsetune.adapt import adapt_, merge_, note
 from sparsetune.delta import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
 from sparsetune.learn import Learn
 from sparsetune.saving import load, save
+from sparsetune.seen import seen_by_all
 
 
 def stack(paths: Sequence[str | Path], out: str | Path, **options: Any) -> None:
@@ -44,6 +45,7 @@ def stack(paths: Sequence[str | Path], out: str | Path, **options: Any) -> None:
         other, own = merge_(load(path, **options)).state_dict(), {entry.name for entry in header.entries}
         net.load_state_dict({name: value for name, value in other.items() if name in own}, strict=False)
     adapt_(net, learn, headers[0].backbone.root)
+    note(net, seen_by_all(header.training for header in headers))
     save(
         net,
         out,

@@ -6,14 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sparsetune.adapt import adapted
-from sparsetune.checkpoint import Position, random_state, read_checkpoint, write_checkpoint
+from sparsetune.adapt import adapted, note
+from sparsetune.checkpoint import (
+    COUNT,
+    DATA,
+    DIGEST,
+    Position,
+    random_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from sparsetune.classes import meet_classes
 from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
@@ -21,10 +30,11 @@ from sparsetune.errors import ConfigError, DataError, DivergedError, notify
 from sparsetune.inference import joined_rows, predict_logits
 from sparsetune.inputs import pictures_for
 from sparsetune.malloc import keep_freed_memory
-from sparsetune.metrics import scores
+from sparsetune.metrics import Scores, scores
 from sparsetune.outputs import check_classifier
-from sparsetune.processes import Processes, processes
+from sparsetune.processes import Processes, is_main, processes
 from sparsetune.recomputing import recomputing
+from sparsetune.seen import Seen
 from sparsetune.stepping import Stepper
 from sparsetune.taught import Taught, teach
 
@@ -36,6 +46,9 @@ CHECKPOINT_SECONDS = 60.0
 class Epoch:
     """One finished epoch.
 
+    Where the data has a validation split beside the test split, every epoch is looked at with that, and the
+    test pictures are kept for the last one. Elsewhere there are no ``validation`` values.
+
     Attributes:
         epoch: Its number, from 1.
         lr: Learning rate of its last step.
@@ -45,20 +58,31 @@ class Epoch:
         test_top1: Share of test pictures classified rightly.
         test_top5: Share whose class is among the five likeliest.
         seconds: Wall time, evaluation included, of the part since the last start.
+        validation_loss: As ``test_loss``, over the validation pictures.
+        validation_top1: Likewise.
+        validation_top5: Likewise.
     """
 
     epoch: int
     lr: float
     train_loss: float
     train_top1: float
-    test_loss: float
-    test_top1: float
-    test_top5: float
-    seconds: float
+    test_loss: float | None = None
+    test_top1: float | None = None
+    test_top5: float | None = None
+    seconds: float = 0.0
+    validation_loss: float | None = None
+    validation_top1: float | None = None
+    validation_top5: float | None = None
+
+    @property
+    def watched(self) -> Literal["validation", "test"]:
+        """The split that every epoch is looked at with."""
+        return "test" if self.validation_top1 is None else "validation"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values."""
-        return asdict(self)
+        """Return the record as plain JSON values, those that were measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ def fit(
             model, optimiser or device cannot do what ``config`` asks.
         DivergedError: When the loss is no longer finite.
         DataError: When there are no training pictures, or one cannot be read.
-        StorageError: When the checkpoint cannot be written, or is from other settings.
+        StorageError: When the checkpoint cannot be written, or is from other settings or other data.
     """
     _check(net, data)
     state, opened = adapted(net), data
@@ -128,9 +152,12 @@ def fit(
         notify(line)
     teach(net, Taught(data.classes, data.preprocessing, opened.preprocessing))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
-    return train(
+    history = train(
         net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
     )
+    if len(history) == config.epochs and is_main():
+        note(net, _seen(data, adapted(net).seen))
+    return history
 
 
 def train(
@@ -205,13 +232,14 @@ class _Training:
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
-        self.feeds = self._feed(self.train), self._feed(data.test)
+        self.feeds = self._feed(self.train), self._feed(data.watched)
         self.position = Position()
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Whatever must be the same for a training to go on from a checkpoint."""
-        return {**self.config.decisive, "data": self.data.name, "train_count": len(self.train), **self.same}
+        which = {DATA: self.data.name, COUNT: len(self.train), DIGEST: self.data.digest()}
+        return {**self.config.decisive, **which, **self.same}
 
     def restore(self, checkpoint: Path) -> None:
         self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)
@@ -261,24 +289,32 @@ class _Training:
         position, count = self.position, len(self.train)
         self._check_finite(position.loss)
         self.stepper.share_statistics()
-        logits, labels = predict_logits(self.net, self.feeds[1].epoch())
-        logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
-        found = scores(logits.double().softmax(1), labels)
-        self._check_finite(found.nll)
+        found = {"test" if self.data.validation is None else "validation": self._scores(self.feeds[1])}
+        if "test" not in found and position.epoch + 1 == self.config.epochs:
+            found["test"] = self._scores(self._feed(self.data.test))
         record = Epoch(
             epoch=position.epoch + 1,
             lr=self.stepper.lr,
             train_loss=position.loss / count,
             train_top1=position.correct / count,
-            test_loss=found.nll,
-            test_top1=found.top1,
-            test_top5=found.top5,
             seconds=time.monotonic() - started,
+            **{
+                f"{split}_{name}": value
+                for split, each in found.items()
+                for name, value in (("loss", each.nll), ("top1", each.top1), ("top5", each.top5))
+            },
         )
         self.position = Position(position.epoch + 1, history=[*position.history, record.to_json()])
         self._save()
         if watch:
             watch(record)
+
+    def _scores(self, feed: Feed) -> Scores:
+        logits, labels = predict_logits(self.net, feed.epoch())
+        logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
+        found = scores(logits.double().softmax(1), labels)
+        self._check_finite(found.nll)
+        return found
 
     def _save(self) -> None:
         self._check_finite(self.position.loss)
@@ -294,6 +330,16 @@ class _Training:
                 f"the loss became {loss} in epoch {self.position.epoch + 1}; "
                 f"lower lr {self.config.lr:g}, or choose another optimiser than {self.config.opt}."
             )
+
+
+def _seen(data: Data, earlier: Seen | None) -> Seen | None:
+    """What a file is to say of the pictures; nothing where one has gone since it was learned."""
+    if data.train is None:
+        return None
+    try:
+        return Seen.of(data.train.keys(), data.test.keys(), earlier)
+    except DataError:
+        return None
 
 
 def _check(net: nn.Module, data: Data) -> None:

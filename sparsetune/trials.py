@@ -72,7 +72,7 @@ def try_out(
         held, data.preprocessing, group.device, batch_size=config.batch_size, workers=config.workers
     )
     try:
-        fit(net, replace(data, train=part, test=unread), config)
+        fit(net, replace(data, train=part, test=unread, validation=None), config)
         logits, labels = predict_logits(_unsettled(net), judged.epoch(config.seed))
     except DivergedError:
         return None

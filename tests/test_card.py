@@ -174,3 +174,15 @@ def test_the_command_stays_inside_its_block(header):
     page = card(replace(header, kwargs={}, training=training), 1, None, "x")
     assert "```sh\nsparsetune fit --model wrn28_4 --fraction 0.2 --data '``` # out'\n```\n" in page
     assert MarkdownIt().render(ModelCard(page).text).count("<h1>") == 1
+
+
+def test_a_folder_of_pictures_is_no_built_in_and_its_path_is_asked_for(header):
+    options = dict.fromkeys(("size", "train_limit", "test_limit", "init_from"))
+    training = {**TRAINING, "data": "digits/", "config": {}, "options": options}
+    header = replace(header, kwargs={})
+    text = card(replace(header, training=training), 1000, None, "hf://a/b")
+    assert "--data digits/\n" in text
+    assert "Put the path of these pictures in the place of digits/." in text
+    text = card(replace(header, training={**training, "data": "digits"}), 1000, None, "hf://a/b")
+    assert "--data" not in text
+    assert "Put the path" not in text

@@ -73,7 +73,7 @@ def test_data_checkpoint_and_delta_are_named_without_their_place():
     sparsetune([*words, "--init-from", "far/whole.safetensors", "--out", "one"])
     told = command(st.inspect("one/delta.safetensors"))
     assert "far" not in told
-    assert "--data 'my $pictures' --init-from whole.safetensors " in told
+    assert "--data 'my $pictures/' --init-from whole.safetensors " in told
     Path("far/away/my $pictures").rename("my $pictures")
     Path("far/whole.safetensors").rename("whole.safetensors")
     sparsetune([*shlex.split(told)[1:], "--out", "two"])

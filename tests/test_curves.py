@@ -47,6 +47,21 @@ def test_the_edges_are_free(tmp_path):
     assert all((edge == 255).all() for edge in edges)  # no text is cut off
 
 
+def test_what_was_watched_is_drawn(tmp_path):
+    """The same figures as test or as validation differ in the word alone: the curves are there."""
+    watched = [
+        Epoch(**{name.replace("test", "validation"): value for name, value in record.to_json().items()})
+        for record in history(3)
+    ]
+    pictures = []
+    for number, records in enumerate((history(3), watched)):
+        draw_curves(records, "", tmp_path / f"{number}.png")
+        with Image.open(tmp_path / f"{number}.png") as image:
+            pictures.append(np.asarray(image.convert("RGB")).astype(int))
+    blue = [(pixels[..., 2] - pixels[..., 0] > 60).sum() for pixels in pictures]
+    assert abs(blue[0] - blue[1]) < 0.2 * blue[0]
+
+
 def test_perfect_from_the_start_can_be_drawn(tmp_path):
     one = Epoch(1, 0.1, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0)
     draw_curves([one], "", tmp_path / "c.png")

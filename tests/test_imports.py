@@ -12,6 +12,7 @@ COLUMN = [
     "durations",
     "sizes",
     "words",
+    "seen",
     "files",
     "fetch",
     "machine",

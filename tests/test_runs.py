@@ -4,18 +4,22 @@ import json
 import multiprocessing
 import random
 import resource
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import sparsetune as st
 from sparsetune import training
 from sparsetune.errors import ConfigError, DeltaError, SparsetuneError, StorageError
 from sparsetune.runs import Run, run
+from sparsetune.seen import Seen
 from sparsetune.training import Epoch
 
 FILES = {"delta.safetensors", "metrics.jsonl", "config.json", "curves.png"}
@@ -385,3 +389,107 @@ def test_a_model_of_fixed_size_gets_its_size_and_a_crop_to_match(tmp_path):
     run(settings, tmp_path / "r", started=lambda plan, data: seen.append(data))
     assert seen[0].preprocessing.size == (3, 160, 160)
     assert seen[0].augment.pad == 20  # an eighth of the side, as for any other picture
+
+
+# Which pictures a run is of
+
+FOLDER = Run(
+    model="test_resnet",
+    learn=st.Learn(fraction=0.25),
+    config=st.FitConfig(epochs=1, batch_size=8, lr=0.05),
+    data="a/photos",
+)
+
+
+def photos(folder: Path, seed: int = 0) -> Path:
+    """Splits ``train`` and ``test`` of two classes of noise."""
+    noise = np.random.default_rng(seed)
+    for split, count in (("train", 10), ("test", 4)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.bmp")
+    return folder
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_changed_pictures_are_refused(tmp_path, finished):
+    photos(Path("a/photos"))
+    run(FOLDER, tmp_path / "r", time_budget=None if finished else 0.0)
+    shutil.move("a/photos/train/cat/3.bmp", "a/photos/train/dog/30.bmp")
+    words = "r holds a run on .*/a/photos, whose pictures or labels have changed since; bring"
+    refused(StorageError, words, FOLDER, tmp_path / "r", resume=True)
+    shutil.move("a/photos/train/dog/30.bmp", "a/photos/train/cat/3.bmp")
+    assert run(FOLDER, tmp_path / "r", resume=True).finished
+
+
+def test_a_moved_folder_goes_on_and_another_one_does_not(tmp_path):
+    photos(Path("a/photos"))
+    photos(Path("b/photos"), seed=1)
+    run(FOLDER, tmp_path / "straight")
+    run(FOLDER, tmp_path / "r", time_budget=0.0)
+    other = replace(FOLDER, data="b/photos")
+    refused(
+        StorageError, "r holds a run on .*/a/photos, not .*/b/photos;", other, tmp_path / "r", resume=True
+    )
+    Path("a/photos").rename("c")
+    moved = replace(FOLDER, data=str(Path("c").absolute()))
+    assert run(moved, tmp_path / "r", resume=True).finished
+    one, two = (st.inspect(tmp_path / name / "delta.safetensors") for name in ("straight", "r"))
+    assert one.payload == two.payload
+    assert (one.training["data"], two.training["data"]) == ("photos/", "c/")
+
+
+def test_a_folder_is_not_the_built_in_of_its_name(tmp_path):
+    photos(Path("data/digits"))
+    built_in = replace(FOLDER, data="digits", train_limit=20, test_limit=10)
+    folder = replace(built_in, data="data/digits", test_limit=8)
+    first, second = run(built_in, time_budget=0.0).folder, run(folder, time_budget=0.0).folder
+    assert first != second
+    words = 'data = "digits", not "data/digits"'
+    refused(ConfigError, words, replace(folder, test_limit=10), first, resume=True)
+    assert run(folder, resume=True).folder == second
+    assert run(built_in, resume=True).folder == first
+    assert st.inspect(first / "delta.safetensors").training["data"] == "digits"
+    assert st.inspect(second / "delta.safetensors").training["data"] == "digits/"
+
+
+def test_of_two_folders_of_one_name_each_run_is_found_again(tmp_path):
+    photos(Path("a/photos"))
+    photos(Path("b/photos"), seed=1)
+    settings = [FOLDER, replace(FOLDER, data="b/photos")]
+    folders = [run(each, time_budget=0.0).folder for each in settings]
+    assert len({*folders}) == 2
+    for each, folder in zip(settings, folders, strict=True):
+        absolute = replace(each, data=str(Path(each.data).absolute()))
+        assert run(absolute, resume=True, time_budget=0.0).folder == folder
+
+
+def test_a_run_of_a_version_without_digest_goes_by_its_place(tmp_path):
+    photos(Path("a/photos"))
+    photos(Path("b/photos"), seed=1)
+    run(FOLDER, tmp_path / "r", time_budget=0.0)
+    file = tmp_path / "r" / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("source", "data_digest")}))
+    refused(StorageError, "not .*/b/photos", replace(FOLDER, data="b/photos"), tmp_path / "r", resume=True)
+    assert run(replace(FOLDER, data="./a/photos"), tmp_path / "r", resume=True).finished
+
+
+def test_a_start_is_the_same_by_any_path_to_it(tmp_path):
+    save_file(st.create("test_resnet", num_classes=10, seed=7).state_dict(), "whole.safetensors")
+    settings = replace(changed(epochs=1), init_from="whole.safetensors")
+    run(settings, tmp_path / "r", time_budget=0.0)
+    absolute = replace(settings, init_from=str(Path("whole.safetensors").absolute()))
+    assert run(absolute, tmp_path / "r", resume=True).finished
+    another = replace(settings, init_from="other/whole.safetensors")
+    refused(ConfigError, "init_from = ", another, tmp_path / "r", resume=True)
+
+
+def test_a_start_from_a_delta_remembers_its_pictures(straight, tmp_path):
+    start = str(straight / "delta.safetensors")
+    run(replace(changed(epochs=1), init_from=start, train_limit=20), tmp_path / "r")
+    data = st.open_data("digits", train_limit=200)
+    seen = Seen.from_json(st.inspect(tmp_path / "r" / "delta.safetensors").training)
+    assert seen.overlap(data.train.keys()).pictures == 200

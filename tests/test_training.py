@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import sparsetune as st
@@ -326,3 +329,87 @@ def test_a_corrupt_picture_is_named(tmp_path, tiny):
     for workers in (0, 1):
         net = tiny(num_classes=2)
         refused(DataError, r"b/3\.jpg' cannot be decoded", net, data, replace(TWO, workers=workers))
+
+
+def share_right(net, split, preprocessing) -> float:
+    """Share of a split's pictures that are classified rightly, by torch alone."""
+    x = torch.stack([preprocessing.apply(split[i][0]) for i in range(len(split))])
+    with torch.no_grad():
+        return (net(x).argmax(1) == split.labels).double().mean().item()
+
+
+class Counted:
+    """Pictures that count how often each is decoded."""
+
+    def __init__(self, images):
+        self.images, self.reads = images, 0
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.images[index]
+
+
+def test_a_validation_split_is_watched_and_test_is_kept_for_the_end(tiny, digits, tmp_path):
+    held = digits.train.take(np.arange(40))
+    images = Counted(digits.test.images)
+    test = replace(digits.test, images=images)
+    data = replace(digits, train=digits.train.take(np.arange(40, 300)), validation=held, test=test)
+    seen, net = [], tiny()
+    history = st.fit(
+        net, data, TWO, watch=lambda e: seen.append((e, images.reads)) if isinstance(e, Epoch) else None
+    )
+    first, last = history
+    assert [reads for _, reads in seen] == [0, len(test)]
+    assert (first.watched, last.watched) == ("validation", "validation")
+    assert not {"test_top1", "test_top5", "test_loss"} & first.to_json().keys()
+    assert last.validation_top1 == share_right(net, held, data.preprocessing)
+    assert last.test_top1 == share_right(net, digits.test, data.preprocessing)
+    assert Epoch(**first.to_json()) == first
+    _, pieces, _ = in_pieces(tiny, data, TWO, tmp_path / "c")
+    assert told(pieces) == told(history)
+    plain = st.fit(tiny(), replace(data, validation=None), TWO)
+    assert "validation_top1" not in plain[-1].to_json()
+    assert plain[-1].test_top1 == last.test_top1  # what is watched changes nothing of what is learned
+
+
+def test_a_checkpoint_of_changed_data_is_refused_and_of_moved_data_is_not(tmp_path, tiny, digits):
+    path = tmp_path / "c"
+    straight = st.fit(tiny(), digits, TWO)
+    again = {"checkpoint": path, "resume": True}
+
+    def begin():
+        path.unlink(missing_ok=True)
+        st.fit(tiny(), digits, TWO, checkpoint=path, time_budget=0.0)
+
+    begin()
+    labels = digits.train.labels.clone()
+    labels[7] = (labels[7] + 1) % 10
+    for changed in (
+        replace(digits, train=replace(digits.train, labels=labels)),
+        replace(digits, train=digits.train.take(np.arange(299, -1, -1))),
+        replace(digits, test=digits.test.take(np.arange(99))),
+        replace(digits, classes=tuple("abcdefghij")),
+    ):
+        refused(StorageError, "with other pictures or labels; its data has ch", tiny(), changed, **again)
+    fewer = replace(digits, train=digits.train.take(np.arange(299)))
+    refused(StorageError, "train_count = 300, not 299; its data has changed since", tiny(), fewer, **again)
+    moved = replace(digits, name="moved", source="/elsewhere/moved")
+    assert told(st.fit(tiny(), moved, TWO, **again)) == told(straight)
+
+
+def test_a_checkpoint_of_a_version_without_digest_goes_on(tmp_path, tiny, digits):
+    path = tmp_path / "c"
+    st.fit(tiny(), digits, TWO, checkpoint=path, time_budget=0.0)
+    with safe_open(path, framework="pt") as file:
+        value = json.loads(file.metadata()["sparsetune.training"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert value["config"].pop("data_digest") == digits.digest()
+    save_file(tensors, path, {"sparsetune.training": json.dumps(value)})
+    history = st.fit(tiny(), digits, TWO, checkpoint=path, resume=True)
+    assert told(history) == told(st.fit(tiny(), digits, TWO))

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sparsetune.data import Data
+from sparsetune.data.sources import namesake
 from sparsetune.errors import Notice
 from sparsetune.processes import is_main
 from sparsetune.words import share as share
@@ -89,6 +91,13 @@ def own_warnings() -> Iterator[None]:
 def complain(error: Exception) -> None:
     """Print what went wrong on stderr; of several problems each on its own line."""
     typer.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+
+
+def tell_data(data: Data) -> None:
+    """Print on stderr what was found in a folder, and whether it, or a built-in, was meant."""
+    for line in (namesake(data.source), data.found):
+        if line:
+            err.print(line)
 
 
 def progress() -> Progress:

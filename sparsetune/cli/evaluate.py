@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparsetune.bundle import is_bundle, unpacked
 from sparsetune.cli import console, options
-from sparsetune.data import NAMES, Data, loader, open_data
+from sparsetune.data import NAMES, Data, Split, loader, open_data
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.header import Header
 from sparsetune.inference import predict_logits
@@ -21,6 +21,7 @@ from sparsetune.inputs import pictures_for
 from sparsetune.machine import pick_device
 from sparsetune.metrics import Diversity, Scores, diversity, scores
 from sparsetune.saving import inspect, load
+from sparsetune.seen import Overlap, Seen
 from sparsetune.uncertainty import Detection, calibrated, detection
 
 
@@ -87,11 +88,17 @@ def _evaluate(
 ) -> None:
     place = pick_device(device)
     headers = [inspect(file.path) for file in files]
-    source = data or _trained_on(headers[0])
-    opened = open_data(source, test_limit=test_limit)
+    opened = open_data(data or _trained_on(headers[0]), test_limit=test_limit)
     for file, header in zip(files, headers, strict=True):
         _check_classes(file.name, header, opened)
     others = None if ood is None else open_data(ood)
+    for each in (opened, others):
+        if each:
+            console.tell_data(each)
+    overlaps = _overlaps(headers, opened.test)
+    for file, overlap in zip(files, overlaps, strict=True):
+        if overlap and overlap.pictures:
+            _warn(file.name, overlap, len(opened.test))
     known: list[Tensor] = []
     other: list[Tensor] = []
     labels = torch.empty(0, dtype=torch.int64)
@@ -118,7 +125,7 @@ def _evaluate(
     measured = [_measure(name, known[i], labels, other[i] if other else None) for i, name in enumerate(names)]
     differ = diversity(together) if len(files) > 1 else None
     if as_json:
-        console.print_json(_value(opened, others, len(labels), measured, differ))
+        console.print_json(_value(opened, others, len(labels), measured, differ, overlaps))
     else:
         _print(opened, others, len(labels), measured, differ)
 
@@ -143,12 +150,20 @@ def _measure(name: str, known: Tensor, labels: Tensor, other: Tensor | None) -> 
 
 
 def _value(
-    data: Data, others: Data | None, count: int, measured: list[_Measured], differ: Diversity | None
+    data: Data,
+    others: Data | None,
+    count: int,
+    measured: list[_Measured],
+    differ: Diversity | None,
+    overlaps: list[Overlap | None],
 ) -> dict[str, Any]:
     members = measured[:-1] if differ else measured
     value: dict[str, Any] = {"data": data.name, "pictures": count}
     value |= {"ood": others.name} if others else {}
-    value["members"] = [{"delta": each.name, **each.to_json()} for each in members]
+    value["members"] = [
+        {"delta": each.name, **each.to_json(), "trained_on": overlap and asdict(overlap)}
+        for each, overlap in zip(members, overlaps, strict=True)
+    ]
     if differ:
         value["ensemble"] = {**measured[-1].to_json(), **differ.to_json()}
     return value
@@ -176,11 +191,27 @@ def _cells(each: _Measured) -> list[str]:
     return shares + [f"{value:.4f}" for value in figures]
 
 
+def _overlaps(headers: list[Header], test: Split) -> list[Overlap | None]:
+    """How many of the pictures each delta was trained on; ``None`` for one that does not say."""
+    known = [Seen.from_json(header.training) for header in headers]
+    keys = test.keys() if any(known) else None
+    return [each.overlap(keys) if each and keys is not None else None for each in known]
+
+
+def _warn(name: str, overlap: Overlap, count: int) -> None:
+    about = "" if overlap.exact else "about "
+    console.err.print(
+        f"{name} was trained on {about}{overlap.pictures:,} of the {count:,} pictures that it is scored on "
+        "here, so its scores are better than on new ones; score it on pictures that it has not seen."
+    )
+
+
 def _trained_on(header: Header) -> str:
     name = header.training.get("data")
     if name not in NAMES:
         raise ConfigError(
-            f"the delta was trained on '{name}', which is not a built-in data set; pass --data."
+            f"the delta was trained on '{name}', which is not a built-in data set; pass --data with "
+            "the name, address or path of pictures of its classes."
         )
     return str(name)
 

@@ -250,6 +250,7 @@ def _collect(problems: list[str], make: Callable[[], Made]) -> Made | None:
 
 
 def _announce(made: Plan, data: Data) -> None:
+    console.tell_data(data)
     learned = console.share(made.learned_parameters, made.total_parameters)
     console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
     console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
@@ -272,5 +273,5 @@ class _Watch:
         else:
             console.err.print(
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
-                f"test {event.test_top1:7.2%}  {event.seconds:.1f} s"
+                f"{event.watched} {getattr(event, f'{event.watched}_top1'):7.2%}  {event.seconds:.1f} s"
             )

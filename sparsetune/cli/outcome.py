@@ -12,6 +12,7 @@ from sparsetune.folders import CHECKPOINT, CURVES, DELTA
 from sparsetune.members import BUNDLE, Together
 from sparsetune.runs import Outcome, Run
 from sparsetune.saving import inspect
+from sparsetune.seen import Seen
 
 
 def tell_run(outcome: Outcome, settings: Run, as_json: bool) -> None:
@@ -20,7 +21,9 @@ def tell_run(outcome: Outcome, settings: Run, as_json: bool) -> None:
         console.print_json(_summary(outcome))
     elif outcome.finished:
         _report(outcome, settings)
-    if not outcome.finished:
+    if outcome.finished:
+        _tell_shared(outcome.folder / DELTA)
+    else:
         console.err.print(
             f"time is up after {_epochs(len(outcome.history))} of {settings.config.epochs}, "
             f"saved in {outcome.folder}; the same command with --resume goes on."
@@ -54,11 +57,23 @@ def tell_members(together: Together, settings: Run, count: int, as_json: bool) -
         bundled = together.folder / BUNDLE
         files = [bundled] if bundled.is_file() else together.deltas
         console.out.print(f"\nnext: {shlex.join(_next(files, together.deltas[0], settings))}")
-    if not together.finished:
+    if together.finished:
+        _tell_shared(together.deltas[0])
+    else:
         done = sum(member.finished for member in together.members)
         console.err.print(
             f"time is up after {done} of {count} members, saved in {together.folder}; "
             "the same command with --resume goes on."
+        )
+
+
+def _tell_shared(delta: Path) -> None:
+    """Say where test pictures were trained on."""
+    seen = Seen.from_json(inspect(delta).training)
+    if seen and seen.shared:
+        console.err.print(
+            f"{seen.shared:,} of the test pictures were trained on, now or before, so the test accuracy is "
+            "better than on new ones; take them out of one of the two."
         )
 
 

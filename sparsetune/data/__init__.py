@@ -20,6 +20,7 @@ from sparsetune.data.augment import Augment
 from sparsetune.data.feed import Feed
 from sparsetune.data.images import decode
 from sparsetune.data.loading import count_steps, loader
+from sparsetune.data.sources import NAMES, address
 from sparsetune.data.splits import Split, Splits, balanced, split_in_two
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.preprocessing import Preprocessing
@@ -39,13 +40,12 @@ __all__ = [
     "split_in_two",
 ]
 
-NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
-
 LARGEST_SIDE = 224
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SIZE_SAMPLE = 64
+_DIGEST_SAMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,17 @@ class Data:
         return self.test if self.validation is None else self.validation
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that names, sizes, labels and order of all pictures fix; cheap."""
-        found = blake2b(digest_size=8)
+        """Return 16 hexadecimal digits that classes, names, sizes, labels and order of all pictures fix.
+
+        It is cheap: of their content, which it is fixed by too, a few pictures of each split are read.
+
+        Raises:
+            DataError: When one cannot be read.
+        """
+        found = blake2b("\0".join(self.classes).encode(), digest_size=8)
         for split in (self.train, self.validation, self.test):
             found.update((split.digest() if split else "-").encode())
+            found.update(_sample(split, _DIGEST_SAMPLE).keys().tobytes() if split else b"")
         return found.hexdigest()
 
     def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:
@@ -169,7 +176,7 @@ def open_data(
         preprocessing=form,
         augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
         validation=splits.validation,
-        source=_address(source),
+        source=address(source),
         found=splits.found,
         default=form,
         sized=size is not None,
@@ -196,11 +203,6 @@ def _read(source: str, split_seed: int) -> tuple[str, Splits]:
     return folder.resolve().name, path.read(folder, split_seed)
 
 
-def _address(source: str) -> str:
-    """What tells a source from all others: a built-in name or an address as it is, else the whole path."""
-    return source if source in NAMES or "://" in source else str(Path(source).expanduser().resolve())
-
-
 def _tiny_imagenet() -> Path:
     homes = [cache_folder() / name for name in ("tiny-imagenet", "tiny-imagenet-200")]
     for home in homes:
@@ -212,10 +214,15 @@ def _tiny_imagenet() -> Path:
     )
 
 
+def _sample(split: Split, count: int) -> Split:
+    """Some elements, or all if there are few, at even distances."""
+    return split.take(np.linspace(0, len(split) - 1, min(len(split), count)).astype(np.int64))
+
+
 def _native_size(split: Split) -> tuple[int, int]:
     """Give (height, width) that a fixed sample agrees on, if not too large, else that of ImageNet."""
-    sample = np.linspace(0, len(split) - 1, min(len(split), _SIZE_SAMPLE)).astype(int)
-    sizes = {split[int(index)][0].size for index in sample}
+    sample = _sample(split, _SIZE_SAMPLE)
+    sizes = {sample[index][0].size for index in range(len(sample))}
     width, height = sizes.pop()
     if sizes or max(width, height) > LARGEST_SIDE:
         return LARGEST_SIDE, LARGEST_SIDE
