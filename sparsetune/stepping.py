@@ -18,6 +18,7 @@ from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.layers import ADAPTED
 from sparsetune.processes import Processes
+from sparsetune.recomputing import moved_once
 from sparsetune.slimming import slimming
 
 
@@ -39,6 +40,8 @@ class Stepper:
         self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
     ) -> None:
         self.net, self.group = net.to(group.device), group
+        moved = {b.name for b in adapted(net).plan.buffers} if hasattr(net, ADAPTED) else None
+        self._statistics = [b for name, b in net.named_buffers() if moved is None or name in moved]
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
             optimizer = create_optimizer_v2(
                 net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
@@ -91,7 +94,8 @@ class Stepper:
             logits = self.model(x)
             loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
-            self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
+            with moved_once(self._statistics):
+                self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
             self.optimizer.step()
             right = (logits.detach().argmax(1) == y).sum()
             mean, count = torch.stack([loss.detach().float(), right.float()]).tolist()  # waits for a GPU once
@@ -99,8 +103,7 @@ class Stepper:
 
     def share_statistics(self) -> None:
         """Give every process the main one's running statistics."""
-        moved = [b.name for b in adapted(self.net).plan.buffers] if hasattr(self.net, ADAPTED) else None
-        self.group.share_main([b for name, b in self.net.named_buffers() if moved is None or name in moved])
+        self.group.share_main(self._statistics)
 
 
 class _Wrapped(nn.Module):
