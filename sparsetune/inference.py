@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return a classifier's outputs over all batches, in evaluation mode; its mode is restored after.
+    """Return a classifier's outputs over all batches, in evaluation mode; each layer's mode is restored after.
 
     Args:
         net: A classifier.
@@ -20,7 +20,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         Logits ``(N, classes)`` in float32 and labels ``(N,)``, on the CPU.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
-    training = net.training
+    training = [module for module in net.modules() if module.training]
     net.eval()
     logits, labels = [], []
     try:
@@ -29,5 +29,6 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
                 logits.append(net(x.to(device, non_blocking=True)).float().cpu())
                 labels.append(y)
     finally:
-        net.train(training)
+        for module in training:
+            module.training = True
     return torch.cat(logits), torch.cat(labels)

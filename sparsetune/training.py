@@ -93,6 +93,10 @@ def fit(
     more workers, changes no bit of it on a CPU. The caller's random state is not touched. Where the C library
     is glibc, the process keeps memory that it frees from then on: a step frees what the next one needs.
 
+    Layers that were put into evaluation mode (``net.train(); net.bn1.eval()``) stay in it: their running
+    statistics are frozen. A model that is in evaluation mode as a whole, as :func:`load` gives it, trains in
+    training mode.
+
     Several processes that ``torchrun`` or ``accelerate launch`` started train together: each takes its rows
     of every batch, and only the learned slices' gradients and running statistics travel. Each returns the
     same model, equal but for rounding to a single process'; batch normalisation sees a process' own rows.
@@ -213,7 +217,8 @@ class _Training:
         if position.step == 0:
             seed = self.config.seed * 1_000_003 + position.epoch
             torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
-        self.net.train()
+        if not self.net.training:
+            self.net.train()
         for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step):
             done = position.step * self.config.batch_size
             last = position.step == self.steps - 1

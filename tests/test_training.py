@@ -327,3 +327,29 @@ def test_a_corrupt_picture_is_named(tmp_path, tiny):
     for workers in (0, 1):
         net = tiny(num_classes=2)
         refused(DataError, r"b/3\.jpg' cannot be decoded", net, data, replace(TWO, workers=workers))
+
+
+def test_layers_that_were_put_to_rest_stay_so(digits, tmp_path):
+    """Batch norm in evaluation mode keeps its statistics to the bit, over epochs and a resumed training."""
+
+    def make() -> nn.Module:
+        net = st.adapt_(st.create("test_resnet", num_classes=10), st.Learn(fraction=0.25))
+        for module in net.modules():
+            module.training = module is net.bn1 or not isinstance(module, nn.BatchNorm2d)
+        return net
+
+    plain, net = make(), make()
+    st.fit(net, digits, TWO)
+    found = dict(net.named_buffers())
+    moved = {name for name, before in plain.named_buffers() if not torch.equal(found[name], before)}
+    assert moved == {f"bn1.{name}" for name, _ in net.bn1.named_buffers()}
+    assert net.bn1.num_batches_tracked == 10
+    assert not any(module.training for module in net.modules())
+    resumed, _, _ = in_pieces(make, digits, TWO, tmp_path / "checkpoint")
+    assert same(values(resumed), values(net))
+
+
+def test_a_model_at_rest_as_a_whole_trains(tiny, digits):
+    net = tiny().eval()
+    st.fit(net, digits, TWO)
+    assert {int(b) for name, b in net.named_buffers() if name.endswith("num_batches_tracked")} == {10}
