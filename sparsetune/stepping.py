@@ -16,7 +16,7 @@ from sparsetune.adapt import UNSENT, adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.layers import ADAPTED
+from sparsetune.layers import ADAPTED, COMPILED, plain_name, unwrapped
 from sparsetune.processes import Processes
 from sparsetune.recomputing import moved_once
 from sparsetune.slimming import slimming
@@ -26,7 +26,7 @@ class Stepper:
     """Model, optimiser and schedule of a training.
 
     Args:
-        net: A model, adapted or not; it is moved to the device.
+        net: A model, adapted or not; it is moved to the device. What ``torch.compile`` gave runs compiled.
         config: How to train.
         steps: Steps of an epoch.
         group: The processes that train.
@@ -39,9 +39,12 @@ class Stepper:
     def __init__(
         self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
     ) -> None:
+        given, net = net, unwrapped(net)
         self.net, self.group = net.to(group.device), group
         moved = {b.name for b in adapted(net).plan.buffers} if hasattr(net, ADAPTED) else None
-        self._statistics = [b for name, b in net.named_buffers() if moved is None or name in moved]
+        self._statistics = [
+            b for name, b in net.named_buffers() if moved is None or plain_name(name) in moved
+        ]
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
             optimizer = create_optimizer_v2(
                 net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
@@ -55,7 +58,11 @@ class Stepper:
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
-        wrapped = _Wrapped(slimming(net, size) if hasattr(net, ADAPTED) else net, config.compile)
+        compiled = COMPILED in given._modules
+        run: Any = given if compiled else slimming(net, size) if hasattr(net, ADAPTED) else net
+        if config.compile and not compiled:
+            run = torch.compile(run)
+        wrapped = _Wrapped(run)
         self.model, self.optimizer = group.accelerator.prepare(wrapped, optimizer)
 
     @property
@@ -109,10 +116,10 @@ class Stepper:
 class _Wrapped(nn.Module):
     """Takes what accelerate and DDP put on a model, so that the user's own stays as it is."""
 
-    def __init__(self, net: nn.Module, compiled: bool) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = torch.compile(net) if compiled else net
-        prefix = "net._orig_mod." if compiled else "net."
+        self.net = net
+        prefix = f"net.{COMPILED}." if COMPILED in net._modules else "net."
         setattr(self, UNSENT, [prefix + name for name in getattr(net, UNSENT, ())])
 
     def forward(self, x: Tensor) -> Any:

@@ -18,10 +18,12 @@ from sparsetune.config import FitConfig
 from sparsetune.data import Data, Feed, Split, count_steps
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.inference import predict_logits
+from sparsetune.layers import unwrapped
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import scores
 from sparsetune.processes import Processes, processes
 from sparsetune.recomputing import recomputing
+from sparsetune.saving import check_savable
 from sparsetune.stepping import Stepper
 
 CHECKPOINT_SECONDS = 60.0
@@ -120,7 +122,7 @@ def fit(
         DataError: When there are no training pictures, or one cannot be read.
         StorageError: When the checkpoint cannot be written, or is from other settings.
     """
-    _check(net, data)
+    _check(unwrapped(net), data)
     state = adapted(net)
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
     return train(
@@ -161,7 +163,7 @@ def train(
     keep_freed_memory()
     with (
         torch.random.fork_rng(),
-        recomputing(net, config.grad_checkpointing),
+        recomputing(unwrapped(net), config.grad_checkpointing),
         processes(config.device, config.amp) as group,
     ):
         training = _Training(net, data, config, same, checkpoint, group)
@@ -195,7 +197,7 @@ class _Training:
                 f"a batch of {smallest} is too small for {group.count} processes; "
                 f"each needs two pictures, so give {2 * group.count} or more."
             )
-        self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
+        self.net, self.data, self.config, self.checkpoint = unwrapped(net), data, config, checkpoint
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
@@ -292,6 +294,7 @@ class _Training:
 
 
 def _check(net: nn.Module, data: Data) -> None:
+    check_savable(net)
     if not adapted(net).plan.learned_parameters:
         raise ConfigError("nothing is left to learn; give a larger fraction, or learn norm or head.")
     count = getattr(net, "num_classes", None)

@@ -418,7 +418,9 @@ def test_sums_kept_in_inference_or_autocast_can_be_trained_on(net):
     for mode in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         with mode, torch.no_grad():
             net.eval()(x)
-    assert all(torch.equal(a, b) for a, b in zip(train(net).parameters(), train(twin).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(train(net).parameters(), train(twin).parameters(), strict=True)
+    )
 
 
 def test_a_kept_sum_follows_a_frozen_weight_that_is_put_elsewhere(net):
