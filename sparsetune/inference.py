@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return a classifier's outputs over all batches, in evaluation mode; each layer's mode is restored after.
+    """Return a classifier's outputs over all batches, in evaluation mode; modes are restored after.
 
     Args:
         net: A classifier.
