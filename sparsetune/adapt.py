@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sparsetune.backbone import Backbone, fingerprint, origin_of
-from sparsetune.errors import ConfigError
-from sparsetune.layers import ADAPTED
+from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.layers import ADAPTED, plain_name, unwrapped
 from sparsetune.learn import Learn
 from sparsetune.part import Part
 from sparsetune.plan import Plan, plan
+from sparsetune.retired import retire
 from sparsetune.seeding import Law, draw
 from sparsetune.seen import Seen
 from sparsetune.sliced import factor_, slice_, unslice_
+from sparsetune.structure import MADE, Layer, changed, structure
 from sparsetune.wholes import frozen_rest, rest_name
 
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
-RESET = "reset_classifier"
-"""timm's method that replaces a model's head."""
+CHANGING = {
+    "reset_classifier": "replace a head that the plan names",
+    "set_input_size": "change layers that the plan names",
+    "prune_intermediate_layers": "take away layers that the plan names",
+}
+"""timm's methods that change a model's layers, and what they would do."""
+ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that may hold less than a model's own."""
 ROW = 3.0
 """Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
 gradient within the rows' span, times the square of their length; LoRA's own have 0.58, and start slowly."""
@@ -38,7 +48,9 @@ class Adapted:
         backbone: Where the frozen values come from.
         fingerprint: SHA-256 over the frozen values, in hexadecimal.
         dtype: Floating dtype of the frozen values that the fingerprint covers.
+        rounded: The fingerprints that they have where the model is cast to a dtype that holds less.
         plain: The plain modules' parameters in order, and whether each requires a gradient.
+        layers: What the plain modules were.
         seen: What is known of the pictures that gave the learned values.
     """
 
@@ -46,7 +58,9 @@ class Adapted:
     backbone: Backbone
     fingerprint: str
     dtype: torch.dtype
+    rounded: dict[torch.dtype, str]
     plain: dict[str, dict[str, bool]]
+    layers: dict[str, Layer]
     seen: Seen | None = None
 
 
@@ -67,28 +81,92 @@ def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn
 
     Raises:
         ConfigError: When the model is adapted already, holds no values or values of several dtypes, would
-            learn complex values, or its backbone is not what ``learn.frozen`` states.
+            learn complex values, or its backbone is not what ``learn.frozen`` states. An optimiser made of
+            the plain model's parameters raises it on its next step: make that after ``adapt_``.
+        DeltaError: When ``create`` made the model and its layers were changed since, and no ``backbone`` is
+            given.
         UnknownNameError: When a pattern of ``learn`` matches no layer.
+    """
+    if isinstance(net, DistributedDataParallel):
+        raise ConfigError(
+            "this model is wrapped in DistributedDataParallel, which would go on sending the parameters of "
+            "before; adapt_ the model first and wrap it then."
+        )
+    given, net = net, unwrapped(net)
+    made, source = prepared(net, learn, backbone)
+    dtype = _one_dtype([net.get_parameter(part.name) for part in made if not part.whole] or net.parameters())
+    freeze_(net, made, source, dtype, fingerprint(to_freeze(net, made)))
+    return given
+
+
+def prepared(net: nn.Module, learn: Learn, backbone: Backbone | None) -> tuple[Plan, Backbone]:
+    """Return a plain model's plan and its backbone, of which a delta can be made; nothing is changed.
+
+    Raises:
+        SparsetuneError: As :func:`adapt_` raises.
     """
     made = plan(net, learn)
     origin = origin_of(net)
     source = backbone or (origin.backbone if origin else Backbone.from_module(net))
-    source = _agreed(learn, source)
+    then = getattr(net, MADE, None) if source.root.kind != "module" else None
+    if origin and then and (other := changed(then, net, shapes=True)):
+        raise DeltaError(
+            f"{other}: the layers are not those of {origin.name}, so no file could give this model back; "
+            "adapt_ a model as create() made it, or call adapt_(net, learn, Backbone.from_module(net)) and "
+            "keep its whole checkpoint."
+        )
+    _refuse_meta(net.parameters())
     _refuse_complex(net, made)
-    dtype = _one_dtype([net.get_parameter(part.name) for part in made if not part.whole] or net.parameters())
+    return made, _agreed(learn, source)
+
+
+def to_freeze(
+    net: nn.Module, made: Plan, dtype: torch.dtype | None = None, stored: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what :func:`frozen_values` will once a plain model is adapted.
+
+    Args:
+        net: The plain model.
+        made: Its plan.
+        dtype: To which floating values are cast before; ``None`` leaves them.
+        stored: Values that :func:`put_stored` puts there before.
+    """
+    for part in made:
+        if part.whole:
+            continue
+        value = net.get_parameter(part.name).detach()
+        rest = value.narrow(part.dim, part.k, part.size - part.k) if part.k else value
+        rest = (stored or {}).get(part.frozen_name, rest)
+        if made.learn.frozen == "zero" and part.layer:
+            rest = torch.zeros_like(rest)
+        yield part.name, _cast(rest, dtype)
+
+
+def freeze_(net: nn.Module, made: Plan, source: Backbone, dtype: torch.dtype, found: str) -> None:
+    """Adapt a plain model as planned.
+
+    Args:
+        net: The plain model.
+        made: Its plan.
+        source: Its backbone.
+        dtype: Floating dtype of what is frozen.
+        found: Fingerprint of that.
+    """
+    layers = structure(net)
+    less = [each for each in ROUNDED if each != dtype and each.itemsize <= dtype.itemsize]
+    rounded = {each: fingerprint(to_freeze(net, made, each)) for each in less}
     plain = {
         name: {leaf: value is not None and value.requires_grad for leaf, value in module._parameters.items()}
         for name, module in net.named_modules()
     }
     for part in made:
         if not part.whole:
-            _freeze_rest(net, part, zero=learn.frozen == "zero" and part.layer)
-    found = fingerprint(frozen_values(net, made))
-    setattr(net, ADAPTED, Adapted(made, source, found, dtype, plain))
+            _freeze_rest(net, part, zero=made.learn.frozen == "zero" and part.layer)
+    setattr(net, ADAPTED, Adapted(made, source, found, dtype, rounded, plain, layers))
     setattr(net, UNSENT, [*getattr(net, UNSENT, []), *_frozen_names(made)])
-    if hasattr(net, RESET):
-        setattr(net, RESET, _refuse_reset)
-    return net
+    for name in CHANGING:
+        if hasattr(net, name):
+            setattr(net, name, partial(_refuse_change, name))
 
 
 def merge_(net: nn.Module) -> nn.Module:
@@ -101,14 +179,20 @@ def merge_(net: nn.Module) -> nn.Module:
         ``net``, with the values that it computes now.
 
     Raises:
-        ConfigError: When the model is not adapted.
+        ConfigError: When the model is not adapted, or its layers were replaced since; it is then as before.
     """
+    given, net = net, unwrapped(net)
     state = adapted(net)
+    check_tensors(net)
+    learned = dict(learned_values(net, state.plan))
+    for name in (name for part in state.plan if part.partial for name in part.learned):
+        retire(learned[name], "merge_")
     frozen = set(_frozen_names(state.plan))
     setattr(net, UNSENT, [name for name in getattr(net, UNSENT) if name not in frozen])
     if not getattr(net, UNSENT):
         delattr(net, UNSENT)
-    net.__dict__.pop(RESET, None)
+    for name in CHANGING:
+        net.__dict__.pop(name, None)
     for part in state.plan:
         homes = list(_homes(net, part))
         for module, leaf in homes:
@@ -128,7 +212,7 @@ def merge_(net: nn.Module) -> nn.Module:
             if parameter is not None:
                 parameter.requires_grad_(requires_grad)
     delattr(net, ADAPTED)
-    return net
+    return given
 
 
 def adapted(net: nn.Module) -> Adapted:
@@ -137,7 +221,7 @@ def adapted(net: nn.Module) -> Adapted:
     Raises:
         ConfigError: When the model is not adapted.
     """
-    found = getattr(net, ADAPTED, None)
+    found = getattr(unwrapped(net), ADAPTED, None)
     if not isinstance(found, Adapted):
         raise ConfigError(
             f"this {type(net).__name__} is not adapted; call sparsetune.adapt_(net, Learn(...)) first."
@@ -158,6 +242,72 @@ def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
             yield part.name, frozen_rest(module, leaf)
         elif part.k == 0:
             yield part.name, module.get_buffer(leaf)
+
+
+def check_tensors(net: nn.Module) -> None:
+    """Make sure that an adapted model has the tensors that were planned, and no other parameters.
+
+    Raises:
+        ConfigError: When it has not.
+    """
+    made = adapted(net).plan
+    learned = {name for name, _ in learned_values(net, made)}
+    shapes = {buffer.name: buffer.shape for buffer in made.buffers}
+    for part in made:
+        if not part.whole:
+            name, leaf = part.homes[0]
+            held = rest_name(leaf) if part.partial else leaf
+            shapes[f"{name}.{held}".lstrip(".")] = part.shape if part.rank else part.frozen_shape
+    found = {
+        plain_name(name): tuple(value.shape) for name, value in net.named_buffers(remove_duplicate=False)
+    }
+    problems = [f"'{name}' is gone or of another shape" for name in shapes if found.get(name) != shapes[name]]
+    parameters = {plain_name(name) for name, _ in net.named_parameters()}
+    problems += [f"'{name}' is a parameter that adapt_ did not plan" for name in sorted(parameters - learned)]
+    if problems:
+        raise ConfigError(f"{problems[0]}: its layer was replaced since; do that before adapt_.")
+
+
+def check_layers(net: nn.Module) -> None:
+    """Make sure that an adapted model is still what it was when it was adapted.
+
+    Raises:
+        ConfigError: When it is not.
+    """
+    check_tensors(net)
+    if other := changed(adapted(net).layers, net, shapes=False):
+        raise ConfigError(f"{other} when adapt_ planned it; do that before adapt_.")
+
+
+def check_frozen(net: nn.Module) -> tuple[str, torch.dtype]:
+    """Return fingerprint and floating dtype of an adapted model's frozen values, which are the backbone's.
+
+    Raises:
+        DeltaError: When they are not: neither as they were nor as a cast to another dtype makes them.
+        ConfigError: When they have several dtypes.
+    """
+    state = adapted(net)
+    dtype = frozen_dtype(net, state.plan)
+    values = list(frozen_values(net, state.plan))
+    found = fingerprint(values)
+    if dtype == state.dtype or dtype in state.rounded:
+        same = found == state.rounded.get(dtype, state.fingerprint)
+    else:
+        back = [(name, _cast(value, state.dtype)) for name, value in values]
+        exact = all(
+            torch.equal(_cast(old, dtype), now) for (_, old), (_, now) in zip(back, values, strict=True)
+        )
+        same = exact and fingerprint(back) == state.fingerprint
+    if not same:
+        raise DeltaError(
+            "frozen values changed since adapt_, so the backbone cannot give this model back; "
+            "find what wrote to them, or save a whole checkpoint after sparsetune.merge_(net)."
+        )
+    return found, dtype
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype and value.is_floating_point() else value
 
 
 def stored_values(net: nn.Module, made: Plan) -> dict[str, Tensor]:
@@ -208,9 +358,13 @@ def _one_dtype(values: Iterable[Tensor]) -> torch.dtype:
             f"frozen values have several dtypes ({', '.join(sorted(map(str, dtypes)))}); "
             "move the whole model to one, as net.float()."
         )
-    if any(value.is_meta for value in found):
-        raise ConfigError("the model is on the meta device and holds no values; build it on a real device.")
+    _refuse_meta(found)
     return next(iter(dtypes), torch.float32)
+
+
+def _refuse_meta(values: Iterable[Tensor]) -> None:
+    if any(value.is_meta for value in values):
+        raise ConfigError("the model is on the meta device and holds no values; build it on a real device.")
 
 
 def _refuse_complex(net: nn.Module, made: Plan) -> None:
@@ -243,7 +397,9 @@ def _agreed(learn: Learn, backbone: Backbone) -> Backbone:
 def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     homes = list(_homes(net, part))
     module, leaf = homes[0]
-    whole = module.get_parameter(leaf).detach()
+    parameter = module.get_parameter(leaf)
+    retire(parameter, "adapt_")
+    whole = parameter.detach()
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
     if part.rank:
@@ -283,10 +439,10 @@ def _frozen_names(made: Plan) -> Iterator[str]:
                 yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
 
 
-def _refuse_reset(*_: Any, **__: Any) -> None:
+def _refuse_change(name: str, *_: Any, **__: Any) -> None:
     raise ConfigError(
-        "reset_classifier would replace a head that the plan names; call it before adapt_, or after "
-        "sparsetune.merge_(net), or better: create the model with the right num_classes."
+        f"{name} would {CHANGING[name]}; call it before adapt_, or after sparsetune.merge_(net), or better: "
+        "create the model with the right num_classes and img_size."
     )
 
 

@@ -27,8 +27,12 @@ def summed(a: Tensor, b: Tensor, frozen: Tensor) -> Tensor:
         frozen: ``(O, *rest)``.
 
     Returns:
-        ``(O, *rest)``, in the memory layout of ``frozen``.
+        ``(O, *rest)``, in the dtype and the memory layout of ``frozen``, whatever the caller's autocast.
     """
+    device = frozen.device.type
+    if not frozen.is_meta and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return summed(a, b, frozen)
     whole = torch.addmm(frozen.flatten(1), b, a.flatten(1)).view(frozen.shape)
     if frozen.dim() == 4 and not frozen.is_contiguous():
         return whole.contiguous(memory_format=torch.channels_last)
@@ -43,18 +47,25 @@ class Sum:
     a: Tensor
     b: Tensor
     frozen: Tensor
-    version: int
+    version: tuple[int, int]
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, frozen: Tensor) -> Sum:
         """Form the sum, so that it may be part of a graph later, also where it is asked for in inference."""
         with torch.inference_mode(False), torch.no_grad():
-            return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, frozen._version)
+            return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, _version(frozen))
 
     def holds(self, a: Tensor, b: Tensor, frozen: Tensor) -> bool:
         """Whether it is the sum of these values, however they were written."""
-        same = frozen is self.frozen and frozen._version == self.version and a.dtype == self.a.dtype
-        return same and a.dtype == b.dtype and torch.equal(a, self.a) and torch.equal(b, self.b)
+        kind = self.whole.dtype, self.whole.device
+        same = frozen is self.frozen and _version(frozen) == self.version
+        alike = all((each.dtype, each.device) == kind for each in (a, b, frozen))
+        return same and alike and torch.equal(a, self.a) and torch.equal(b, self.b)
+
+
+def _version(frozen: Tensor) -> tuple[int, int]:
+    """Count of the changes that torch saw, and the memory that holds the values."""
+    return frozen._version, frozen.data_ptr()
 
 
 def keepable(a: Tensor, b: Tensor, frozen: Tensor) -> bool:

@@ -18,7 +18,7 @@ def mean_gradients(
     """Return the mean gradient of cross-entropy with respect to each convolution's and linear map's weight.
 
     Args:
-        net: A plain classifier; a copy of it is run, in training mode.
+        net: A plain classifier; a copy of it is run, in training mode, or in its own where that is mixed.
         batches: Pictures ``(B, C, H, W)`` and their classes ``(B,)``; each batch counts the same.
         device: Where to compute.
         seed: Of dropout.
@@ -26,7 +26,9 @@ def mean_gradients(
     Returns:
         float32 tensors on the CPU, of the weights' shapes, by name.
     """
-    net = copy.deepcopy(net).to(device).train()
+    net = copy.deepcopy(net).to(device)
+    if not net.training:
+        net.train()
     wanted = {site.name: site.parameter for site in sites(net) if is_sliceable(site.module)}
     for name, value in net.named_parameters():
         value.requires_grad_(name in wanted)

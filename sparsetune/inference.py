@@ -12,7 +12,7 @@ from sparsetune.outputs import logits_of
 
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return a classifier's outputs over all batches, in evaluation mode; its mode is restored after.
+    """Return a classifier's outputs over all batches, in evaluation mode; modes are restored after.
 
     Args:
         net: A classifier.
@@ -25,7 +25,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         ConfigError: When it gives no logits.
     """
     device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
-    training = net.training
+    training = [module for module in net.modules() if module.training]
     net.eval()
     logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
     try:
@@ -34,7 +34,8 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
                 logits.append(logits_of(net(x.to(device, non_blocking=True))).float().cpu())
                 labels.append(y)
     finally:
-        net.train(training)
+        for module in training:
+            module.training = True
     return joined_rows(logits), torch.cat(labels)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 ADAPTED = "_sparsetune_adapted"
 """Attribute of a model that is adapted."""
@@ -15,6 +16,9 @@ HEAD = "_sparsetune_head"
 """Attribute of a model whose builder knows the classifier's modules: their names."""
 STORED = "_sparsetune_stored"
 """Attribute of a model: names of parameters whose initial values no seed gives, so that deltas hold them."""
+
+COMPILED = "_orig_mod"
+"""Name of the module inside the one that ``torch.compile`` gives."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,21 @@ class Site:
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def plain_name(name: str) -> str:
+    """Return a module's or tensor's name without what ``torch.compile`` puts into it."""
+    return ".".join(piece for piece in name.split(".") if piece != COMPILED)
+
+
 def sites(net: nn.Module) -> Iterator[Site]:
     """Yield every parameter of ``net`` once, in the order of ``named_parameters``."""
     homes: dict[int, list[tuple[str, str]]] = {}
-    modules = dict(net.named_modules())
+    modules = {plain_name(name): module for name, module in net.named_modules()}
     for module_name, module in modules.items():
         for leaf, parameter in module._parameters.items():
             homes.setdefault(id(parameter), []).append((module_name, leaf))
     for name, parameter in net.named_parameters():
         places = tuple(homes[id(parameter)])
-        yield Site(name, places, modules[places[0][0]], parameter)
+        yield Site(plain_name(name), places, modules[places[0][0]], parameter)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -86,7 +95,7 @@ def head_names(net: nn.Module) -> tuple[str, ...]:
     told: tuple[str, ...] | None = getattr(net, HEAD, None)
     if told is not None:
         return told
-    names = {id(module): name for name, module in net.named_modules()}
+    names = {id(module): plain_name(name) for name, module in net.named_modules()}
     get_classifier = getattr(net, "get_classifier", None)
     if callable(get_classifier):
         found = get_classifier()
@@ -94,8 +103,19 @@ def head_names(net: nn.Module) -> tuple[str, ...]:
         heads = [names[id(module)] for module in modules if id(module) in names]
         if heads:
             return tuple(heads)
-    linears = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    linears = [plain_name(name) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     return tuple(linears[-1:])
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """Return the model in what ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` gave."""
+    while True:
+        inside = net._modules.get(COMPILED)
+        if isinstance(net, (DataParallel, DistributedDataParallel)):
+            inside = net.module
+        if inside is None:
+            return net
+        net = inside
 
 
 def under(name: str, modules: Iterable[str]) -> bool:

@@ -14,7 +14,18 @@ from torch.nn.parameter import is_lazy
 from sparsetune.amounts import matches
 from sparsetune.empty import notes_on
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.layers import ADAPTED, STORED, Site, head_names, is_norm, is_sliceable, sites, under
+from sparsetune.layers import (
+    ADAPTED,
+    STORED,
+    Site,
+    head_names,
+    is_norm,
+    is_sliceable,
+    plain_name,
+    sites,
+    under,
+    unwrapped,
+)
 from sparsetune.learn import Learn
 from sparsetune.part import Buffer, Part, full_rank
 from sparsetune.precision import Precision, stored_bytes
@@ -146,6 +157,7 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
             covers only the classifier, or two amounts cover a layer.
         UnknownNameError: When a pattern of ``learn`` matches no layer.
     """
+    net = unwrapped(net)
     if any(hasattr(module, ADAPTED) for module in net.modules()):
         raise ConfigError("this model is adapted already; call sparsetune.merge_(net) first.")
     found = list(sites(net))
@@ -158,7 +170,7 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
     parts = tuple(_part(site, learn, heads, stored) for site in found)
     persistent = net.state_dict(keep_vars=True)
     buffers = tuple(
-        Buffer(name, tuple(buffer.shape), buffer.dtype)
+        Buffer(plain_name(name), tuple(buffer.shape), buffer.dtype)
         for name, buffer in net.named_buffers()
         if name in persistent
     )

@@ -22,6 +22,9 @@ from sparsetune.zoo import recreate, skeleton
 
 LIBRARIES = ("sparsetune", "torch", "timm", "torchvision", "numpy", "safetensors")
 
+_REBUILT: set[str] = set()
+"""Models that this process found to be rebuilt rightly: fit asks before a training, and save after it."""
+
 
 def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow_network: bool) -> nn.Module:
     """Build a header's model on its backbone, after all that can be checked without memory.
@@ -86,7 +89,8 @@ def check_rebuilds(
     Raises:
         DeltaError: When they differ.
     """
-    if origin.name.startswith(HUB):
+    key = repr((origin, made.learn, made.parts, fingerprint, dtype))
+    if origin.name.startswith(HUB) or key in _REBUILT:
         return
     drawn = origin.backbone.root.kind == "seed"
     again = recreate(origin).to(dtype) if drawn else skeleton(origin)
@@ -95,6 +99,7 @@ def check_rebuilds(
     else:
         put_stored(again, made, stored)
         if not drawn or adapted(adapt_(again, made.learn)).fingerprint == fingerprint:
+            _REBUILT.add(key)
             return
         what = f"the frozen values are not those of {origin.backbone.describe()}"
     raise DeltaError(

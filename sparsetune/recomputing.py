@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparsetune.errors import ConfigError
 
@@ -16,8 +17,6 @@ FLAG = "grad_checkpointing"
 @contextmanager
 def recomputing(net: nn.Module, wanted: bool) -> Iterator[None]:
     """Let ``net`` compute activations anew for as long as the context lasts, if that is wanted.
-
-    Running statistics of our own models move as without; those of timm's move twice a step.
 
     Args:
         net: A model with timm's ``set_grad_checkpointing``; its own setting is put back.
@@ -34,6 +33,24 @@ def recomputing(net: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for module, was in kept:
             setattr(module, FLAG, was)
+
+
+@contextmanager
+def moved_once(statistics: Sequence[Tensor]) -> Iterator[None]:
+    """Leave running statistics as the forward pass left them.
+
+    A layer that a backward pass computes anew, whoever asked for that, counts its batch a second time.
+
+    Args:
+        statistics: Of the model whose backward pass runs in the context.
+    """
+    alike = [[v for v in statistics if v.dtype == dtype] for dtype in {v.dtype for v in statistics}]
+    kept = [[torch.empty_like(value) for value in values] for values in alike]
+    for values, before in zip(alike, kept, strict=True):
+        torch._foreach_copy_(before, values)
+    yield
+    for values, before in zip(alike, kept, strict=True):
+        torch._foreach_copy_(values, before)
 
 
 def _switch_on(net: nn.Module) -> None:

@@ -16,15 +16,16 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.adapt import (
-    adapt_,
     adapted,
-    frozen_dtype,
-    frozen_values,
+    check_frozen,
+    check_layers,
+    freeze_,
     learned_values,
-    merge_,
     note,
+    prepared,
     put_stored,
     stored_values,
+    to_freeze,
 )
 from sparsetune.arithmetic import compress
 from sparsetune.backbone import fingerprint, origin_of
@@ -32,8 +33,8 @@ from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
 from sparsetune.files import write_bytes
 from sparsetune.header import DTYPES, Header
-from sparsetune.layers import head_names, under
-from sparsetune.plan import Plan, plan
+from sparsetune.layers import head_names, under, unwrapped
+from sparsetune.plan import Plan
 from sparsetune.precision import Precision, check_precision
 from sparsetune.preprocessing import Preprocessing
 from sparsetune.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
@@ -70,20 +71,12 @@ def save(
         StorageError: When the file cannot be written.
     """
     check_precision(dtype)
+    net = unwrapped(net)
     state, origin, told = adapted(net), origin_of(net), taught(net)
     classes = told.classes if classes is None else classes
     if preprocessing in (None, told.default):
         preprocessing = told.preprocessing
-    found, frozen = fingerprint(frozen_values(net, state.plan)), frozen_dtype(net, state.plan)
-    if frozen == state.dtype and found != state.fingerprint:
-        raise DeltaError(
-            "frozen values changed since adapt_, so the backbone cannot give this model back; "
-            "find what wrote to them, or save a whole checkpoint after sparsetune.merge_(net)."
-        )
-    stored: dict[str, Tensor] = {}
-    if origin and state.backbone.root.kind != "module":
-        stored = stored_values(net, state.plan)
-        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, frozen, stored)
+    found, frozen, stored = check_savable(net)
     seen = state.seen.to_json(state.plan.bytes_in(dtype)) if state.seen else {}
     header = Header(
         library=origin.library if origin else "module",
@@ -100,6 +93,29 @@ def save(
         versions={name: version(name) for name in LIBRARIES},
     )
     write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
+
+
+def check_savable(net: nn.Module) -> tuple[str, torch.dtype, dict[str, Tensor]]:
+    """Make sure that a file could give an adapted model back.
+
+    Args:
+        net: The model.
+
+    Returns:
+        Fingerprint and dtype of its frozen values, and those that a file must hold.
+
+    Raises:
+        ConfigError: When it is not adapted, or no longer what was planned.
+        DeltaError: When the frozen values are not the backbone's.
+    """
+    state, origin = adapted(net), origin_of(net)
+    check_layers(net)
+    found, frozen = check_frozen(net)
+    stored: dict[str, Tensor] = {}
+    if origin and state.backbone.root.kind != "module":
+        stored = stored_values(net, state.plan)
+        check_rebuilds(replace(origin, backbone=state.backbone), state.plan, found, frozen, stored)
+    return found, frozen, stored
 
 
 def write_plain(net: nn.Module, path: str | Path, about: Mapping[str, str] | None = None) -> None:
@@ -134,36 +150,35 @@ def load(
         allow_network: Let a pretrained backbone be fetched.
 
     Returns:
-        The adapted model in evaluation mode: ``module`` itself, where it is, or a new one on the CPU.
+        The adapted model in evaluation mode: ``module`` itself, where it is, or a new one on the CPU. After
+        an error ``module`` is as it was.
 
     Raises:
         DeltaError: When the file is damaged or does not fit the model.
-        BackboneError: When the backbone cannot be rebuilt or is another one; ``module`` is then plain again.
+        BackboneError: When the backbone cannot be rebuilt or is another one.
         UnknownNameError: When timm or torchvision has no model of that name, or the model no such layer.
         ConfigError: When the model cannot be built with the file's arguments.
     """
     header = read_header(path)
     with _naming(path):
         values = read_delta(path, header)
-        if module is None:
-            module = rebuild(header, path, backbone, allow_network)
-        else:
-            check_fit(header, plan(module, header.learn))
-        put_stored(_cast(module, DTYPES[header.dtype]), plan(module, header.learn), values)
-        net = adapt_(module, header.learn, header.backbone.root)
-        state = adapted(net)
-        if state.fingerprint != header.fingerprint:
-            merge_(net)
+        net = rebuild(header, path, backbone, allow_network) if module is None else unwrapped(module)
+        made, source = prepared(net, header.learn, header.backbone.root)
+        check_fit(header, made)
+        dtype = DTYPES[header.dtype]
+        found = fingerprint(to_freeze(net, made, dtype, values))
+        if found != header.fingerprint:
             taken = backbone if header.backbone.root.kind in ("file", "pretrained") else None
             raise BackboneError(
                 f"it was saved over a backbone with fingerprint {header.fingerprint[:12]}…, but "
-                f"{taken or header.backbone.describe()} gives {state.fingerprint[:12]}… here; "
-                f"{same_backbone(header)}."
+                f"{taken or header.backbone.describe()} gives {found[:12]}… here; {same_backbone(header)}."
             )
-        _fill(net, state.plan, values)
+        put_stored(_cast(net, dtype), made, values)
+        freeze_(net, made, source, dtype, found)
+        _fill(net, made, values)
     teach(net, Taught(header.classes, header.preprocessing))
     note(net, Seen.from_json(header.training))
-    return net.eval()
+    return (net if module is None else module).eval()
 
 
 def inspect(path: str | Path) -> Header:
@@ -202,6 +217,7 @@ def fill(net: nn.Module, path: str | Path) -> None:
     Raises:
         DeltaError: When the file is damaged, or its backbone or slices are not the model's.
     """
+    net = unwrapped(net)
     header, state = read_header(path), adapted(net)
     if header.fingerprint != state.fingerprint:
         raise DeltaError(

@@ -13,7 +13,8 @@ Or the parameter is a low-rank sum (:mod:`sparsetune.factored`): two thin parame
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
+from threading import local
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from sparsetune.errors import ConfigError
 from sparsetune.factored import factored_conv, factored_linear
+from sparsetune.guarded import Guarded
 from sparsetune.ops import sliced_conv, sliced_linear
 from sparsetune.part import factor_names
 from sparsetune.wholes import DIMS, JOINS, join_slices, joined, pair, rest_name, terms_of, whole_of
@@ -97,7 +99,7 @@ def _become(module: nn.Module, dims: dict[str, int | None]) -> None:
 
 def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
     """What is learned of a weight or bias, and its whole; one value where it is not partly learned."""
-    if leaf not in module.__dict__.get(DIMS, {}):
+    if leaf not in module.__dict__[DIMS]:
         whole = getattr(module, leaf)
         return whole, whole
     learned, rest = pair(module, leaf)
@@ -107,9 +109,14 @@ def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
     return learned, whole
 
 
+def _value(module: nn.Module, leaf: str) -> Any:
+    """The whole value of a weight or bias, not guarded."""
+    return whole_of(module, leaf) if leaf in module.__dict__[DIMS] else getattr(module, leaf)
+
+
 def _conv_forward(module: Any, x: Tensor) -> Any:
     if not torch.is_grad_enabled():
-        return module._conv_forward(x, module.weight, module.bias)
+        return module._conv_forward(x, _value(module, "weight"), _value(module, "bias"))
     padding: Any = module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -120,7 +127,7 @@ def _conv_forward(module: Any, x: Tensor) -> Any:
     dim = module.__dict__[DIMS].get("weight", 0)
     if dim is None:
         a, b, _ = terms_of(module, "weight")
-        return factored_conv(x, a, b, module.weight, module.bias, geometry)
+        return factored_conv(x, a, b, whole_of(module, "weight"), _value(module, "bias"), geometry)
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     return sliced_conv(x, learned, weight, learned_bias, bias, dim, geometry)
@@ -128,11 +135,11 @@ def _conv_forward(module: Any, x: Tensor) -> Any:
 
 def _linear_forward(module: Any, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return F.linear(x, module.weight, module.bias)
+        return F.linear(x, _value(module, "weight"), _value(module, "bias"))
     dim = module.__dict__[DIMS].get("weight", 0)
     if dim is None:
         a, b, _ = terms_of(module, "weight")
-        return factored_linear(x, a, b, module.weight, module.bias)
+        return factored_linear(x, a, b, whole_of(module, "weight"), _value(module, "bias"))
     learned, weight = _operands(module, "weight")
     learned_bias, bias = _operands(module, "bias")
     return sliced_linear(x, learned, weight, learned_bias, bias, dim)
@@ -188,17 +195,63 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
     stock = convolves in (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
     if stock and base.forward in SLICED_FORWARDS:
         body["forward"] = SLICED_FORWARDS[base.forward]
+    else:
+        body["forward"] = _reading(base.forward)
     return type(base.__name__, (base,), body)
 
 
+class _Inside(local):
+    """How many forwards deep in modules that read their own weights a thread is."""
+
+    depth = 0
+
+
+_inside = _Inside()
+
+
+def _reading(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's own forward, in which weights are not guarded."""
+
+    @wraps(forward)
+    def unguarded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(self, *args, **kwargs)
+        _inside.depth += 1
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            _inside.depth -= 1
+
+    return unguarded
+
+
 def _whole_property(leaf: str) -> property:
-    return property(lambda module: whole_of(module, leaf), lambda module, _: _refuse(module, leaf))
+    return property(lambda module: _read(module, leaf), lambda module, _: _refuse(module, leaf))
+
+
+def _read(module: nn.Module, leaf: str) -> Tensor:
+    """The whole value for whoever asks, guarded unless that is a forward of such modules or a compiler."""
+    whole = whole_of(module, leaf)
+    if (
+        torch.compiler.is_compiling()
+        or _inside.depth
+        or torch._C._get_tracing_state() is not None
+        or type(whole) is not Tensor
+    ):
+        return whole
+    return Guarded.of(
+        whole,
+        f"'{leaf}' of this {type(module).__name__} is partly learned, put together from what is learned and "
+        "what is frozen, so nothing can be written into it; do that before adapt_ or after "
+        "sparsetune.merge_(net), or write to the learned part, which is in net.named_parameters().",
+    )
 
 
 def _refuse(module: nn.Module, leaf: str) -> NoReturn:
     raise ConfigError(
         f"'{leaf}' of this {type(module).__name__} is partly learned and cannot be set to another, as FSDP "
-        "and weight_norm do; use DistributedDataParallel, or set it before adapt_."
+        "and weight_norm do; use DistributedDataParallel, or set it before adapt_ or after "
+        "sparsetune.merge_(net)."
     )
 
 

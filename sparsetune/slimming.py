@@ -76,13 +76,15 @@ def slimming(net: nn.Module, size: tuple[int, ...]) -> nn.Module:
     ``net`` learned ``Learn(frozen="zero")``. :func:`fit` does this by itself.
 
     Args:
-        net: An adapted model, on the device where it will be trained; all its layers train, batch norms too.
+        net: An adapted model, on the device where it will be trained.
         size: Channels, height and width of a picture.
 
     Returns:
-        A model with the parameters of ``net``, or ``net`` itself where it has no slim shape.
+        A model with the parameters of ``net``, or ``net`` itself where it has no slim shape or some of its
+        layers were put into evaluation mode.
     """
-    if adapted(net).plan.learn.frozen != "zero":
+    some_rest = net.training and not all(module.training for module in net.modules())
+    if adapted(net).plan.learn.frozen != "zero" or some_rest:
         return net
     try:
         return Slimming(net, size)

@@ -15,9 +15,10 @@ from sparsetune.adapt import UNSENT, adapted
 from sparsetune.checkpoint import Stateful
 from sparsetune.config import FitConfig
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.layers import ADAPTED
+from sparsetune.layers import ADAPTED, COMPILED, plain_name, unwrapped
 from sparsetune.outputs import logits_of, loss_of
 from sparsetune.processes import Processes
+from sparsetune.recomputing import moved_once
 from sparsetune.slimming import slimming
 
 
@@ -25,7 +26,7 @@ class Stepper:
     """Model, optimiser and schedule of a training.
 
     Args:
-        net: A model, adapted or not; it is moved to the device.
+        net: A model, adapted or not; it is moved to the device. What ``torch.compile`` gave runs compiled.
         config: How to train.
         steps: Steps of an epoch.
         group: The processes that train.
@@ -38,7 +39,12 @@ class Stepper:
     def __init__(
         self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
     ) -> None:
+        given, net = net, unwrapped(net)
         self.net, self.group = net.to(group.device), group
+        moved = {b.name for b in adapted(net).plan.buffers} if hasattr(net, ADAPTED) else None
+        self._statistics = [
+            b for name, b in net.named_buffers() if moved is None or plain_name(name) in moved
+        ]
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
             optimizer = create_optimizer_v2(
                 net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
@@ -52,7 +58,11 @@ class Stepper:
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
-        wrapped = _Wrapped(slimming(net, size) if hasattr(net, ADAPTED) else net, config.compile)
+        compiled = COMPILED in given._modules
+        run: Any = given if compiled else slimming(net, size) if hasattr(net, ADAPTED) else net
+        if config.compile and not compiled:
+            run = torch.compile(run)
+        wrapped = _Wrapped(run)
         self.model, self.optimizer = group.accelerator.prepare(wrapped, optimizer)
 
     @property
@@ -91,7 +101,8 @@ class Stepper:
             output = self.model(x)
             loss, logits = loss_of(output, y), logits_of(output)
             self.optimizer.zero_grad()
-            self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
+            with moved_once(self._statistics):
+                self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
             self.optimizer.step()
             right = (logits.detach().argmax(1) == y).sum()
             mean, count = torch.stack([loss.detach().float(), right.float()]).tolist()  # waits for a GPU once
@@ -99,17 +110,16 @@ class Stepper:
 
     def share_statistics(self) -> None:
         """Give every process the main one's running statistics."""
-        moved = [b.name for b in adapted(self.net).plan.buffers] if hasattr(self.net, ADAPTED) else None
-        self.group.share_main([b for name, b in self.net.named_buffers() if moved is None or name in moved])
+        self.group.share_main(self._statistics)
 
 
 class _Wrapped(nn.Module):
     """Takes what accelerate and DDP put on a model, so that the user's own stays as it is."""
 
-    def __init__(self, net: nn.Module, compiled: bool) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = torch.compile(net) if compiled else net
-        prefix = "net._orig_mod." if compiled else "net."
+        self.net = net
+        prefix = f"net.{COMPILED}." if COMPILED in net._modules else "net."
         setattr(self, UNSENT, [prefix + name for name in getattr(net, UNSENT, ())])
 
     def forward(self, x: Tensor) -> Any:

@@ -29,11 +29,13 @@ from sparsetune.data import Data, Feed, Split, count_steps
 from sparsetune.errors import ConfigError, DataError, DivergedError, notify
 from sparsetune.inference import joined_rows, predict_logits
 from sparsetune.inputs import pictures_for
+from sparsetune.layers import unwrapped
 from sparsetune.malloc import keep_freed_memory
 from sparsetune.metrics import Scores, scores
 from sparsetune.outputs import check_classifier
 from sparsetune.processes import Processes, is_main, processes
 from sparsetune.recomputing import recomputing
+from sparsetune.saving import check_savable
 from sparsetune.seen import Seen
 from sparsetune.stepping import Stepper
 from sparsetune.taught import Taught, teach
@@ -121,6 +123,10 @@ def fit(
     more workers, changes no bit of it on a CPU. The caller's random state is not touched. Where the C library
     is glibc, the process keeps memory that it frees from then on: a step frees what the next one needs.
 
+    Layers that were put into evaluation mode (``net.train(); net.bn1.eval()``) stay in it: their running
+    statistics are frozen. A model that is in evaluation mode as a whole, as :func:`load` gives it, trains in
+    training mode.
+
     Several processes that ``torchrun`` or ``accelerate launch`` started train together: each takes its rows
     of every batch, and only the learned slices' gradients and running statistics travel. Each returns the
     same model, equal but for rounding to a single process'; batch normalisation sees a process' own rows.
@@ -144,19 +150,20 @@ def fit(
         DataError: When there are no training pictures, or one cannot be read.
         StorageError: When the checkpoint cannot be written, or is from other settings or other data.
     """
-    _check(net, data)
-    state, opened = adapted(net), data
-    data = pictures_for(net, data)
-    meet_classes(net, data.classes)
+    inside = unwrapped(net)
+    _check(inside, data)
+    state, opened = adapted(inside), data
+    data = pictures_for(inside, data)
+    meet_classes(inside, data.classes)
     for line in state.plan.notes:
         notify(line)
-    teach(net, Taught(data.classes, data.preprocessing, opened.preprocessing))
+    teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
     history = train(
         net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
     )
     if len(history) == config.epochs and is_main():
-        note(net, _seen(data, adapted(net).seen))
+        note(inside, _seen(data, state.seen))
     return history
 
 
@@ -193,7 +200,7 @@ def train(
     keep_freed_memory()
     with (
         torch.random.fork_rng(),
-        recomputing(net, config.grad_checkpointing),
+        recomputing(unwrapped(net), config.grad_checkpointing),
         processes(config.device, config.amp) as group,
     ):
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
@@ -228,7 +235,7 @@ class _Training:
                 f"a batch of {smallest} is too small for {group.count} processes; "
                 f"each needs two pictures, so give {2 * group.count} or more."
             )
-        self.net, self.data, self.config, self.checkpoint = net, data, config, checkpoint
+        self.net, self.data, self.config, self.checkpoint = unwrapped(net), data, config, checkpoint
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
@@ -251,7 +258,8 @@ class _Training:
         if position.step == 0:
             seed = self.config.seed * 1_000_003 + position.epoch
             torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
-        self.net.train()
+        if not self.net.training:
+            self.net.train()
         for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step):
             done = position.step * self.config.batch_size
             last = position.step == self.steps - 1
@@ -343,6 +351,7 @@ def _seen(data: Data, earlier: Seen | None) -> Seen | None:
 
 
 def _check(net: nn.Module, data: Data) -> None:
+    check_savable(net)
     if not adapted(net).plan.learned_parameters:
         raise ConfigError("nothing is left to learn; give a larger fraction, or learn norm or head.")
     count = getattr(net, "num_classes", None)

@@ -26,6 +26,7 @@ from sparsetune.meta import without_memory
 from sparsetune.observe import observing
 from sparsetune.published import hub_if_reachable, read_as_data
 from sparsetune.seeding import check_seed
+from sparsetune.structure import MADE, structure
 from sparsetune.weights import (
     HUB,
     TORCHVISION,
@@ -113,6 +114,7 @@ def create(
         backbone = Backbone(kind="seed", seed=seed)
     origin = Origin(library=library, name=plain_name, kwargs=kwargs, num_classes=count, backbone=backbone)
     setattr(net, ORIGIN, origin)
+    setattr(net, MADE, structure(net))
     return net
 
 

@@ -387,3 +387,47 @@ def test_exported_and_traced_models_compute_the_same(net):
         exported = torch.export.export(net, (x,)).module()
         assert torch.allclose(exported(x), wanted, atol=1e-5)
         assert torch.allclose(torch.jit.trace(net, x)(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_formed_in_their_own_dtype_whatever_the_callers_autocast(net, dtype):
+    plain, x = copy.deepcopy(net), torch.randn(2, 3, 32, 32)
+    train(adapt_(net, st.Learn(rank=2)))
+    factors = {name: value.clone() for name, value in net.named_parameters()}
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        rounded = net(x)
+    with torch.no_grad():
+        exact = net(x)  # raised where the kept sums had the caller's dtype
+    with torch.autocast("cpu", dtype):
+        merge_(net)
+    for name, value in net.state_dict().items():
+        if f"{name}_A" in factors:
+            a, b, frozen = factors[f"{name}_A"], factors[f"{name}_B"], plain.get_parameter(name)
+            wanted = torch.addmm(frozen.flatten(1), b, a.flatten(1)).view(frozen.shape)
+            assert torch.equal(value, wanted)
+            assert value.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(net(x), exact)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(net(x), rounded)
+
+
+def test_sums_kept_in_inference_or_autocast_can_be_trained_on(net):
+    adapt_(net, st.Learn(rank=2))
+    twin, x = copy.deepcopy(net), torch.randn(2, 3, 32, 32)
+    for mode in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode, torch.no_grad():
+            net.eval()(x)
+    assert all(
+        torch.equal(a, b) for a, b in zip(train(net).parameters(), train(twin).parameters(), strict=True)
+    )
+
+
+def test_a_kept_sum_follows_a_frozen_weight_that_is_put_elsewhere(net):
+    adapt_(net, st.Learn(rank=2))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = net.eval()(x)
+        rest = net.get_buffer("conv1.0.weight_frozen")
+        rest.data = 2 * rest
+        assert not torch.equal(net(x), before)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import sparsetune as st
 from sparsetune.errors import ConfigError
@@ -72,3 +73,52 @@ def test_a_users_own_module_has_none():
         recomputing(nn.Sequential(nn.Linear(2, 2)), wanted=True),
     ):
         pass
+
+
+class Own(nn.Module):
+    """A user's own model, which checkpoints a part of itself; statistics are averages over all batches."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.part = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.reentrant is not None:
+            x = checkpoint(self.part, x, use_reentrant=self.reentrant)
+        else:
+            x = self.part(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def ends(net, data, **changes):
+    st.fit(net, data, replace(CONFIG, epochs=1, **changes))
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_statistics_of_timms_models_move_once_a_step(name, digits):
+    plain, recomputed = (
+        st.adapt_(st.create(name, num_classes=10), st.Learn(fraction=0.25)) for _ in range(2)
+    )
+    expected = ends(plain, digits)
+    found = ends(recomputed, digits, grad_checkpointing=True)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert {int(value) for key, value in found.items() if key.endswith("num_batches_tracked")} == {5}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_statistics_of_a_users_own_checkpointed_part_move_once_a_step(reentrant, digits):
+    torch.manual_seed(0)
+    plain = Own(None)
+    own = Own(reentrant)
+    own.load_state_dict(plain.state_dict())
+    learn = st.Learn(fraction=0.5)
+    expected = ends(st.adapt_(plain, learn), digits)
+    found = ends(st.adapt_(own, learn), digits)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert found["part.1.num_batches_tracked"] == 5

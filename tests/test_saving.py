@@ -1,5 +1,6 @@
 """From a model to its file and back: exactly, from the file alone, whatever a stranger put into it."""
 
+import copy
 import os
 import random
 import re
@@ -199,12 +200,11 @@ def test_a_model_trained_before_adapt_is_refused(tmp_path):
         st.save(net, tmp_path / "a")
 
 
-def test_a_model_whose_layers_were_replaced_is_refused(tmp_path):
+def test_a_model_whose_layers_were_replaced_is_refused():
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
     net.fc = nn.Linear(64, 3)
-    st.adapt_(net, st.Learn(fraction=0.1))
     with pytest.raises(DeltaError, match="the layers are not those of wrn28_4"):
-        st.save(net, tmp_path / "a")
+        st.adapt_(net, st.Learn(fraction=0.1))
 
 
 def test_such_a_model_is_saved_as_the_users_own(tmp_path):
@@ -858,3 +858,41 @@ def test_a_user_s_own_backbone_holds_its_values_itself(tmp_path):
     st.adapt_(net, st.Learn(fraction=0.1), st.Backbone.from_module(net))
     st.save(net, tmp_path / "own.safetensors")
     assert not any(name.endswith(".frozen") for name in Parts(tmp_path / "own.safetensors").tensors())
+
+
+# What must not be saved or half done
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("leaf", ["conv.weight_frozen", "head.weight"])
+def test_frozen_values_that_changed_are_refused_in_any_dtype(dtype, leaf, tmp_path):
+    make = lambda: st.adapt_(Own(), st.Learn(fraction=0.5, head=False))  # noqa: E731
+    st.save(make().to(dtype), tmp_path / "a")
+    assert st.load(tmp_path / "a", module=Own()).conv.weight.dtype == dtype
+    net = make()
+    net.get_buffer(leaf).data.mul_(1.5)
+    with pytest.raises(DeltaError, match="frozen values changed since adapt_"):
+        st.save(net.to(dtype), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "learn", [st.Learn(fraction=0.5), st.Learn(fraction=0.5, frozen="zero"), st.Learn(rank=1)]
+)
+def test_a_failed_load_leaves_the_model_as_it_was(learn, tmp_path):
+    st.save(st.adapt_(Own(), learn).half(), tmp_path / "a")
+    module = Own(seed=1).train()
+    with torch.no_grad():
+        for value in module.parameters():
+            value.add_(1)
+    module.head.bias.requires_grad_(False)
+    kept = copy.deepcopy(module)
+    parts = Parts(tmp_path / "a")
+    parts.header["fingerprint"] = "0" * 64
+    path = parts.write(tmp_path / "b")
+    with pytest.raises(BackboneError, match="with fingerprint"):
+        st.load(path, module=module)
+    assert same(module, kept)
+    assert module.training
+    for (name, a), (_, b) in zip(module.named_parameters(), kept.named_parameters(), strict=True):
+        assert a.requires_grad == b.requires_grad, name

@@ -413,3 +413,29 @@ def test_a_checkpoint_of_a_version_without_digest_goes_on(tmp_path, tiny, digits
     save_file(tensors, path, {"sparsetune.training": json.dumps(value)})
     history = st.fit(tiny(), digits, TWO, checkpoint=path, resume=True)
     assert told(history) == told(st.fit(tiny(), digits, TWO))
+
+
+def test_layers_that_were_put_to_rest_stay_so(digits, tmp_path):
+    """Batch norm in evaluation mode keeps its statistics to the bit, over epochs and a resumed training."""
+
+    def make() -> nn.Module:
+        net = st.adapt_(st.create("test_resnet", num_classes=10), st.Learn(fraction=0.25))
+        for module in net.modules():
+            module.training = module is net.bn1 or not isinstance(module, nn.BatchNorm2d)
+        return net
+
+    plain, net = make(), make()
+    st.fit(net, digits, TWO)
+    found = dict(net.named_buffers())
+    moved = {name for name, before in plain.named_buffers() if not torch.equal(found[name], before)}
+    assert moved == {f"bn1.{name}" for name, _ in net.bn1.named_buffers()}
+    assert net.bn1.num_batches_tracked == 10
+    assert not any(module.training for module in net.modules())
+    resumed, _, _ = in_pieces(make, digits, TWO, tmp_path / "checkpoint")
+    assert same(values(resumed), values(net))
+
+
+def test_a_model_at_rest_as_a_whole_trains(tiny, digits):
+    net = tiny().eval()
+    st.fit(net, digits, TWO)
+    assert {int(b) for name, b in net.named_buffers() if name.endswith("num_batches_tracked")} == {10}
