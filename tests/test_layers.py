@@ -36,7 +36,6 @@ NORMS = [
     timm_layers.BatchNormAct2d(4),
     timm_layers.LayerNorm2d(4),
     timm_layers.RmsNorm(4),
-    timm_layers.SimpleNorm(4),
     timm_layers.EvoNorm2dS0(8),
     timm_layers.FilterResponseNormTlu2d(4),
     Norm(),
