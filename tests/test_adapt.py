@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
@@ -82,8 +82,7 @@ OPTIMIZERS = [
     named(torch.optim.AdamW, lr=0.01, weight_decay=0.1, foreach=False),
     named(torch.optim.AdamW, lr=0.01, weight_decay=0.1, foreach=True),
     named(torch.optim.AdamW, lr=0.01, weight_decay=0.1, fused=True),
-    *[named(name, lr=0.01, weight_decay=0.1) for name in ("lamb", "adafactor", "lion", "madgrad")],
-    *[named(name, lr=0.01, weight_decay=0.1) for name in list_optimizers("muon")],
+    *[named(name, lr=0.01, weight_decay=0.1) for name in ("lamb", "adafactor", "lion", "madgrad", "muon")],
     *[named("sgdw", lr=0.1, weight_decay=0.1, momentum=0.9, foreach=flag) for flag in (True, False)],
     *[named("nadamw", lr=0.01, weight_decay=0.1, foreach=flag) for flag in (True, False)],
 ]

@@ -36,6 +36,7 @@ NORMS = [
     timm_layers.BatchNormAct2d(4),
     timm_layers.LayerNorm2d(4),
     timm_layers.RmsNorm(4),
+    timm_layers.SimpleNorm(4),
     timm_layers.EvoNorm2dS0(8),
     timm_layers.FilterResponseNormTlu2d(4),
     Norm(),
