@@ -143,9 +143,10 @@ def test_a_kept_sum_knows_every_change():
         kept = Sum.of(a, b, frozen)
         assert kept.holds(a, b, frozen)
         assert not kept.holds(a, b, frozen.clone())
-        b.data[0, 0] += 1  # unseen by autograd's count of changes
-        assert not kept.holds(a, b, frozen)
-        kept = Sum.of(a, b, frozen)
+        for factor in (a, b):
+            factor.data[0, 0] += 1  # unseen by autograd's count of changes
+            assert not kept.holds(a, b, frozen)
+            kept = Sum.of(a, b, frozen)
         frozen[0, 0] += 1
         assert not kept.holds(a, b, frozen)
         assert not keepable(a, b.detach(), frozen)

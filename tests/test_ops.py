@@ -10,6 +10,7 @@ from test_weight_gradient import CONVOLVE, Kernels, convolutions
 from torch import nn
 from torch.nn import functional as F
 
+from sparsetune.factored import factored_linear
 from sparsetune.ops import sliced_conv, sliced_linear
 
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
@@ -106,6 +107,18 @@ def test_autocast_leaves_doubles_alone():
     x, weight = leaf(2, 3), leaf(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert sliced_linear(x, None, weight, None, None, 0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [(), (2,), (2, 3), (2, 3, 5)])
+def test_outputs_may_be_changed_in_place(size):
+    """As ``nn.ReLU(inplace=True)`` does."""
+    x, weight, bias = torch.randn(*size, 4), leaf(6, 4, dtype=torch.float32), torch.randn(6)
+    (wanted,) = torch.autograd.grad(F.linear(x, weight, bias).relu().sum(), weight)
+    learned, a, b = learned_part(weight, 0, 2), torch.ones(1, 4), leaf(6, 1, dtype=torch.float32)
+    sliced_linear(x, learned, weight, None, bias, 0).relu_().sum().backward()
+    torch.testing.assert_close(learned.grad, wanted[:2])
+    factored_linear(x, a, b, weight, bias).relu_().sum().backward()
+    torch.testing.assert_close(b.grad, wanted.sum(1, keepdim=True))
 
 
 def test_nothing_is_differentiated_where_nothing_before_or_inside_is_learned():

@@ -63,6 +63,13 @@ def test_two_steps_worked_by_hand():
     assert weight.item() == pytest.approx(0.8 - rate * (4 + momentum * 2))
 
 
+def test_weight_decay_is_added_to_the_gradient():
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    weight.grad = torch.tensor([2.0], dtype=torch.float64)
+    YellowFin([weight], lr=0.1, weight_decay=0.5).step()
+    assert weight.item() == pytest.approx(1 - 0.1 * (2 + 0.5 * 1))
+
+
 def test_it_converges_on_a_noisy_quadratic_and_faster_than_its_first_rate():
     curvature = torch.logspace(-2, 0, 20)
     noise = torch.Generator().manual_seed(0)

@@ -122,6 +122,19 @@ def test_every_way_gives_the_same_gradient(name, dtype, channels_last):
     assert (found.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
 
 
+@pytest.mark.parametrize("stride", [[1, 2], [3, 1]])
+def test_1x1_kernels_may_stride_along_one_side_alone(stride):
+    x, weight = torch.randn(2, 6, 9, 10, dtype=torch.float64, requires_grad=True), torch.randn(20, 6, 1, 1)
+    weight, geometry = weight.double().requires_grad_(), (stride, [0, 0], [1, 1], 1)
+    y = F.conv2d(x, weight, stride=stride)
+    grad = torch.randn_like(y)
+    wanted = gradient(y, [x, weight], grad)
+    torch.testing.assert_close(conv_input_gradient(grad, x.detach(), weight.detach(), geometry), wanted[0])
+    for dim in (0, 1):
+        found = conv_weight_gradient(grad, x.detach(), weight.detach(), dim, 3, geometry)
+        torch.testing.assert_close(found, wanted[1].narrow(dim, 0, 3))
+
+
 def test_a_batch_is_shifted_a_few_pictures_at_a_time():
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     k, positions, batch = 10, 30 * 30, 30

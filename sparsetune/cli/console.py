@@ -100,9 +100,16 @@ def tell_data(data: Data) -> None:
             err.print(line)
 
 
+class _Bar(Progress):
+    def stop(self) -> None:
+        """Say nothing where nothing was shown; rich before 14.3 ends with an empty line."""
+        if not self.disable:
+            super().stop()
+
+
 def progress() -> Progress:
     """Make a progress bar on stderr; it is silent where stderr is no terminal."""
-    return Progress(
+    return _Bar(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
