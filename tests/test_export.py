@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -14,6 +12,9 @@ import sparsetune as st
 from sparsetune import export
 from sparsetune.errors import ConfigError
 from sparsetune.export import export_onnx
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 NETS = {
     "wrn28_4": {"depth": 10, "width": 1},

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import pytest
 import torch
 
 import sparsetune as st
+
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 def test_a_delta_becomes_one_file_that_runs_without_torch(sparsetune, deltas):
