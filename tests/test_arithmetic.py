@@ -23,10 +23,11 @@ def test_a_compressed_delta_is_the_one_that_save_writes(tmp_path, files):
     assert (tmp_path / "compressed").read_bytes() == (tmp_path / "saved").read_bytes()
 
 
-def test_a_difference_is_counted_tensor_by_tensor(tmp_path, files, tiny):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_is_counted_tensor_by_tensor(tmp_path, files, tiny, sign):
     net = st.load(files[0])
     with torch.no_grad():
-        net.fc.bias[:3] += torch.tensor([0.5, -2.0, 0.25])
+        net.fc.bias[:3] += sign * torch.tensor([0.5, -2.0, 0.25])
     st.save(net, tmp_path / "changed")
     found = {change.name: change for change in diff(files[0], tmp_path / "changed")}
     assert list(found) == list(read_delta(files[0]))

@@ -20,6 +20,7 @@ from sparsetune.errors import (
     BackboneError,
     ConfigError,
     DeltaError,
+    Notice,
     SparsetuneError,
     StorageError,
     UnknownNameError,
@@ -431,10 +432,18 @@ def test_fill_refuses_another_backbone_or_slice(tmp_path):
     for other in (small(seed=1), small(st.Learn(fraction=0.4))):
         with pytest.raises(DeltaError, match="start from a delta of the same"):
             fill(other, tmp_path / "a")
-    whole = small(st.Learn(fraction=1.0))
-    st.save(whole, tmp_path / "b")
-    with pytest.raises(DeltaError, match=r"'fc.weight' with shape \(10, 64\); wrn28_4 expects \(4, 64\)"):
-        fill(small(st.Learn(fraction=1.0), num_classes=4), tmp_path / "b")
+
+
+def test_fill_leaves_a_classifier_of_other_classes_as_it_is(tmp_path):
+    whole = moved(small(st.Learn(fraction=1.0)))
+    st.save(whole, tmp_path / "a")
+    net = small(st.Learn(fraction=1.0), num_classes=4)
+    head = net.fc.weight.detach().clone()
+    with pytest.warns(Notice, match="knows 10 classes, so the classifier for 4 was drawn anew"):
+        fill(net, tmp_path / "a")
+    assert torch.equal(net.fc.weight, head)
+    others = [name for name, _ in net.named_parameters() if not name.startswith("fc.")]
+    assert all(torch.equal(net.get_parameter(name), whole.get_parameter(name)) for name in others)
 
 
 # Forgery
@@ -785,7 +794,7 @@ def test_frozen_values_that_no_seed_gives_travel(mixed, tmp_path):
     )
     values = {name for name in held if not name.endswith(".frozen")}
     assert made.delta_bytes == 4 * sum(held[name].numel() for name in values) + made.stored_bytes
-    assert str(made).endswith("with 3.0 KiB that no seed gives")
+    assert "with 3.0 KiB that no seed gives" in str(made)
     found = st.load(path)
     assert st.adapted(found).plan.stored_bytes == made.stored_bytes
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(all_values(net), all_values(found), strict=True))

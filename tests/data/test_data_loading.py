@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def test_augment_is_for_training_only(digits: Data) -> None:
     plain = list(loader(digits.test, digits.preprocessing, batch_size=16))
     asked = list(loader(digits.test, digits.preprocessing, batch_size=16, augment=Augment(2, True)))
     assert same(plain, asked)
+
+
+def test_a_picture_is_another_in_each_epoch(digits: Data) -> None:
+    one = replace(digits, train=digits.train.take(np.array([0])))
+    assert len({epoch(one, number=number)[0][0].numpy().tobytes() for number in range(10)}) > 3
 
 
 def test_an_epoch_depends_on_seed_and_number_only(digits: Data) -> None:
