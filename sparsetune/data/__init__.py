@@ -46,6 +46,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SIZE_SAMPLE = 64
 _DIGEST_SAMPLE = 16
+_DIGESTED_WHOLE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Data:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that classes, names, sizes, labels and order of all pictures fix.
 
-        It is cheap: of their content, which it is fixed by too, a few pictures of each split are read.
+        It is cheap: their content, which it is fixed by too, is read of a few pictures of each split that has
+        more than 64 MiB, and of all elsewhere.
 
         Raises:
             DataError: When one cannot be read.
@@ -96,7 +98,9 @@ class Data:
         found = blake2b("\0".join(self.classes).encode(), digest_size=8)
         for split in (self.train, self.validation, self.test):
             found.update((split.digest() if split else "-").encode())
-            found.update(_sample(split, _DIGEST_SAMPLE).keys().tobytes() if split else b"")
+            if split:
+                few = split.sizes().sum() > _DIGESTED_WHOLE
+                found.update((_sample(split, _DIGEST_SAMPLE) if few else split).keys().tobytes())
         return found.hexdigest()
 
     def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:

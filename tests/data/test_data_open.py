@@ -58,3 +58,21 @@ def test_tiny_imagenet_by_name(make: Any, tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSETUNE_DATA", raising=False)
     assert cache_folder() == Path.home() / ".cache" / "sparsetune"
+
+
+def test_the_digest_knows_every_picture_and_no_place(make: Any, tmp_path: Path) -> None:
+    """BMP files of one size, so that only their content differs; one is changed in place, at each end."""
+    for split in ("train", "test"):
+        for index in range(40):
+            path = tmp_path / "a" / split / str(index % 2) / f"{index}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(make.encoded(index, "BMP"))
+    first = open_data(str(tmp_path / "a")).digest()
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert open_data(str(tmp_path / "b")).digest() == first
+    seen = {first}
+    for number, index in enumerate((0, 7, 21, 39)):
+        path = tmp_path / "b" / ("train", "test")[number % 2] / str(index % 2) / f"{index}.bmp"
+        path.write_bytes(make.encoded(100 + index, "BMP"))
+        seen.add(open_data(str(tmp_path / "b")).digest())
+    assert len(seen) == 5
