@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from sparsetune.part import Part
 from sparsetune.plan import Plan, plan
 from sparsetune.retired import retire
 from sparsetune.seeding import Law, draw
-from sparsetune.seen import Seen
 from sparsetune.sliced import factor_, slice_, unslice_
 from sparsetune.structure import MADE, Layer, changed, structure
 from sparsetune.wholes import frozen_rest, rest_name
@@ -51,7 +50,6 @@ class Adapted:
         rounded: The fingerprints that they have where the model is cast to a dtype that holds less.
         plain: The plain modules' parameters in order, and whether each requires a gradient.
         layers: What the plain modules were.
-        seen: What is known of the pictures that gave the learned values.
     """
 
     plan: Plan
@@ -61,7 +59,6 @@ class Adapted:
     rounded: dict[torch.dtype, str]
     plain: dict[str, dict[str, bool]]
     layers: dict[str, Layer]
-    seen: Seen | None = None
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -227,11 +224,6 @@ def adapted(net: nn.Module) -> Adapted:
             f"this {type(net).__name__} is not adapted; call sparsetune.adapt_(net, Learn(...)) first."
         )
     return found
-
-
-def note(net: nn.Module, seen: Seen | None) -> None:
-    """Leave on an adapted model what is known of the pictures that gave its learned values."""
-    setattr(net, ADAPTED, replace(adapted(net), seen=seen))
 
 
 def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:

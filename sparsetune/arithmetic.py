@@ -1,4 +1,4 @@
-"""Delta files as values: made smaller, compared, averaged; no model is built."""
+"""Delta files as values: compared, averaged; no model is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sparsetune.delta import read_delta, read_header, write_delta
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
 from sparsetune.part import FROZEN
-from sparsetune.precision import Precision
 from sparsetune.seen import seen_by_all
 
 
@@ -40,22 +39,6 @@ class Change:
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
         return {**asdict(self), "relative": self.relative if isfinite(self.relative) else None}
-
-
-def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
-    """Write a delta in fewer bits.
-
-    Args:
-        path: The delta.
-        out: The file to write.
-        dtype: ``bf16``, ``fp16`` or ``int8``.
-
-    Raises:
-        DeltaError: When ``path`` is damaged, or holds a value that ``dtype`` does not.
-        StorageError: When ``out`` cannot be written.
-    """
-    header = read_header(path)
-    write_delta(out, header, read_delta(path, header), dtype)
 
 
 def diff(first: str | Path, second: str | Path) -> list[Change]:

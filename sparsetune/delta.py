@@ -259,6 +259,22 @@ class _Opened:
         return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
 
 
+def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
+    """Write a delta in fewer bits.
+
+    Args:
+        path: The delta.
+        out: The file to write.
+        dtype: ``bf16``, ``fp16`` or ``int8``.
+
+    Raises:
+        DeltaError: When ``path`` is damaged, or holds a value that ``dtype`` does not.
+        StorageError: When ``out`` cannot be written.
+    """
+    header = read_header(path)
+    write_delta(out, header, read_delta(path, header), dtype)
+
+
 def _format(header: Header, coded: bool) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
     if header.learn.by_layer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from sparsetune.backbone import Backbone, origin_of
 from sparsetune.delta import write_delta
-from sparsetune.header import Header
 from sparsetune.plan import Plan
 from sparsetune.precision import Precision
 from sparsetune.preprocessing import Preprocessing
-from sparsetune.rebuild import LIBRARIES
+from sparsetune.saving import header_of
 from sparsetune.seen import MOST, Seen
 
 
@@ -46,19 +44,15 @@ def file_bytes(
     """
     origin = origin_of(net)
     backbone = origin.backbone if origin else Backbone.from_module(net)
-    header = Header(
-        library=origin.library if origin else "module",
-        model=origin.name if origin else type(net).__name__,
-        kwargs=origin.kwargs if origin else {},
-        num_classes=origin.num_classes if origin else 0,
-        backbone=backbone.zeroed() if made.learn.frozen == "zero" else backbone,
+    header = header_of(
+        net,
+        made,
+        backbone.zeroed() if made.learn.frozen == "zero" else backbone,
         fingerprint="0" * 64,
         dtype="float32",
-        learn=made.learn,
-        classes=None if classes is None else tuple(classes),
+        classes=classes,
         preprocessing=preprocessing,
         training=dict(training or {}),
-        versions={name: version(name) for name in LIBRARIES},
     )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"

@@ -46,6 +46,12 @@ class Site:
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that a sliced module had before it was sliced."""
+    plain: type[nn.Module] = kind.__dict__.get("_plain", kind)
+    return plain
+
+
 def plain_name(name: str) -> str:
     """Return a module's or tensor's name without what ``torch.compile`` puts into it."""
     return ".".join(piece for piece in name.split(".") if piece != COMPILED)

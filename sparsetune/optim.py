@@ -10,6 +10,7 @@ import torch
 from timm.optim._optim_factory import OptimInfo, default_registry
 from torch import Tensor
 
+from sparsetune.config import YELLOWFIN
 from sparsetune.errors import ConfigError
 
 TINY = 1e-12
@@ -174,7 +175,7 @@ def _root(p: float) -> float:
 
 default_registry.register(
     OptimInfo(
-        name="yellowfin",
+        name=YELLOWFIN,
         opt_class=YellowFin,
         description="SGD with momentum that tunes itself",
         has_eps=False,

@@ -21,15 +21,13 @@ from sparsetune.adapt import (
     check_layers,
     freeze_,
     learned_values,
-    note,
     prepared,
     put_stored,
     stored_values,
     to_freeze,
 )
-from sparsetune.arithmetic import compress
-from sparsetune.backbone import fingerprint, origin_of
-from sparsetune.delta import read_delta, read_header, write_delta
+from sparsetune.backbone import Backbone, fingerprint, origin_of
+from sparsetune.delta import compress, read_delta, read_header, write_delta
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
 from sparsetune.files import write_bytes
 from sparsetune.header import DTYPES, Header
@@ -72,27 +70,52 @@ def save(
     """
     check_precision(dtype)
     net = unwrapped(net)
-    state, origin, told = adapted(net), origin_of(net), taught(net)
+    state, told = adapted(net), taught(net)
     classes = told.classes if classes is None else classes
     if preprocessing in (None, told.default):
         preprocessing = told.preprocessing
     found, frozen, stored = check_savable(net)
-    seen = state.seen.to_json(state.plan.bytes_in(dtype)) if state.seen else {}
-    header = Header(
+    seen = told.seen.to_json(state.plan.bytes_in(dtype)) if told.seen else {}
+    header = header_of(
+        net,
+        state.plan,
+        state.backbone,
+        fingerprint=found,
+        dtype=str(frozen).removeprefix("torch."),
+        classes=classes,
+        preprocessing=preprocessing,
+        training=_plain({**(training or {}), **seen}),
+    )
+    write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
+
+
+def header_of(
+    net: nn.Module, made: Plan, backbone: Backbone, *, classes: Sequence[str] | None, **said: Any
+) -> Header:
+    """Return what a file says of a model.
+
+    Args:
+        net: The model, plain or adapted; its tensors are not read.
+        made: What is learned of it.
+        backbone: What it stands on.
+        classes: Class names in the order of the outputs.
+        **said: The header's other fields, as they are.
+
+    Raises:
+        ConfigError: When a value cannot stand in a file.
+    """
+    origin = origin_of(net)
+    return Header(
         library=origin.library if origin else "module",
         model=origin.name if origin else type(net).__name__,
         kwargs=origin.kwargs if origin else {},
         num_classes=origin.num_classes if origin else 0,
-        backbone=state.backbone,
-        fingerprint=found,
-        dtype=str(frozen).removeprefix("torch."),
-        learn=state.plan.learn,
+        backbone=backbone,
+        learn=made.learn,
         classes=None if classes is None else tuple(classes),
-        preprocessing=preprocessing,
-        training=_plain({**(training or {}), **seen}),
         versions={name: version(name) for name in LIBRARIES},
+        **said,
     )
-    write_delta(path, header, _tensors(net, state.plan) | stored, dtype)
 
 
 def check_savable(net: nn.Module) -> tuple[str, torch.dtype, dict[str, Tensor]]:
@@ -176,8 +199,7 @@ def load(
         put_stored(_cast(net, dtype), made, values)
         freeze_(net, made, source, dtype, found)
         _fill(net, made, values)
-    teach(net, Taught(header.classes, header.preprocessing))
-    note(net, Seen.from_json(header.training))
+    teach(net, Taught(header.classes, header.preprocessing, seen=Seen.from_json(header.training)))
     return (net if module is None else module).eval()
 
 
@@ -234,8 +256,8 @@ def fill(net: nn.Module, path: str | Path) -> None:
         if part.k and under(part.homes[0][0], heads):
             values[part.name] = net.get_parameter(part.name).detach()
     _fill(net, state.plan, values)
-    teach(net, Taught(None if heads else header.classes, header.preprocessing))
-    note(net, Seen.from_json(header.training))
+    classes = None if heads else header.classes
+    teach(net, Taught(classes, header.preprocessing, seen=Seen.from_json(header.training)))
     if heads:
         notify(f"{path} knows {header.num_classes} classes, so the classifier for {count} was drawn anew.")
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from sparsetune.errors import ConfigError
 from sparsetune.factored import factored_conv, factored_linear
 from sparsetune.guarded import Guarded
+from sparsetune.layers import plain_class
 from sparsetune.ops import sliced_conv, sliced_linear
 from sparsetune.part import factor_names
 from sparsetune.wholes import DIMS, JOINS, join_slices, joined, pair, rest_name, terms_of, whole_of
@@ -74,12 +75,6 @@ def unslice_(module: nn.Module, leaf: str) -> None:
     module.__dict__[JOINS].pop(leaf, None)
     _become(module, dims)
     module._parameters[leaf] = nn.Parameter(value)
-
-
-def plain_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a sliced module had before it was sliced."""
-    plain: type[nn.Module] = kind.__dict__.get("_plain", kind)
-    return plain
 
 
 def _learned_names(leaf: str, dim: int | None) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from sparsetune.adapt import adapt_, merge_, note
+from sparsetune.adapt import adapt_, merge_
 from sparsetune.delta import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.header import Header
 from sparsetune.learn import Learn
 from sparsetune.saving import load, save
 from sparsetune.seen import seen_by_all
+from sparsetune.taught import taught, teach
 
 
 def stack(paths: Sequence[str | Path], out: str | Path, **options: Any) -> None:
@@ -45,7 +46,7 @@ def stack(paths: Sequence[str | Path], out: str | Path, **options: Any) -> None:
         other, own = merge_(load(path, **options)).state_dict(), {entry.name for entry in header.entries}
         net.load_state_dict({name: value for name, value in other.items() if name in own}, strict=False)
     adapt_(net, learn, headers[0].backbone.root)
-    note(net, seen_by_all(header.training for header in headers))
+    teach(net, replace(taught(net), seen=seen_by_all(header.training for header in headers)))
     save(
         net,
         out,

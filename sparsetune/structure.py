@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsetune.layers import COMPILED, plain_name
-from sparsetune.sliced import plain_class
+from sparsetune.layers import COMPILED, plain_class, plain_name
 
 MADE = "_sparsetune_made"
 """Attribute of a model that ``create`` made: its structure then."""

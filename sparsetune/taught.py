@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sparsetune.preprocessing import Preprocessing
+from sparsetune.seen import Seen
 
 _TAUGHT = "_sparsetune_taught"
 
@@ -19,11 +20,13 @@ class Taught:
         classes: Class names in the order of the outputs; ``None`` where they are not known.
         preprocessing: What the pictures went through; likewise.
         default: What ``open_data`` gave in its place, where ``fit`` decided for another.
+        seen: What is known of the pictures that gave the learned values.
     """
 
     classes: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
     default: Preprocessing | None = None
+    seen: Seen | None = None
 
 
 def taught(net: nn.Module) -> Taught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sparsetune.adapt import adapted, note
+from sparsetune.adapt import adapted
 from sparsetune.checkpoint import (
     COUNT,
     DATA,
@@ -38,7 +38,7 @@ from sparsetune.recomputing import recomputing
 from sparsetune.saving import check_savable
 from sparsetune.seen import Seen
 from sparsetune.stepping import Stepper
-from sparsetune.taught import Taught, teach
+from sparsetune.taught import Taught, taught, teach
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
@@ -157,13 +157,14 @@ def fit(
     meet_classes(inside, data.classes)
     for line in state.plan.notes:
         notify(line)
-    teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing))
+    earlier = taught(inside).seen
+    teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing, earlier))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
     history = train(
         net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
     )
     if len(history) == config.epochs and is_main():
-        note(inside, _seen(data, state.seen))
+        teach(inside, replace(taught(inside), seen=_seen(data, earlier)))
     return history
 
 

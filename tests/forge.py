@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import sparsetune as st
+from sparsetune.settings import Run
 
 STORED = {
     "float32": "F32",
@@ -26,6 +27,16 @@ STORED = {
 }
 CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
 SIZES = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1, "U8": 1}
+
+STOPPED = Run(
+    model="densenet100_12",
+    model_kwargs={"depth": 10, "growth_rate": 2},
+    learn=st.Learn(fraction=0.5),
+    config=st.FitConfig(epochs=2, batch_size=32, lr=0.05, device="cpu"),
+    train_limit=100,
+    test_limit=20,
+)
+"""The settings of the golden run that was stopped."""
 
 
 class Parts:

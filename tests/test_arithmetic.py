@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sparsetune as st
-from sparsetune.arithmetic import compress, diff, soup
-from sparsetune.delta import read_delta
+from sparsetune.arithmetic import diff, soup
+from sparsetune.delta import compress, read_delta
 from sparsetune.errors import ConfigError, DeltaError
 from tests.test_tasks import stirred
 

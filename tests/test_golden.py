@@ -7,14 +7,13 @@ from shutil import copytree
 
 import pytest
 import torch
-from forge import Parts, measured
+from forge import STOPPED, Parts, measured
 from torch import nn
 
 import sparsetune as st
 from sparsetune.bundle import unpacked
 from sparsetune.delta import read_delta
 from sparsetune.runs import run
-from sparsetune.settings import Run
 from sparsetune.slimfile import load_slim
 from sparsetune.training import Step
 
@@ -101,14 +100,6 @@ SLIM = {
         [0.35174, -0.37907, -0.0571, 0.05895, 0.46703, 0.08023, -0.31753, 0.00939, -0.39505, 0.22612],
     ),
 }
-STOPPED = Run(
-    model="densenet100_12",
-    model_kwargs={"depth": 10, "growth_rate": 2},
-    learn=st.Learn(fraction=0.5),
-    config=st.FitConfig(epochs=2, batch_size=32, lr=0.05, device="cpu"),
-    train_limit=100,
-    test_limit=20,
-)
 
 
 def same_as_recorded(found, values, logits):

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import sparsetune as st
-from sparsetune.arithmetic import compress
 from sparsetune.data import loader, open_data
+from sparsetune.delta import compress
 from sparsetune.inference import predict_logits
 from sparsetune.machine import describe_machine
 from sparsetune.metrics import scores

@@ -11,6 +11,7 @@ import typer
 from sparsetune import arithmetic
 from sparsetune.bundle import bundle as write_bundle
 from sparsetune.cli import console, options
+from sparsetune.delta import compress as compress_delta
 from sparsetune.errors import ConfigError
 from sparsetune.precision import PRECISIONS
 from sparsetune.stacking import stack as stack_deltas
@@ -33,7 +34,7 @@ def compress(
     if dtype not in PRECISIONS:
         raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(PRECISIONS)}.")
     before = delta.stat().st_size if delta.is_file() else 0
-    arithmetic.compress(delta, out, dtype)
+    compress_delta(delta, out, dtype)
     after = out.stat().st_size
     if as_json:
         console.print_json({"delta": str(out), "bytes": after, "bytes_before": before})

@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 import sparsetune as st
 from sparsetune.bundle import bundle
 from sparsetune.runs import run
-from sparsetune.settings import Run
 from sparsetune.slimfile import load_slim, write_slim
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from forge import measured, moved
+from forge import STOPPED, measured, moved
 
 
 def plain():
@@ -143,16 +142,6 @@ def small(path):
         st.save(net, delta, preprocessing=st.Preprocessing((3, 8, 8), (0.5,) * 3, (0.3,) * 3))
         write_slim(path, st.slim(net), st.inspect(delta))
     tell(path.stem, *measured(load_slim(path), merge=False))
-
-
-STOPPED = Run(
-    model="densenet100_12",
-    model_kwargs={"depth": 10, "growth_rate": 2},
-    learn=st.Learn(fraction=0.5),
-    config=st.FitConfig(epochs=2, batch_size=32, lr=0.05, device="cpu"),
-    train_limit=100,
-    test_limit=20,
-)
 
 
 def stopped(folder):
