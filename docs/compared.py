@@ -8,15 +8,29 @@ from tempfile import TemporaryDirectory
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from sparsetune.budget import KEPT
-from sparsetune.comparison.comparison import Comparison
-from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.methods import CHOSEN, FAMILIES, SPREAD, THEIRS
-from sparsetune.comparison.points import DTYPES, Point, find, read_lines
-from sparsetune.comparison.tables import Table, budgets, chosen, methods
-from sparsetune.comparison.verdicts import FEW, SAME, Verdict, choices, verdicts
-from sparsetune.reproduce.results import Spread
-from sparsetune.ways import LATER, UNIFORM, WAYS
+from sparsetune.runs import KEPT, LATER, UNIFORM, WAYS
+from sparsetune.studies.compare import (
+    CHOSEN,
+    DTYPES,
+    FAMILIES,
+    FEW,
+    SAME,
+    SPREAD,
+    THEIRS,
+    Comparison,
+    Point,
+    Table,
+    Verdict,
+    budgets,
+    choices,
+    chosen,
+    draw,
+    find,
+    methods,
+    read_lines,
+    verdicts,
+)
+from sparsetune.studies.paper import Spread
 
 RESULTS = Path(__file__).parent / "results"
 MARK, MIXED, TRIALS = "<!-- compare -->", "<!-- mixed -->", "<!-- trials -->"

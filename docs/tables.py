@@ -8,8 +8,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from sparsetune.bench import MEASURES
-from sparsetune.chart import amount, describe, draw_bench
+from sparsetune.bench import MEASURES, amount, describe, draw_bench
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -261,11 +260,7 @@ def _slim_table() -> str:
 
 def _paper_tables() -> str:
     """The experiments that were run, from the rows that ``sparsetune reproduce paper`` left."""
-    from sparsetune.reproduce.experiments import EXPERIMENTS
-    from sparsetune.reproduce.report import read_results
-    from sparsetune.reproduce.results import Results
-    from sparsetune.reproduce.selection import Selection
-    from sparsetune.reproduce.tables import rows_of
+    from sparsetune.studies.paper import EXPERIMENTS, Results, Selection, read_results, rows_of
 
     pieces = []
     for path in sorted((RESULTS / "paper").glob("*.jsonl")):
@@ -289,7 +284,7 @@ def _paper_tables() -> str:
 
 
 def _claims(results: Any) -> str:
-    from sparsetune.reproduce.claims import CLAIMS
+    from sparsetune.studies.paper import CLAIMS
 
     lines = []
     for claim in CLAIMS:

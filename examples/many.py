@@ -19,7 +19,7 @@ from torch import Tensor
 
 import sparsetune as st
 from sparsetune.data import loader
-from sparsetune.machine import describe_machine
+from sparsetune.host import describe_machine
 
 MODEL = {"name": "wrn28_4", "depth": 10, "width": 2}
 SLICE, WHOLE = st.Learn(fraction=0.1), st.Learn(fraction=1.0)

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from sparsetune.adapt import adapt_, adapted, merge_
-from sparsetune.backbone import Backbone
-from sparsetune.budget import choose
-from sparsetune.choice import Choice
-from sparsetune.config import FitConfig
-from sparsetune.data import Data, open_data
-from sparsetune.ensemble import Ensemble
+from sparsetune.backbone import Backbone, create, names
+from sparsetune.data import Data, Preprocessing, open_data
+from sparsetune.delta import inspect, load, save, verify
 from sparsetune.errors import SparsetuneError
-from sparsetune.hub import from_pretrained, push, save_pretrained
-from sparsetune.learn import Learn
-from sparsetune.plan import Plan, plan
-from sparsetune.preprocessing import Preprocessing
-from sparsetune.saving import inspect, load, save, verify
-from sparsetune.slim import slim
-from sparsetune.slimfile import load_slim
-from sparsetune.slimming import slimming
-from sparsetune.tasks import Tasks
-from sparsetune.training import Epoch, fit
-from sparsetune.zoo import create, names
+from sparsetune.narrow import load_slim, slim, slimming
+from sparsetune.parts import Plan, plan
+from sparsetune.publish import from_pretrained, push, save_pretrained
+from sparsetune.runs import Choice, choose
+from sparsetune.serve import Ensemble, Tasks
+from sparsetune.sliced import adapt_, adapted, merge_
+from sparsetune.spec import FitConfig, Learn
+from sparsetune.train import Epoch, fit
 
 __version__ = version("sparsetune")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import sparsetune as st
-from sparsetune.settings import Run
+from sparsetune.runs.settings import Run
 
 STORED = {
     "float32": "F32",
@@ -174,11 +174,27 @@ def measured(net, merge=True):
     return digest.hexdigest(), [round(value, 5) for value in logits.tolist()]
 
 
+X = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+def stirred(net, seed):
+    """Give an adapted model other learned values and statistics, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand(value.shape, generator=generator), alpha=0.1)
+            else:
+                value.fill_(seed)
+    return net
+
+
 def fresh(code, *args, **env):
     """Run Python code in a new process; give the JSON that its last line prints."""
+    path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **{k: str(v) for k, v in env.items()}},
+        env={**os.environ, "PYTHONPATH": path, **{k: str(v) for k, v in env.items()}},
         capture_output=True,
         text=True,
         check=False,

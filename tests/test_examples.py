@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sparsetune as st
-from sparsetune.adapt import adapted, frozen_values
+from sparsetune.sliced.adapt import adapted, frozen_values
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 X = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(7))

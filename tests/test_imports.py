@@ -1,4 +1,6 @@
-"""Imports run one way, downward, and each outside library has its place."""
+"""The house: rooms in one order, imports downward, each outside library in its place."""
+
+from __future__ import annotations
 
 import ast
 from pathlib import Path
@@ -7,132 +9,57 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sparsetune"
 
-COLUMN = [
+ROOMS = [
     "errors",
-    "durations",
-    "sizes",
-    "words",
-    "seen",
-    "files",
-    "fetch",
-    "machine",
-    "malloc",
-    "timing",
-    "amounts",
-    "learn",
-    "layers",
-    "outputs",
-    "part",
-    "empty",
-    "precision",
-    "choice",
-    "plan",
-    "allocation",
-    "cost",
-    "shifts",
-    "weight_gradient",
-    "ops",
-    "factored",
-    "joined",
-    "wholes",
-    "guarded",
-    "sliced",
-    "structure",
-    "seeding",
-    "backbone",
-    "ways",
-    "retired",
-    "adapt",
-    "channels",
-    "following",
-    "narrow",
-    "slim",
-    "slimming",
-    "laws",
-    "observe",
-    "initial",
-    "meta",
-    "models",
-    "arguments",
-    "published",
-    "weights",
-    "zoo",
-    "pictures",
-    "preprocessing",
-    "taught",
-    "classes",
-    "header",
-    "delta",
-    "arithmetic",
-    "rebuild",
-    "saving",
-    "filesize",
-    "stacking",
-    "slimfile",
-    "bundle",
-    "switching",
-    "shared",
-    "tasks",
-    "ensemble",
+    "host",
+    "spec",
+    "parts",
     "data",
-    "inputs",
-    "metrics",
-    "uncertainty",
-    "inference",
-    "export",
-    "config",
-    "optim",
-    "processes",
-    "checkpoint",
-    "recomputing",
-    "gradients",
-    "stepping",
-    "training",
-    "trials",
-    "budget",
-    "curves",
-    "folders",
-    "settings",
-    "finished",
+    "backbone",
+    "sliced",
+    "delta",
+    "narrow",
+    "serve",
+    "train",
     "runs",
-    "members",
-    "lowrank",
-    "reproduce",
-    "comparison",
-    "command",
-    "card",
-    "hub",
-    "memory",
-    "contestants",
-    "keeping",
+    "publish",
     "bench",
-    "chart",
+    "studies",
     "cli",
     "__init__",
     "__main__",
 ]
-"""A module imports only what stands before it here."""
+"""A room imports only rooms that stand before it here."""
 
 ONLY = {
     "typer": {"cli"},
     "rich": {"cli"},
-    "accelerate": {"processes"},
-    "matplotlib": {"curves", "chart", "reproduce", "comparison"},
-    "peft": {"lowrank"},
-    "ray": {"reproduce"},
-    "sqlite3": {"reproduce"},
-    "sklearn": {"data", "uncertainty"},
-    "onnxruntime": {"export"},
-    "onnxscript": {"export"},
-    "huggingface_hub": {"published", "weights", "data", "fetch", "card", "hub", "cli"},
+    "accelerate": {"train.processes"},
+    "matplotlib": {"runs.run", "bench.chart", "studies.paper.figures", "studies.compare.shown"},
+    "peft": {"bench.peft"},
+    "ray": {"studies.crew"},
+    "sqlite3": {"studies.store"},
+    "sklearn": {"data.named", "train.metrics"},
+    "pyarrow": {"data.parquet"},
+    "onnxruntime": {"publish.export"},
+    "onnxscript": {"publish.export"},
+    "torchvision": {"backbone", "data.named"},
+    "huggingface_hub": {"host.files", "data.named", "backbone.pretrained", "publish", "cli.deltas"},
+}
+"""Library -> the rooms or files that may import it."""
+
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
 
 
-def top(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
 def imported(path: Path) -> set[str]:
+    """Every module that a file imports, and every name from one, with dots."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -143,39 +70,64 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def inside(name: str) -> set[str]:
+    """The files of the package that a file imports; a name from another room is from that room's door."""
+    found = set()
+    for target in imported(FILES[name]):
+        if target.startswith("sparsetune."):
+            whole, within = target.removeprefix("sparsetune."), target.split(".")[1]
+            is_file = whole in FILES and (within == room(name) or whole == within)
+            found.add(whole if is_file else whole.rpartition(".")[0])
+    return found - {""}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_what_stands_above(path):
-    own = top(path)
-    for name in imported(path):
-        pieces = name.split(".")
-        if pieces[0] == "sparsetune" and len(pieces) > 1 and pieces[1] in COLUMN and pieces[1] != own:
-            assert COLUMN.index(pieces[1]) < COLUMN.index(own), f"{own} imports {name}"
-        assert own in ONLY.get(pieces[0], {own}), f"{own} imports {name}"
+def levels(edges: dict[str, set[str]]) -> dict[str, int]:
+    """How many floors lie below each; fails where imports run in a circle."""
+    found: dict[str, int] = {}
+    while len(found) < len(edges):
+        free = {name for name, below in edges.items() if name not in found and below <= {*found}}
+        assert free, f"a circle among {sorted({*edges} - {*found})}"
+        found |= {name: 1 + max((found[each] for each in edges[name]), default=0) for name in free}
+    return found
 
 
-def test_every_module_has_its_place():
-    assert {top(path) for path in FILES} == set(COLUMN)
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_downward_and_through_the_door(name):
+    for target in inside(name):
+        assert ROOMS.index(room(target)) <= ROOMS.index(room(name)), f"{name} imports {target}"
+        if room(target) != room(name):
+            doors = {room(target), "studies.compare", "studies.paper", "backbone.models"}
+            assert target in doors, f"{name} imports {target}, a file of another room"
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "reproduce", "comparison", "cli"])
-def test_no_cycle_inside_a_subpackage(folder):
-    edges = {
-        f"sparsetune.{folder}.{path.stem}".removesuffix(".__init__"): imported(path)
-        | {name.rpartition(".")[0] for name in imported(path)}
-        for path in (PACKAGE / folder).glob("*.py")
-    }
-    edges.pop(f"sparsetune.{folder}", None)
-    left = {name: targets & set(edges) - {name} for name, targets in edges.items()}
-    while left:
-        free = [name for name, targets in left.items() if not targets & set(left)]
-        assert free, f"cycle among {sorted(left)}"
-        for name in free:
-            del left[name]
+@pytest.mark.parametrize("name", FILES)
+def test_outside_libraries_have_their_places(name):
+    for target in imported(FILES[name]):
+        places = ONLY.get(target.split(".")[0], {name})
+        assert any(name == place or name.startswith(f"{place}.") for place in places), f"{name}: {target}"
+
+
+def test_files_do_not_import_in_a_circle():
+    doors = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    levels({name: inside(name) - doors - {name} for name in FILES if name not in doors})
+
+
+def test_rooms_stand_on_few_floors():
+    floors = {each: set[str]() for each in ROOMS}
+    for name in FILES:
+        floors[room(name)] |= {room(each) for each in inside(name)} - {room(name)}
+    del floors["__init__"], floors["__main__"]
+    assert max(levels(floors).values()) <= 13
+
+
+def test_every_file_stands_in_a_room_that_tells_what_it_is_for():
+    assert {room(name) for name in FILES} == set(ROOMS)
+    assert len([name for name, path in FILES.items() if path.parent == PACKAGE]) <= 6
+    assert len(FILES) <= 120
 
 
 def test_files_stay_short():
-    long = {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 500}
+    long = {
+        name: count for name, path in FILES.items() if (count := len(path.read_text().splitlines())) > 500
+    }
     assert not long

@@ -1,4 +1,4 @@
-"""What two processes do in tests/test_processes.py: ``together.py FOLDER CASE``, under torchrun."""
+"""What two processes do in tests/train/test_processes.py: ``together.py FOLDER CASE``, under torchrun."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import sparsetune as st
-from sparsetune.adapt import ROW
-from sparsetune.comparison.presets import HELD_OUT, PRESETS
 from sparsetune.data import open_data, split_in_two
-from sparsetune.machine import describe_machine
-from sparsetune.reproduce.jobs import DEFAULTS, TRAINING
-from sparsetune.training import train
+from sparsetune.host import describe_machine
+from sparsetune.sliced import ROW
+from sparsetune.studies import DEFAULTS, TRAINING
+from sparsetune.studies.compare import HELD_OUT, PRESETS
+from sparsetune.train import train
 
 CHOICES = {"rank 4": (0, 4), "2 filters and rank 2": (2, 2), "4 filters": (4, 0)}
 """Filters and rank of each layer: nearly the same number of learned values."""

@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 import sparsetune as st
 from sparsetune.data import loader, open_data
 from sparsetune.delta import compress
-from sparsetune.inference import predict_logits
-from sparsetune.machine import describe_machine
-from sparsetune.metrics import scores
-from sparsetune.precision import PRECISIONS
+from sparsetune.host import describe_machine
+from sparsetune.parts import PRECISIONS
+from sparsetune.train import predict_logits, scores
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ import torch
 import torchvision
 
 import sparsetune as st
-from sparsetune.layers import STORED
-from sparsetune.machine import describe_machine
-from sparsetune.weights import TORCHVISION
+from sparsetune.backbone import TORCHVISION
+from sparsetune.host import describe_machine
+from sparsetune.parts import STORED
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER / "rebuild.json"

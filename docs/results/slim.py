@@ -16,7 +16,7 @@ from steps import add_options, pictures, seconds, step_of, write_rows
 from torch import Tensor, nn
 
 import sparsetune as st
-from sparsetune.slimming import Slimming
+from sparsetune.narrow import Slimming
 
 
 def inference_of(net: nn.Module, x: Tensor) -> Callable[[], None]:

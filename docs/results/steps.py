@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.machine import describe_machine
+from sparsetune.host import describe_machine
 
 
 def pictures(batch_size: int, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from statistics import median, quantiles
 import torch
 
 import sparsetune as st
-from sparsetune.machine import describe_machine
+from sparsetune.host import describe_machine
 
 MODEL, FRACTION, TASKS = "densenet100_12", 0.1, 100
 WARM = 10

@@ -10,15 +10,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from sparsetune.budget import KEPT, set_aside
-from sparsetune.comparison.comparison import Comparison
-from sparsetune.machine import describe_machine
-from sparsetune.processes import processes
-from sparsetune.reproduce.entry import config_of, data_of, plain_of
-from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.sources import sources_from
-from sparsetune.trials import try_out
-from sparsetune.ways import candidates
+from sparsetune.host import describe_machine
+from sparsetune.runs import KEPT, candidates, set_aside, try_out
+from sparsetune.studies import Place, sources_from
+from sparsetune.studies.compare import Comparison, config_of, data_of, plain_of
+from sparsetune.train import processes
 
 STEPS = (50, 100, 200)
 SEEDS = (0, 1, 2)

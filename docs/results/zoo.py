@@ -30,9 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import zoo_row
 
 import sparsetune as st
-from sparsetune.backbone import Backbone, Origin
-from sparsetune.machine import describe_machine
-from sparsetune.zoo import skeleton
+from sparsetune.backbone import Backbone, Origin, skeleton
+from sparsetune.host import describe_machine
 
 Row = dict[str, Any]
 GIB = 1 << 30

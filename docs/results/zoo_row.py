@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import sparsetune as st
-from sparsetune.backbone import origin_of
-from sparsetune.layers import head_names, is_norm, is_sliceable
-from sparsetune.weights import TORCHVISION
+from sparsetune.backbone import TORCHVISION, origin_of
+from sparsetune.parts import head_names, is_norm, is_sliceable
 
 LEARN = st.Learn(fraction=0.25)
 MOST_FOR_A_STEP = 40_000_000

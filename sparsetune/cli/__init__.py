@@ -10,22 +10,7 @@ from typing import Any
 
 import typer
 
-from sparsetune.cli import (
-    bench,
-    compare,
-    console,
-    deltas,
-    evaluate,
-    export,
-    fit,
-    hub,
-    models,
-    plan,
-    predict,
-    reproduce,
-    slim,
-    values,
-)
+from sparsetune.cli import bench, compare, console, deltas, evaluate, fit, models, predict, reproduce, values
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -71,21 +56,21 @@ def _command(name: str, function: Callable[..., None], group: typer.Typer = app)
 
 
 _command("fit", fit.fit)
-_command("plan", plan.plan)
+_command("plan", models.plan)
 _command("eval", evaluate.evaluate)
 _command("predict", predict.predict)
 _command("info", deltas.info)
 _command("verify", deltas.verify)
 _command("merge", deltas.merge)
-_command("export", export.export)
-_command("slim", slim.slim)
+_command("export", deltas.export)
+_command("slim", deltas.slim)
 _command("compress", values.compress)
 _command("diff", values.diff)
 _command("soup", values.soup)
 _command("stack", values.stack)
 _command("bundle", values.bundle)
-_command("push", hub.push)
-_command("pull", hub.pull)
+_command("push", deltas.push)
+_command("pull", deltas.pull)
 _command("bench", bench.bench)
 _command("compare", compare.compare)
 _command("models", models.models)

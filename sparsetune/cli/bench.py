@@ -9,12 +9,11 @@ from typing import Annotated
 import torch
 import typer
 
-from sparsetune.bench import MEASURES, Row
+from sparsetune.backbone import create
+from sparsetune.bench import MEASURES, Row, amount, draw_bench
 from sparsetune.bench import bench as measure
-from sparsetune.chart import amount, draw_bench
 from sparsetune.cli import console, options
-from sparsetune.machine import describe_machine, pick_device
-from sparsetune.zoo import create
+from sparsetune.host import describe_machine, pick_device
 
 
 def bench(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sparsetune.bench import is_installed
 from sparsetune.cli import console, options
 from sparsetune.cli.batch import (
     DryRun,
@@ -24,21 +25,23 @@ from sparsetune.cli.batch import (
     tell_open,
     work_through,
 )
-from sparsetune.comparison.comparison import Comparison
-from sparsetune.comparison.drawing import draw
-from sparsetune.comparison.methods import FAMILIES, THEIRS
-from sparsetune.comparison.points import find, lines
-from sparsetune.comparison.tables import Table, budgets, chosen, methods
-from sparsetune.comparison.verdicts import choices, verdicts
-from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.files import write_text
-from sparsetune.lowrank import is_installed
-from sparsetune.machine import describe_machine
-from sparsetune.reproduce.jobs import VERSION
-from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.sources import sources_from
-from sparsetune.reproduce.store import Row, open_store
+from sparsetune.host import describe_machine, seconds_from, write_text
+from sparsetune.studies import VERSION, Place, Row, open_store, sources_from
+from sparsetune.studies.compare import (
+    FAMILIES,
+    THEIRS,
+    Comparison,
+    Table,
+    budgets,
+    choices,
+    chosen,
+    draw,
+    find,
+    lines,
+    methods,
+    verdicts,
+)
 
 RESULTS, PICTURE = "results.jsonl", "comparison.png"
 

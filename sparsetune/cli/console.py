@@ -21,12 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsetune.data import Data
-from sparsetune.data.sources import namesake
+from sparsetune.data import Data, namesake
 from sparsetune.errors import Notice
-from sparsetune.processes import is_main
-from sparsetune.words import share as share
-from sparsetune.words import size as size
+from sparsetune.host import share as share
+from sparsetune.host import size as size
+from sparsetune.train import is_main
 
 silent = not is_main()
 """Of several processes that train together only the main one speaks."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from sparsetune.adapt import merge_
 from sparsetune.cli import console, options
-from sparsetune.errors import SparsetuneError
-from sparsetune.fetch import fetch
-from sparsetune.header import Header
-from sparsetune.saving import inspect, load, write_plain
-from sparsetune.saving import verify as check
+from sparsetune.delta import Header, inspect, load, write_plain
+from sparsetune.delta import verify as check
+from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.host import fetch
+from sparsetune.narrow import pictures, write_slim
+from sparsetune.narrow import slim as narrowed
+from sparsetune.publish import export_onnx
+from sparsetune.publish import pull as download
+from sparsetune.publish import push as upload
+from sparsetune.sliced import adapted, merge_
 
 
 def info(delta: options.Delta, as_json: options.Json = False) -> None:
@@ -111,3 +117,112 @@ def _rows(header: Header, size: int) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
     rows.append(("written by", ", ".join(f"{k} {v}" for k, v in header.versions.items())))
     return rows
+
+
+def export(
+    delta: options.Delta,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .onnx.")],
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write one ONNX file with backbone and slices in one, for any batch size; needs `sparsetune[onnx]`.
+
+    Its metadata carries class names and preprocessing as JSON, under `classes` and `preprocessing`.
+
+    Example: sparsetune export runs/NAME/delta.safetensors -o cats.onnx
+    """
+    if out.suffix != ".onnx":
+        raise ConfigError(f"'{out}' does not end in .onnx, the one format that export writes; rename it.")
+    header = inspect(delta)
+    if header.preprocessing is None:
+        raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
+    metadata = {
+        "model": f"{header.library} {header.model}",
+        "preprocessing": json.dumps(header.preprocessing.to_json()),
+    }
+    if header.classes:
+        metadata["classes"] = json.dumps(header.classes)
+    net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
+    difference = export_onnx(net, out, header.preprocessing.size, metadata)
+    if as_json:
+        console.print_json({"onnx": str(out), "bytes": out.stat().st_size, "largest_difference": difference})
+        return
+    checked = (
+        "not run: onnxruntime is not installed"
+        if difference is None
+        else f"run with onnxruntime: outputs differ from torch's by at most {difference:.1e}"
+    )
+    console.out.print(f"{out}  ({console.size(out.stat().st_size)}, {checked})")
+
+
+def slim(
+    delta: options.Delta,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .safetensors.")],
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a zeroed network (fit --frozen zero) without its zero filters: smaller, faster, same outputs.
+
+    Example: sparsetune slim runs/NAME/delta.safetensors -o slim.safetensors
+    """
+    options.check_out(out, delta, "slim", "slim network")
+    header = inspect(delta)
+    net = load(delta, backbone=backbone, allow_network=allow_network)
+    made = adapted(net).plan
+    form = header.preprocessing
+    small = narrowed(net, pictures(net, form.size) if form else None)
+    write_slim(out, small, header)
+    counts = {
+        "parameters": sum(parameter.numel() for parameter in small.parameters()),
+        "learned_parameters": made.learned_parameters,
+        "total_parameters": made.total_parameters,
+    }
+    if as_json:
+        console.print_json({"slim": str(out), "bytes": out.stat().st_size, **counts})
+    else:
+        words = f"{counts['parameters']:,} values of the network's {counts['total_parameters']:,}"
+        console.out.print(f"{out}  ({console.size(out.stat().st_size)}, {words})")
+
+
+def push(
+    delta: options.Delta,
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME; made if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch; made if missing; the main one if left out.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="What to call the commit.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Upload a delta and a model card to the Hugging Face Hub; log in with `hf auth login` or HF_TOKEN.
+
+    Example: sparsetune push runs/NAME/delta.safetensors OWNER/NAME
+    """
+    if not console.err.is_terminal:
+        disable_progress_bars()
+    url = upload(delta, repo, private=private, revision=revision, message=message)
+    if as_json:
+        console.print_json({"delta": delta, "repo": repo, "commit": url})
+    else:
+        console.out.print(url)
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME, or hf://OWNER/NAME/FILE.safetensors.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Copy it to this file; else it stays in the cache.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Download a delta from the Hugging Face Hub, check it, and say where it is.
+
+    Example: sparsetune pull OWNER/NAME -o cats.safetensors
+    """
+    path = download(repo, out, revision=revision)
+    if as_json:
+        console.print_json({"repo": repo, "delta": str(path), "file_bytes": path.stat().st_size})
+    else:
+        console.out.print(str(path))

@@ -11,18 +11,22 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from sparsetune.bundle import is_bundle, unpacked
 from sparsetune.cli import console, options
-from sparsetune.data import NAMES, Data, Split, loader, open_data
+from sparsetune.data import NAMES, Data, Overlap, Seen, Split, loader, open_data
+from sparsetune.delta import Header, inspect, is_bundle, load, unpacked
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.header import Header
-from sparsetune.inference import predict_logits
-from sparsetune.inputs import pictures_for
-from sparsetune.machine import pick_device
-from sparsetune.metrics import Diversity, Scores, diversity, scores
-from sparsetune.saving import inspect, load
-from sparsetune.seen import Overlap, Seen
-from sparsetune.uncertainty import Detection, calibrated, detection
+from sparsetune.host import pick_device
+from sparsetune.train import (
+    Detection,
+    Diversity,
+    Scores,
+    calibrated,
+    detection,
+    diversity,
+    pictures_for,
+    predict_logits,
+    scores,
+)
 
 
 def evaluate(

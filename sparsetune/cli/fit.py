@@ -10,18 +10,15 @@ import typer
 from rich.progress import Progress, TaskID
 
 from sparsetune.cli import console, options
-from sparsetune.cli.choosing import budget_from, precision_from, tell
 from sparsetune.cli.options import DATA, RUN, TRAINING
-from sparsetune.cli.outcome import tell_members, tell_run
-from sparsetune.config import FitConfig
+from sparsetune.cli.outcome import budget_from, precision_from, tell, tell_members, tell_run
 from sparsetune.data import Data
-from sparsetune.durations import seconds_from
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.learn import Learn
-from sparsetune.members import bundle_members, run_members
-from sparsetune.plan import Plan
-from sparsetune.runs import Run, run
-from sparsetune.training import Epoch, Step
+from sparsetune.host import seconds_from
+from sparsetune.parts import Plan
+from sparsetune.runs import Run, bundle_members, run, run_members
+from sparsetune.spec import FitConfig, Learn
+from sparsetune.train import Epoch, Step
 
 Made = TypeVar("Made")
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsetune.arguments import plain_arguments
+from sparsetune.backbone import plain_arguments
 from sparsetune.errors import ConfigError
-from sparsetune.fetch import fetch
-from sparsetune.learn import Learn
+from sparsetune.host import fetch
+from sparsetune.spec import Learn
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
 """Panels of the help."""

@@ -11,14 +11,12 @@ import torch
 import typer
 from torch import Tensor
 
+from sparsetune.backbone import logits_of
 from sparsetune.cli import console, options
-from sparsetune.data import decode
-from sparsetune.data.listing import scan
+from sparsetune.data import Preprocessing, decode, scan
+from sparsetune.delta import inspect, load
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.machine import pick_device
-from sparsetune.outputs import logits_of
-from sparsetune.preprocessing import Preprocessing
-from sparsetune.saving import inspect, load
+from sparsetune.host import pick_device
 
 SOME_FAILED, ALL_FAILED = 1, 2
 """Exit codes where some pictures, or all, cannot be read."""

@@ -24,14 +24,10 @@ from sparsetune.cli.batch import (
     tell_open,
     work_through,
 )
-from sparsetune.durations import seconds_from
 from sparsetune.errors import DataError
-from sparsetune.reproduce.jobs import VERSION, Job
-from sparsetune.reproduce.place import Place
-from sparsetune.reproduce.report import read_results, write_report
-from sparsetune.reproduce.selection import Selection
-from sparsetune.reproduce.sources import sources_from
-from sparsetune.reproduce.store import open_store
+from sparsetune.host import seconds_from
+from sparsetune.studies import VERSION, Job, Place, open_store, sources_from
+from sparsetune.studies.paper import Selection, read_results, write_report
 
 SELECTION = "selection"
 REPORT = "report"

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsetune import arithmetic
-from sparsetune.bundle import bundle as write_bundle
 from sparsetune.cli import console, options
+from sparsetune.delta import bundle as write_bundle
 from sparsetune.delta import compress as compress_delta
+from sparsetune.delta import diff as diff_deltas
+from sparsetune.delta import soup as soup_deltas
+from sparsetune.delta import stack as stack_deltas
 from sparsetune.errors import ConfigError
-from sparsetune.precision import PRECISIONS
-from sparsetune.stacking import stack as stack_deltas
+from sparsetune.parts import PRECISIONS
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The delta to write.")]
 
@@ -52,7 +53,7 @@ def diff(
 
     Example: sparsetune diff a.safetensors b.safetensors
     """
-    changes = arithmetic.diff(first, second)
+    changes = diff_deltas(first, second)
     if as_json:
         console.print_json([change.to_json() for change in changes])
         return
@@ -74,7 +75,7 @@ def soup(
 
     Example: sparsetune soup a.safetensors b.safetensors -o mean.safetensors
     """
-    arithmetic.soup(deltas, out, None if weights is None else _numbers(weights))
+    soup_deltas(deltas, out, None if weights is None else _numbers(weights))
     value: dict[str, Any] = {"delta": str(out), "bytes": out.stat().st_size}
     if as_json:
         console.print_json(value)

@@ -1,239 +1,35 @@
-"""A name or a path becomes pictures, labels and the way from one to the other.
+"""ROOM data."""
 
-Sources: ``digits`` (inside scikit-learn, always there), ``cifar10`` and ``cifar100`` (downloaded on first
-use), ``tiny-imagenet`` (Parquet files in the cache folder), ``hf://datasets/NAME``, or a folder: an
-ImageFolder tree, or Parquet files in the Hugging Face image layout.
-"""
-
-from __future__ import annotations
-
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
-from pathlib import Path
-
-import numpy as np
-
-from sparsetune.data import cifar, digits, hub, path
-from sparsetune.data.augment import Augment
-from sparsetune.data.feed import Feed
+from sparsetune.data.data import Data, open_data
 from sparsetune.data.images import decode
-from sparsetune.data.loading import count_steps, loader
-from sparsetune.data.sources import NAMES, address
-from sparsetune.data.splits import Split, Splits, balanced, split_in_two
-from sparsetune.errors import ConfigError, DataError, UnknownNameError
-from sparsetune.preprocessing import Preprocessing
+from sparsetune.data.listing import scan
+from sparsetune.data.loading import Feed, count_steps, loader
+from sparsetune.data.named import NAMES, address, is_folder, namesake, told
+from sparsetune.data.parquet import ParquetImages
+from sparsetune.data.preprocessing import Preprocessing
+from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
+from sparsetune.data.splits import Split, balanced, split_in_two
 
 __all__ = [
-    "Augment",
     "Data",
     "Feed",
+    "MOST",
     "NAMES",
+    "Overlap",
+    "ParquetImages",
+    "Preprocessing",
+    "Seen",
     "Split",
+    "address",
     "balanced",
-    "cache_folder",
     "count_steps",
     "decode",
+    "is_folder",
     "loader",
+    "namesake",
     "open_data",
+    "scan",
+    "seen_by_all",
     "split_in_two",
+    "told",
 ]
-
-LARGEST_SIDE = 224
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-_SIZE_SAMPLE = 64
-_DIGEST_SAMPLE = 16
-_DIGESTED_WHOLE = 1 << 26
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set, ready to be loaded.
-
-    Args:
-        name: What to call it in a record or a file.
-        train: The training split; None when the source has test pictures only.
-        test: The test split.
-        classes: Class names; labels index them.
-        preprocessing: The way from a picture to the model's input.
-        augment: What may happen to a training picture.
-        validation: Pictures to look at during training, where the source has some beside ``test``.
-        source: What ``open_data`` finds it again by: a built-in name, an address, or a folder's whole path.
-        found: One line for the user: what was read as what, and what was left out and why.
-        default: The preprocessing that ``open_data`` gave; ``fit`` puts a model's in its place where it must.
-        sized: Whether ``open_data`` was given the size.
-        decided: Whose the preprocessing is, once that is decided for a model.
-    """
-
-    name: str
-    train: Split | None
-    test: Split
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    augment: Augment
-    validation: Split | None = None
-    source: str = ""
-    found: str = ""
-    default: Preprocessing | None = None
-    sized: bool = False
-    decided: str = ""
-
-    @property
-    def watched(self) -> Split:
-        """The pictures to look at during training: ``validation``, or ``test`` where there is no such."""
-        return self.test if self.validation is None else self.validation
-
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that classes, names, sizes, labels and order of all pictures fix.
-
-        It is cheap: their content, which it is fixed by too, is read of a few pictures of each split that has
-        more than 64 MiB, and of all elsewhere.
-
-        Raises:
-            DataError: When one cannot be read.
-        """
-        found = blake2b("\0".join(self.classes).encode(), digest_size=8)
-        for split in (self.train, self.validation, self.test):
-            found.update((split.digest() if split else "-").encode())
-            if split:
-                few = split.sizes().sum() > _DIGESTED_WHOLE
-                found.update((_sample(split, _DIGEST_SAMPLE) if few else split).keys().tobytes())
-        return found.hexdigest()
-
-    def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:
-        """Make another task of these pictures, whose classes are groups of the classes here.
-
-        Args:
-            name: What to call it.
-            groups: New class -> the classes that it takes in. Pictures of all others are left out.
-
-        Raises:
-            UnknownNameError: When there is no such class to take in.
-            ConfigError: When a class is taken in twice, or a split has none of the pictures.
-        """
-        taken: dict[str, int] = {}
-        for number, group in enumerate(groups.values()):
-            for old in group:
-                if old not in self.classes:
-                    raise UnknownNameError("class", old, self.classes)
-                if taken.setdefault(old, number) != number:
-                    raise ConfigError(f"class '{old}' is in two groups of {name}; leave it in one.")
-        new = np.array([taken.get(old, -1) for old in self.classes])
-        train = None if self.train is None else self.train.relabel(new)
-        test = self.test.relabel(new)
-        for split, kind in ((train, "training"), (test, "test")):
-            if split is not None and not len(split):
-                raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
-        validation = None if self.validation is None else self.validation.relabel(new)
-        return replace(self, name=name, train=train, test=test, validation=validation, classes=tuple(groups))
-
-
-def open_data(
-    source: str,
-    *,
-    size: int | None = None,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    split_seed: int = 0,
-) -> Data:
-    """Open a data set; pictures are decoded later, on access.
-
-    Size: the pictures' own if a fixed sample of 64 agrees on one up to 224 pixels, else 224x224. Mean and
-    standard deviation: the digits' own, CIFAR's for pictures of 32x32, else ImageNet's. Augmentation: a crop
-    padded by an eighth of the shorter side, and flips except for the digits.
-
-    Args:
-        source: A name out of ``NAMES``, ``hf://datasets/NAME``, or the path of a folder.
-        size: Height and width to resize to, instead of the pictures' own.
-        train_limit: Keep only so many training pictures, balanced over the classes.
-        test_limit: The same for the test split.
-        split_seed: Fixes which rows a limit keeps, and which ones become the test split of a source without.
-
-    Raises:
-        UnknownNameError: When ``source`` is neither a known name nor a folder.
-        ConfigError: When a limit is larger than the split, or ``size`` is out of range.
-        DataError: When the data is missing, damaged or inconsistent.
-    """
-    name, splits = _read(source, split_seed)
-    height, width = _native_size(splits.test if splits.train is None else splits.train)
-    mean, std = _statistics(source, (height, width))
-    if size is not None:
-        height = width = size
-    train, test = splits.train, splits.test
-    if train_limit is not None:
-        if train is None:
-            raise ConfigError(
-                f"train_limit {train_limit} cannot be met: {name} has no training images; leave it out."
-            )
-        train = balanced(train, train_limit, split_seed, "train_limit")
-    if test_limit is not None:
-        test = balanced(test, test_limit, split_seed, "test_limit")
-    form = Preprocessing((3, height, width), mean, std)
-    return Data(
-        name=name,
-        train=train,
-        test=test,
-        classes=splits.classes,
-        preprocessing=form,
-        augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
-        validation=splits.validation,
-        source=address(source),
-        found=splits.found,
-        default=form,
-        sized=size is not None,
-    )
-
-
-def cache_folder() -> Path:
-    """Give the folder that keeps downloads: $SPARSETUNE_DATA if set, else ~/.cache/sparsetune."""
-    return Path(os.environ.get("SPARSETUNE_DATA") or "~/.cache/sparsetune").expanduser()
-
-
-def _read(source: str, split_seed: int) -> tuple[str, Splits]:
-    if source == "digits":
-        return source, digits.read()
-    if source in cifar.NAMES:
-        return source, cifar.read(source, cache_folder())
-    if source == "tiny-imagenet":
-        return source, path.read(_tiny_imagenet(), split_seed)
-    if "://" in source:
-        return source.removeprefix(hub.PREFIX), path.read(hub.download(source), split_seed)
-    folder = Path(source).expanduser()
-    if not folder.exists() and Path(source).name == source:
-        raise UnknownNameError("data set", source, NAMES, "Or give the path of a folder.")
-    return folder.resolve().name, path.read(folder, split_seed)
-
-
-def _tiny_imagenet() -> Path:
-    homes = [cache_folder() / name for name in ("tiny-imagenet", "tiny-imagenet-200")]
-    for home in homes:
-        if home.is_dir():
-            return home
-    raise DataError(
-        f"tiny-imagenet is not in {str(homes[0])!r}; put its Parquet files there "
-        "(train-*.parquet, val-*.parquet), or use hf://datasets/zh-plus/tiny-imagenet."
-    )
-
-
-def _sample(split: Split, count: int) -> Split:
-    """Some elements, or all if there are few, at even distances."""
-    return split.take(np.linspace(0, len(split) - 1, min(len(split), count)).astype(np.int64))
-
-
-def _native_size(split: Split) -> tuple[int, int]:
-    """Give (height, width) that a fixed sample agrees on, if not too large, else that of ImageNet."""
-    sample = _sample(split, _SIZE_SAMPLE)
-    sizes = {sample[index][0].size for index in range(len(sample))}
-    width, height = sizes.pop()
-    if sizes or max(width, height) > LARGEST_SIDE:
-        return LARGEST_SIDE, LARGEST_SIDE
-    return height, width
-
-
-def _statistics(source: str, size: tuple[int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if source == "digits":
-        return digits.MEAN, digits.STD
-    return (CIFAR_MEAN, CIFAR_STD) if size == (32, 32) else (IMAGENET_MEAN, IMAGENET_STD)

@@ -2,13 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from sparsetune.data.folder import check_classes
-from sparsetune.data.listing import Folder
-from sparsetune.data.naming import TEST, TRAIN, VALIDATION, SplitName, says_nothing, split_groups
+import numpy as np
+from PIL import Image
+
+from sparsetune.data.images import content_key, decode
+from sparsetune.data.listing import FORMAT, Folder
+from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "tst"), TEST),
+}
+_FILLERS = (
+    "sets? data datasets? images? imgs? pictures? pics? photos? splits? folders? samples? parts? files?"
+)
+_FILLER = re.compile("|".join(_FILLERS.split()))
+_FUSED = re.compile(
+    rf"({_FILLER.pattern})?({'|'.join(sorted(_WORDS, key=len, reverse=True))})({_FILLER.pattern})?"
+)
+
+
+@dataclass(frozen=True)
+class SplitName:
+    """A name as that of a split.
+
+    Args:
+        kind: ``TRAIN``, ``VALIDATION`` or ``TEST``.
+        word: The word that says so.
+        affix: The name's other words, such as ``("seg",)`` in ``seg_train``.
+        first: Whether the name starts with that word.
+    """
+
+    kind: str
+    word: str
+    affix: tuple[str, ...]
+    first: bool
+
+    @classmethod
+    def read(cls, name: str) -> SplitName | None:
+        """Read a name without regard to case, numbers and words like "images"; None if it names no split."""
+        plain = re.findall(r"[^\W\d_]+", name.lower())
+        camel = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+        for words in (plain, [word.lower() for word in camel]):
+            if words == ["train", "val"]:
+                words = ["trainval"]
+            found = [match[2] if (match := _FUSED.fullmatch(word)) else None for word in words]
+            if len(known := [word for word in found if word]) == 1:
+                affix = (
+                    word
+                    for word, split in zip(words, found, strict=True)
+                    if not split and not _FILLER.fullmatch(word)
+                )
+                return cls(_WORDS[known[0]], known[0], tuple(affix), found[0] is not None)
+        return None
+
+
+def says_nothing(name: str) -> bool:
+    """Tell whether a name has only numbers and words like "images"."""
+    return all(_FILLER.fullmatch(word) for word in re.findall(r"[^\W\d_]+", name.lower()))
+
+
+def split_groups(names: Iterable[str]) -> list[dict[str, list[str]]]:
+    """Find the names that are splits of one data set: kind -> names.
+
+    A name with other words in it counts only beside one of another kind with the same words: ``seg_train``
+    and ``seg_test`` are splits, a ``train station`` is none.
+
+    Returns:
+        One group for each data set that the names tell apart.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        if read := SplitName.read(name):
+            groups.setdefault(read.affix, {}).setdefault(read.kind, []).append(name)
+    return [group for affix, group in groups.items() if not affix or len(group) > 1]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FileImages:
+    """Picture files, decoded on access; ``root`` is the folder that their names are relative to."""
+
+    paths: tuple[str, ...]
+    root: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return decode(self.paths[index], f"image {self.paths[index]!r}")
+
+    def key(self, index: int) -> bytes:
+        """Hash one picture as it is stored."""
+        path = Path(self.paths[index])
+        try:
+            return content_key(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror}).") from error
+
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        path = self.paths[index]
+        try:
+            return os.stat(path).st_size  # noqa: PTH116 (a third of the time of Path's)
+        except OSError as error:
+            raise DataError(f"image {path!r} cannot be read ({error.strerror}).") from error
+
+    def mark(self, index: int) -> str:
+        """Tell one picture from others without reading it."""
+        path = Path(self.paths[index])
+        name = Path(os.path.relpath(path, self.root or path.parent)).as_posix()
+        return f"{name} {self.size(index)}"
+
+
+def read(folder: Folder) -> tuple[Split, tuple[str, ...]]:
+    """Read a folder that has one sub-folder a class; the sub-folders' sorted names are the class names.
+
+    Args:
+        folder: The folder; pictures may lie at any depth below a class folder.
+    """
+    paths = [each.below() for each in folder.filled]
+    labels = np.repeat(np.arange(len(paths)), [len(some) for some in paths])
+    images = FileImages(tuple(path for some in paths for path in some), str(folder.path))
+    return Split.whole(images, labels), tuple(each.name for each in folder.filled)
+
+
+def check_classes(folder: Folder) -> None:
+    """Refuse a class folder without pictures; a folder that only has other files is no class.
+
+    Raises:
+        DataError: When there is one.
+    """
+    for each in folder.folders:
+        if each.count:
+            continue
+        left = each.left_below()
+        unreadable = sorted(suffix for kind, suffix in left if kind == FORMAT)
+        but = f" that can be read, only {', '.join(unreadable)}" if unreadable else ""
+        if unreadable or not left:
+            raise DataError(
+                f"class folder {str(each.path)!r} holds no images{but}; "
+                "put .bmp, .gif, .jpg, .png, .tif, .webp or other picture files into it, or remove it."
+            )
 
 
 @dataclass(frozen=True)

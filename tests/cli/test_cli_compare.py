@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsetune.comparison.comparison import Comparison
-from sparsetune.reproduce.store import open_store
+from sparsetune.studies.compare.methods import Comparison
+from sparsetune.studies.store import open_store
 
 SMOKE = "compare --preset smoke --only norm,rank,lora --seeds 0"
 

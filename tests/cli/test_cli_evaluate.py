@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import sparsetune as st
-from sparsetune.command import command
+from sparsetune.publish.card import command
 
 FIT = "fit --model test_resnet --fraction 0.25 --epochs 1 --lr 0.05 -b 16"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sparsetune as st
-from sparsetune.bench import MEASURES
+from sparsetune.bench.bench import MEASURES
 
 EVERYTHING, BN = ["--fraction", 1], ["--filters", 0, "--no-head"]
 

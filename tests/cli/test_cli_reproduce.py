@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sparsetune.cli import papers
-from sparsetune.reproduce.experiments import EXPERIMENTS
-from sparsetune.reproduce.selection import Selection
-from sparsetune.reproduce.store import Row, open_store
+from sparsetune.studies.paper.experiments import EXPERIMENTS
+from sparsetune.studies.paper.results import Selection
+from sparsetune.studies.store import Row, open_store
 
 COMMAND = [sys.executable, "-c", "from sparsetune.cli import main; main()"]
 SMOKE = "reproduce paper --preset smoke --only table3,fig6"

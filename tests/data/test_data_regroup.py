@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsetune.data import open_data
+from sparsetune.data.data import open_data
 from sparsetune.errors import ConfigError, UnknownNameError
 
 DATA = open_data("digits", train_limit=100, test_limit=50)

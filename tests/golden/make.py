@@ -1,7 +1,7 @@
 """Make golden files of every kind that this sparsetune writes.
 
 Run once, when a format version is released, as `python tests/golden/make.py FOLDER`; it prints what
-tests/test_golden.py records. Files of a released version are never made again.
+tests/delta/test_golden.py records. Files of a released version are never made again.
 """
 
 import sys
@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import sparsetune as st
-from sparsetune.bundle import bundle
-from sparsetune.runs import run
-from sparsetune.slimfile import load_slim, write_slim
+from sparsetune.delta.bundle import bundle
+from sparsetune.narrow.slim import load_slim, write_slim
+from sparsetune.runs.run import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from forge import STOPPED, measured, moved

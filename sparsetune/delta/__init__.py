@@ -1,0 +1,50 @@
+"""ROOM delta."""
+
+from sparsetune.delta.bundle import bundle, is_bundle, unpacked
+from sparsetune.delta.container import LIMIT, compress, is_delta, read_delta, read_header
+from sparsetune.delta.header import Header, header_text, parse_header, text_digest
+from sparsetune.delta.rebuild import LIBRARIES, check_fit, other_versions
+from sparsetune.delta.saving import (
+    check_savable,
+    file_bytes,
+    fill,
+    fill_rounded,
+    inspect,
+    load,
+    longest_noted,
+    save,
+    verify,
+    write_plain,
+)
+from sparsetune.delta.values import diff, soup, stack
+
+__all__ = [
+    "Header",
+    "LIBRARIES",
+    "LIMIT",
+    "bundle",
+    "check_fit",
+    "check_savable",
+    "compress",
+    "diff",
+    "file_bytes",
+    "fill",
+    "fill_rounded",
+    "header_text",
+    "inspect",
+    "is_bundle",
+    "is_delta",
+    "load",
+    "longest_noted",
+    "other_versions",
+    "parse_header",
+    "read_delta",
+    "read_header",
+    "save",
+    "soup",
+    "stack",
+    "text_digest",
+    "unpacked",
+    "verify",
+    "write_plain",
+]

@@ -1,0 +1,295 @@
+"""The delta file: learned slices and running statistics, and all it takes to rebuild the rest.
+
+One safetensors file. Its metadata has one key, ``sparsetune``, whose value is JSON (see ``header.py``).
+Values are packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list
+of ``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
+the tensors, tell any change of a byte. docs/format.md has it all, for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from sparsetune.delta.header import (
+    DTYPES,
+    FORMATS,
+    Header,
+    header_text,
+    parse_entries,
+    parse_header,
+    text_digest,
+)
+from sparsetune.errors import ConfigError, DeltaError
+from sparsetune.host import fetch, write_bytes
+from sparsetune.parts import CODES, FROZEN, VARIANCE, Precision, decode, encode, scales
+
+KEY = "sparsetune"
+OTHERS = {
+    "sparsetune.slim": "a slim network, no delta; load it with sparsetune.load_slim",
+    "sparsetune.bundle": "a bundle of deltas; load it with Tasks.load or Ensemble.load",
+    "sparsetune.training": "the checkpoint of a run, no delta; go on with sparsetune fit --resume",
+}
+"""Metadata keys of our other files, and what to do with these."""
+INDEX = "index"
+SCALE = "scale"
+STORED = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "bool": "BOOL",
+    "bf16": "BF16",
+    "fp16": "F16",
+    "int8": "I8",
+    "root8": "U8",
+    SCALE: "F32",
+    INDEX: "U8",
+}
+"""Name of each packed tensor -> safetensors' name of its type."""
+
+LIMIT = 4 << 20
+"""Most bytes of the header's text, and of the index when unpacked."""
+
+
+def write_delta(
+    path: str | Path, header: Header, tensors: Mapping[str, Tensor], precision: Precision | None = None
+) -> None:
+    """Write a delta file; it appears whole or not at all.
+
+    Args:
+        path: The file.
+        header: All but ``entries`` and ``payload``, which follow from ``tensors``.
+        tensors: Learned slices and buffers, by name, in the plan's order.
+        precision: Write float32 values in fewer bits, but for frozen ones; ``None`` writes all as they are.
+
+    Raises:
+        ConfigError: When the header holds what is not plain JSON, or too much of it.
+        DeltaError: When a tensor has a dtype, or a value, that the format or ``precision`` does not hold.
+        StorageError: When the file cannot be written.
+    """
+    entries, groups = [], dict[str, list[Tensor]]()
+    for name, value in tensors.items():
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise DeltaError(f"'{name}' has dtype {dtype}; a delta holds {', '.join(DTYPES)}.")
+        numbers = value.detach().cpu().contiguous().reshape(-1)
+        if precision and dtype == "float32" and not name.endswith(FROZEN):
+            dtype, numbers, scale = encode(value, precision, name.endswith(VARIANCE))
+            if not decode(dtype, numbers, scale, tuple(value.shape)).isfinite().all():
+                raise DeltaError(f"'{name}' holds values that {precision} cannot hold; leave dtype out.")
+            if len(scale):
+                groups.setdefault(SCALE, []).append(scale)
+        entries.append([name, dtype, list(value.shape)])
+        groups.setdefault(dtype, []).append(numbers)
+    packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
+    index = json.dumps(entries, separators=(",", ":"))
+    packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
+    try:
+        number = _format(header, bool(packed.keys() & {*CODES}))
+        text = header_text(replace(header, payload=_payload_digest(packed), format=number))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
+    if max(len(text), len(index)) > LIMIT:
+        raise ConfigError(
+            f"{path} would hold {max(len(text), len(index))} bytes about itself, more than {LIMIT}; "
+            "shorten the class names or the summary of the training."
+        )
+    write_bytes(path, to_bytes(packed, metadata={KEY: text}))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read what a delta file says of itself; its values stay on disk.
+
+    Raises:
+        DeltaError: When the file is missing, damaged, or no delta.
+    """
+    with _Opened(path) as file:
+        return file.header()
+
+
+def read_delta(path: str | Path, header: Header | None = None) -> dict[str, Tensor]:
+    """Read and check a delta file's tensors.
+
+    Args:
+        path: The file.
+        header: As :func:`read_header` gave it, to save reading it again.
+
+    Returns:
+        Every tensor of the index, by name, in its order.
+
+    Raises:
+        DeltaError: When the file is missing, damaged, or no delta.
+    """
+    with _Opened(path) as file:
+        return file.tensors(header or file.header())
+
+
+def is_delta(path: str | Path) -> bool:
+    """Whether ``path`` is a safetensors file that says it is a delta; it may still be damaged."""
+    local = fetch(path)
+    try:
+        with safe_open(local, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+class _Opened:
+    """A delta file open for reading; every fault becomes one ``DeltaError``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> _Opened:
+        local = fetch(self.path)
+        if not local.is_file():
+            raise DeltaError(f"{self.path} is not a file; pass a delta such as runs/NAME/delta.safetensors.")
+        try:
+            self.file: Any = safe_open(local, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(str(error)) from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.__exit__(*error)
+
+    def header(self) -> Header:
+        """Parse the metadata and the index."""
+        metadata = self.file.metadata() or {}
+        text = metadata.get(KEY)
+        for key in OTHERS.keys() & metadata.keys():
+            raise DeltaError(f"{self.path} is {OTHERS[key]}.")
+        if text is None:
+            raise DeltaError(
+                f"{self.path} is a safetensors file without '{KEY}' metadata, so no delta; "
+                "pass a file that sparsetune saved."
+            )
+        if len(text) > LIMIT:
+            raise self._damaged(f"its header is longer than {LIMIT} bytes")
+        try:
+            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged("its header is not readable") from error
+        if not isinstance(value, dict) or type(value.get("format")) is not int:
+            raise self._damaged("its header has no format")
+        if value["format"] not in FORMATS:
+            raise DeltaError(
+                f"{self.path} has format {value['format']}; this sparsetune reads formats "
+                f"{min(FORMATS)} to {max(FORMATS)}: "
+                "install the version that wrote it, or a newer one."
+            )
+        digest = value.get("digest")
+        if not isinstance(digest, str) or digest != text_digest(text, digest):
+            raise self._damaged("its header does not match its checksum")
+        try:
+            return parse_header(value, parse_entries(self._index()))
+        except (ConfigError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).splitlines())
+            raise self._damaged(f"its header has a wrong value: {reason}") from error
+
+    def tensors(self, header: Header) -> dict[str, Tensor]:
+        """Unpack the tensors after every size and checksum agrees."""
+        sizes = dict[str, int]()
+        for entry in header.entries:
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
+            if count := scales(entry.dtype, entry.shape):
+                sizes[SCALE] = sizes.get(SCALE, 0) + count
+        held = {name: self._shape(name) for name in self.file.keys()}  # noqa: SIM118
+        if held.pop(INDEX, None) is None or held != {dtype: [size] for dtype, size in sizes.items()}:
+            raise self._damaged("its tensors do not have the sizes that its index gives")
+        packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
+        if _payload_digest(packed) != header.payload:
+            raise self._damaged("its values do not match their checksum")
+        offsets = dict.fromkeys(sizes, 0)
+
+        def take(name: str, count: int) -> Tensor:
+            start = offsets.setdefault(name, 0)
+            offsets[name] = start + count
+            return packed[name][start : start + count] if name in packed else torch.empty(0)
+
+        tensors = {}
+        for entry in header.entries:
+            numbers = take(entry.dtype, entry.numel)
+            if entry.dtype in CODES:
+                scale = take(SCALE, scales(entry.dtype, entry.shape))
+                tensors[entry.name] = decode(entry.dtype, numbers, scale, entry.shape)
+            else:
+                tensors[entry.name] = numbers.view(entry.shape)
+        return tensors
+
+    def _index(self) -> Any:
+        if INDEX not in self.file.keys():  # noqa: SIM118
+            raise ValueError("it has no index")
+        self._shape(INDEX)
+        unpacker = zlib.decompressobj()
+        try:
+            text = unpacker.decompress(self.file.get_tensor(INDEX).numpy().tobytes(), LIMIT)
+        except zlib.error as error:
+            raise ValueError("its index cannot be unpacked") from error
+        if not unpacker.eof:
+            raise ValueError("its index is cut off or too long")
+        return json.loads(text)
+
+    def _shape(self, name: str) -> list[int]:
+        """Return the shape of a packed tensor, after its type is seen to be what its name says."""
+        part = self.file.get_slice(name)
+        if part.get_dtype() != STORED.get(name):
+            raise self._damaged(f"its tensor {reprlib.repr(name)} is stored as {part.get_dtype()}")
+        shape: list[int] = part.get_shape()
+        return shape
+
+    def _damaged(self, reason: str) -> DeltaError:
+        return DeltaError(f"{self.path} is not an intact delta ({reason}); get a fresh copy of the file.")
+
+
+def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
+    """Write a delta in fewer bits.
+
+    Args:
+        path: The delta.
+        out: The file to write.
+        dtype: ``bf16``, ``fp16`` or ``int8``.
+
+    Raises:
+        DeltaError: When ``path`` is damaged, or holds a value that ``dtype`` does not.
+        StorageError: When ``out`` cannot be written.
+    """
+    header = read_header(path)
+    write_delta(out, header, read_delta(path, header), dtype)
+
+
+def _format(header: Header, coded: bool) -> int:
+    """The oldest format that holds the file, so that older readers take what they can."""
+    if header.learn.by_layer:
+        return 4
+    return 3 if header.learn.rank is not None else 2 if coded else 1
+
+
+def _payload_digest(packed: Mapping[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(packed):
+        values = packed[name].view(torch.uint8).numpy()
+        digest.update(f"{name}\0{values.size}\0".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def _finite(text: str) -> float:
+    if not isfinite(float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return float(text)

@@ -1,0 +1,185 @@
+"""From what a delta file says of itself to its model, distrusting every word."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.backbone import GENERATOR_VERSION, HUB, Origin, recreate, skeleton
+from sparsetune.delta.header import Header
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, UnknownNameError
+from sparsetune.parts import Plan, plan, under
+from sparsetune.sliced import adapt_, adapted, put_stored
+
+LIBRARIES = ("sparsetune", "torch", "timm", "torchvision", "numpy", "safetensors")
+
+_REBUILT: set[str] = set()
+"""Models that this process found to be rebuilt rightly: fit asks before a training, and save after it."""
+
+
+def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow_network: bool) -> nn.Module:
+    """Build a header's model on its backbone, after all that can be checked without memory.
+
+    Args:
+        header: What the file at ``path`` says of itself; it may be a stranger's.
+        path: The file.
+        backbone: A checkpoint with the values of a ``file`` backbone, by default one of its name beside the
+            file; or of a ``pretrained`` one, which is then not fetched.
+        allow_network: Let published weights and architectures be fetched.
+
+    Raises:
+        SparsetuneError: When the model cannot be built, does not fit the file, or asks for too much.
+    """
+    root = header.backbone.root
+    if header.library not in ("timm", "torchvision") or root.kind == "module":
+        raise DeltaError(
+            f"{path} is a delta of the user's own model {header.model}; "
+            "build that and pass it as load(path, module=...)."
+        )
+    published = root.kind == "pretrained" and backbone is None
+    if not allow_network and (published or header.model.startswith(HUB)):
+        what = f"the pretrained weights {root.source}" if published else header.model
+        raise BackboneError(
+            f"{path} stands on {what}; pass allow_network=True (--allow-network) to let that be fetched"
+            + (", or a checkpoint of them as backbone (--backbone)." if published else ".")
+        )
+    if root.generator != GENERATOR_VERSION:
+        raise BackboneError(
+            f"{path} was made with generator {root.generator} of seeded values and this sparsetune has "
+            f"{GENERATOR_VERSION}; install sparsetune=={header.versions.get('sparsetune', 'unknown')}."
+        )
+    try:
+        empty = skeleton(header.origin)
+        made = plan(empty, header.learn)
+    except (ConfigError, UnknownNameError) as error:
+        _, wrote, here = _versions(header)
+        if wrote != here:
+            error.args = (f"{str(error).removesuffix('.')}; {other_versions(header)}.",)
+        raise
+    check_fit(header, made)
+    _check_memory(empty)
+    if root.kind == "file" and backbone is None:
+        backbone = Path(path).parent / Path(root.source or "").name
+    return recreate(header.origin, backbone)
+
+
+def check_rebuilds(
+    origin: Origin, made: Plan, fingerprint: str, dtype: torch.dtype, stored: Mapping[str, Tensor]
+) -> None:
+    """Make sure that ``origin`` gives a model's layers and, if from a seed, its frozen values.
+
+    Layers may be replaced after ``create``, and values trained or rounded before ``adapt_``.
+
+    Args:
+        origin: How the model was made, and the backbone that it is said to stand on.
+        made: Its plan.
+        fingerprint: Of its frozen values.
+        dtype: Of its frozen values.
+        stored: Frozen values that the file holds.
+
+    Raises:
+        DeltaError: When they differ.
+    """
+    key = repr((origin, made.learn, made.parts, fingerprint, dtype))
+    if origin.name.startswith(HUB) or key in _REBUILT:
+        return
+    drawn = origin.backbone.root.kind == "seed"
+    again = recreate(origin).to(dtype) if drawn else skeleton(origin)
+    if plan(again, made.learn).parts != made.parts:
+        what = f"the layers are not those of {origin.name}"
+    else:
+        put_stored(again, made, stored)
+        if not drawn or adapted(adapt_(again, made.learn)).fingerprint == fingerprint:
+            _REBUILT.add(key)
+            return
+        what = f"the frozen values are not those of {origin.backbone.describe()}"
+    raise DeltaError(
+        f"{what}, so no file could give this model back; adapt_ a model as create() made it, or call "
+        "adapt_(net, learn, Backbone.from_module(net)) and keep its whole checkpoint."
+    )
+
+
+def check_fit(header: Header, made: Plan, heads: tuple[str, ...] = (), classes: int = 0) -> None:
+    """Compare name, shape and kind of every tensor of a file with what a plan expects.
+
+    Args:
+        header: What the file says of itself.
+        made: The plan of the model that it is for.
+        heads: Modules whose number of outputs may follow from the file's class count instead.
+        classes: The class count of the plan's model.
+
+    Raises:
+        DeltaError: When one is missing, too many, or another.
+    """
+    expected = {name: (shape, torch.float32) for part in made for name, shape in part.learned.items()}
+    expected |= {buffer.name: (buffer.shape, buffer.dtype) for buffer in made.buffers}
+    for part in made:
+        if part.k and part.shape and classes and under(part.homes[0][0], heads):
+            outputs = part.shape[0] * header.num_classes // classes
+            expected[part.name] = (outputs, *part.shape[1:]), torch.float32
+    found = {entry.name: entry for entry in header.entries}
+    expected |= {
+        part.frozen_name: (part.frozen_shape, torch.float32)
+        for part in made
+        if not part.whole and part.frozen_name in found
+    }
+    for name, (shape, dtype) in expected.items():
+        if name not in found:
+            problem = f"it lacks '{name}', which {header.model} expects with shape {shape}"
+        elif found[name].shape != shape:
+            problem = f"it holds '{name}' with shape {found[name].shape}; {header.model} expects {shape}"
+        elif not _same_kind(found[name].type, dtype):
+            problem = f"it holds '{name}' as {found[name].dtype}; {header.model} expects {dtype}"
+        else:
+            continue
+        raise DeltaError(f"{problem}; {other_versions(header)}.")
+    for name in found.keys() - expected.keys():
+        raise DeltaError(f"it holds '{name}', which {header.model} does not learn; {other_versions(header)}.")
+
+
+def other_versions(header: Header) -> str:
+    """Return a remedy: the library's version that wrote a file, if it is not the one here."""
+    library, wrote, here = _versions(header)
+    if wrote != here:
+        return f"it was saved with {library} {wrote} and this is {here}: install {library}=={wrote}"
+    return f"it was saved with this {library} ({here}), so the file or the model is not the right one"
+
+
+def same_backbone(header: Header) -> str:
+    """Return a remedy for a backbone with another fingerprint than the header's."""
+    root = header.backbone.root
+    if root.kind == "module":
+        return f"pass a {header.model} with the values that it held when it was adapted"
+    if root.kind == "file":
+        return f"pass the checkpoint with SHA-256 {root.sha256}, or another one with its values"
+    return other_versions(header)
+
+
+def _versions(header: Header) -> tuple[str, str, str]:
+    """The library that has the model, its version that wrote the file, and its version here."""
+    library = header.library if header.library in LIBRARIES else "timm"
+    return library, header.versions.get(library, "unknown"), version(library)
+
+
+def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether values may be put in place of others: any floating dtype for another, else the same."""
+    return found == expected or (found.is_floating_point and expected.is_floating_point)
+
+
+def _check_memory(empty: nn.Module) -> None:
+    needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > max(available, total // 2):
+        raise BackboneError(
+            f"it asks for a {type(empty).__name__} of {needed / 2**30:.1f} GiB, more than this machine's "
+            f"{available / 2**30:.1f} GiB of free memory; load it on a larger one."
+        )

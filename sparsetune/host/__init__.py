@@ -1,0 +1,35 @@
+"""ROOM host."""
+
+from sparsetune.host.files import (
+    DELTA,
+    Address,
+    explain,
+    fetch,
+    is_address,
+    replacing,
+    write_bytes,
+    write_text,
+)
+from sparsetune.host.machine import describe_machine, free_bytes, keep_freed_memory, pick_device
+from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
+
+__all__ = [
+    "Address",
+    "DELTA",
+    "bytes_from",
+    "describe_machine",
+    "duration",
+    "explain",
+    "fetch",
+    "free_bytes",
+    "is_address",
+    "keep_freed_memory",
+    "listed",
+    "pick_device",
+    "replacing",
+    "seconds_from",
+    "share",
+    "size",
+    "write_bytes",
+    "write_text",
+]

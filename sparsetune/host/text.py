@@ -1,0 +1,66 @@
+"""Counts, sizes and names in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sparsetune.errors import ConfigError
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as text in B, KiB, MiB or GiB."""
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 2)):
+        if count < 1024:
+            return f"{count:.{digits}f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def share(part: int, whole: int) -> str:
+    """Return how many values of how many, and their share, as text."""
+    return f"{part:,} of {whole:,} values ({part / max(whole, 1):.1%})"
+
+
+def duration(seconds: float) -> str:
+    """Say how long, such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names with commas, and how many others there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_from(text: str) -> int:
+    """Read a size: a number with B, KB, MB, GB (of 1,000) or KiB, MiB, GiB (of 1,024) behind it, or bytes.
+
+    Raises:
+        ConfigError: When ``text`` is not one, or less than a byte.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?((?:[KMG]I?)?B|)", text.strip().upper(), re.ASCII)
+    size = int(float(match[1]) * BYTES[match[2]]) if match else 0
+    if size < 1:
+        raise ConfigError(f"size '{text}' is not a number with KB, MB, KiB or MiB behind it, such as 200KB.")
+    return size
+
+
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def seconds_from(text: str) -> float:
+    """Read a duration: a number with ``s``, ``m`` or ``h`` behind it; a bare number is seconds.
+
+    Raises:
+        ConfigError: When ``text`` is not one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
+    if match is None:
+        raise ConfigError(f"duration '{text}' is not a number with s, m or h behind it, such as 90s or 9m.")
+    return float(match[1]) * SECONDS[match[2]]

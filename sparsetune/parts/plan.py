@@ -1,0 +1,364 @@
+"""``plan``: a ``Learn`` applied to one model, as names, slices and counts; nothing is changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+
+from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.host import listed
+from sparsetune.parts.layers import (
+    ADAPTED,
+    STORED,
+    Site,
+    head_names,
+    is_norm,
+    is_sliceable,
+    plain_name,
+    sites,
+    under,
+    unwrapped,
+)
+from sparsetune.parts.part import Buffer, Part, full_rank
+from sparsetune.parts.precision import Precision, stored_bytes
+from sparsetune.spec import Learn, matches
+
+FUSED = ("qkv", "Wqkv", "to_qkv", "query_key_value", "c_attn", "in_proj")
+"""Names of linear maps whose rows are queries, then keys, then values."""
+
+
+def notes_on(learn: Learn, parts: Iterable[Part]) -> Iterator[str]:
+    """Say which layers a spec covers and yet leaves frozen, wholly or but for the queries.
+
+    Args:
+        learn: The spec.
+        parts: What it came to.
+
+    Yields:
+        One sentence for empty slices, one for queries.
+    """
+    empty: list[str] = []
+    queries: list[str] = []
+    for part in parts:
+        own = learn.at(part.homes[0][0]) if part.layer and len(part.shape) > 1 else None
+        if own is None or own.rank or not (own.fraction or own.filters):
+            continue
+        name = f"{part.name.removesuffix('.weight')} ({'x'.join(map(str, part.shape))})"
+        if not part.k:
+            empty.append(name)
+        elif part.dim == 0 and 3 * part.k <= part.size and _is_fused(part):
+            queries.append(name)
+    if empty:
+        yield (
+            f"learning nothing of {_count(empty, 'layer')}, for {learn.amount} of so few filters is none: "
+            f"{listed(empty)}; a larger fraction or filters=1 learns some of each."
+        )
+    if queries:
+        yield (
+            f"learning only the queries of {_count(queries, 'attention layer')}, for their rows come before "
+            f"those of keys and values: {listed(queries)}; dim='in' or a rank learns of all three."
+        )
+
+
+def _is_fused(part: Part) -> bool:
+    module, leaf = part.homes[0]
+    return module.rpartition(".")[2] in FUSED or leaf == "in_proj_weight"
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names):,} {noun}{'s' * (len(names) != 1)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every parameter's part, every buffer that travels, and the sums.
+
+    Attributes:
+        learn: The spec that was applied.
+        parts: One for each parameter, in the model's order.
+        buffers: Running statistics and other persistent buffers, in the model's order.
+        itemsize: Bytes of one learned value.
+    """
+
+    learn: Learn
+    parts: tuple[Part, ...]
+    buffers: tuple[Buffer, ...]
+    itemsize: int = 4
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self.parts)
+
+    @property
+    def learned_parameters(self) -> int:
+        """Number of learned values."""
+        return sum(part.learned_numel for part in self.parts)
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of values of the plain model."""
+        return sum(part.numel for part in self.parts)
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Number of values that stay at the backbone's."""
+        return self.total_parameters - self.learned_parameters
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the frozen values that no seed gives."""
+        return self.itemsize * sum(part.numel - part.learned_numel for part in self if part.stored)
+
+    @property
+    def delta_bytes(self) -> int:
+        """Bytes of the learned values, the buffers and stored frozen values; the file adds a short header."""
+        return self.bytes_in(None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of this spec learns less than one might think, and what to do: a sentence each."""
+        return tuple(notes_on(self.learn, self.parts))
+
+    def bytes_in(self, precision: Precision | None) -> int:
+        """Return ``delta_bytes`` of a file that keeps float32 values in fewer bits; ``None`` for all bits."""
+        buffers = sum(
+            stored_bytes(buffer.shape, precision) if buffer.dtype == torch.float32 else buffer.nbytes
+            for buffer in self.buffers
+        )
+        return sum(self.bytes_of(part, precision) for part in self) + buffers + self.stored_bytes
+
+    def bytes_of(self, part: Part, precision: Precision | None) -> int:
+        """Return the bytes of what is learned of one part, likewise."""
+        if self.itemsize != 4:
+            return part.learned_numel * self.itemsize
+        return sum(stored_bytes(shape, precision) for shape in part.learned.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counts and per-layer slices as plain JSON values."""
+        return {
+            "learn": self.learn.to_json(),
+            "learned_parameters": self.learned_parameters,
+            "frozen_parameters": self.frozen_parameters,
+            "total_parameters": self.total_parameters,
+            "delta_bytes": self.delta_bytes,
+            "stored_bytes": self.stored_bytes,
+            "notes": list(self.notes),
+            "layers": [
+                {
+                    "name": part.name,
+                    "shape": list(part.shape),
+                    "dim": part.dim,
+                    "learned": part.k,
+                    "of": part.size,
+                    "rank": part.rank,
+                    "learned_parameters": part.learned_numel,
+                }
+                for part in self.parts
+            ],
+        }
+
+    def __str__(self) -> str:
+        width = max((len(part.name) for part in self.parts), default=4)
+        rows = [f"{'parameter':<{width}}  {'shape':<20} {'learned':>12}  values"]
+        for part in self.parts:
+            shape = "x".join(map(str, part.shape))
+            rows.append(f"{part.name:<{width}}  {shape:<20} {part.share:>12}  {part.learned_numel:,}")
+        rows += [summary(self), *self.notes]
+        return "\n".join(rows)
+
+
+def summary(plan: Plan) -> str:
+    """Return one line with the sums of ``plan``."""
+    share = plan.learned_parameters / max(plan.total_parameters, 1)
+    stored = f", with {plan.stored_bytes / 1024:,.1f} KiB that no seed gives" if plan.stored_bytes else ""
+    return (
+        f"{plan.learned_parameters:,} of {plan.total_parameters:,} values learned ({share:.1%}); "
+        f"delta about {plan.delta_bytes / 1024:,.1f} KiB{stored}"
+    )
+
+
+def plan(net: nn.Module, learn: Learn) -> Plan:
+    """Apply ``learn`` to ``net`` without changing it.
+
+    Args:
+        net: A plain model; its tensors are not read, so it may be on the meta device.
+        learn: Which slices are learned.
+
+    Returns:
+        The plan. Rounding and rules are the paper's (Section 3): the first ``k`` indices; a bias follows
+        its filters and is never split along another dimension; the classifier is whole or frozen. The
+        filters of a transposed convolution are dimension 1 of its weight; with groups, a slice is the first
+        ``k`` filters of each group, and the bias is learned whole. A low-rank sum is over the weight as a
+        matrix with a row for each first index; the bias is frozen.
+
+    Raises:
+        ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
+            covers only the classifier, or two amounts cover a layer.
+        UnknownNameError: When a pattern of ``learn`` matches no layer.
+    """
+    net = unwrapped(net)
+    if any(hasattr(module, ADAPTED) for module in net.modules()):
+        raise ConfigError("this model is adapted already; call sparsetune.merge_(net) first.")
+    found = list(sites(net))
+    for site in found:
+        if is_lazy(site.parameter):
+            raise ConfigError(f"'{site.name}' has no shape yet; run the model on one batch first.")
+    heads = head_names(net)
+    _check_patterns(learn, found, heads)
+    stored = getattr(net, STORED, ())
+    parts = tuple(_part(site, learn, heads, stored) for site in found)
+    persistent = net.state_dict(keep_vars=True)
+    buffers = tuple(
+        Buffer(plain_name(name), tuple(buffer.shape), buffer.dtype)
+        for name, buffer in net.named_buffers()
+        if name in persistent
+    )
+    dtypes = [site.parameter.element_size() for site in found]
+    return Plan(learn, parts, buffers, max(dtypes, default=4))
+
+
+def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str]) -> Part:
+    shape = tuple(site.parameter.shape)
+    layer = False
+    dim, k, rank = 0, shape[0] if shape else 1, 0
+    if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
+        k = 0
+    elif under(site.module_name, heads):
+        k *= learn.head
+    elif is_norm(site.module):
+        k *= learn.norm
+    elif not is_sliceable(site.module) or not shape:
+        k *= learn.everything
+    else:
+        layer = True
+        own = learn.at(site.module_name)
+        dim, k = _slice(site, own) if own and own.rank is None else (0, 0)
+        rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) else 0
+    given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
+    return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
+
+
+def _slice(site: Site, learn: Learn) -> tuple[int, int]:
+    """The slice of a sliceable layer's weight or bias, normalised so that ``whole`` has ``dim`` 0."""
+    shape, module = site.parameter.shape, site.module
+    transposed = isinstance(module, _ConvTransposeNd)
+    groups = module.groups if isinstance(module, _ConvTransposeNd) else 1
+    if len(shape) == 1:
+        whole = learn.dim != "out" or groups > 1
+        return 0, shape[0] * bool(learn.size(shape[0] // groups)) if whole else learn.size(shape[0])
+    dim = {
+        "out": int(transposed),
+        "in": int(not transposed),
+        "height": len(shape) - 2,
+        "width": len(shape) - 1,
+    }[learn.dim]
+    absent = learn.dim in ("height", "width") and dim < 2
+    size = 1 if absent else shape[dim]
+    k = learn.size(size)
+    if k in (0, size):
+        return 0, shape[0] if k else 0
+    return dim, k
+
+
+def _check_patterns(learn: Learn, found: list[Site], heads: tuple[str, ...]) -> None:
+    layers = {site.module_name for site in found if is_sliceable(site.module)}
+    sliced = {name for name in layers if not under(name, heads)}
+    kind = f"{' and '.join(learn.amounts)} pattern" if learn.by_layer else "layers pattern"
+    for pattern in learn.patterns:
+        if any(matches(name, pattern) for name in sliced):
+            continue
+        if any(matches(name, pattern) for name in layers):
+            raise ConfigError(f"{kind} '{pattern}' covers only the classifier; use head=True to learn it.")
+        above = {".".join(name.split(".")[:i]) for name in sliced for i in range(1, name.count(".") + 2)}
+        raise UnknownNameError(kind, pattern, above, "It must match a convolution or linear layer.")
+
+
+def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> float | None:
+    """Predict the multiplications of an adapted training step over those of a full step.
+
+    Counted are convolutions and linear maps: one unit forward, one for the gradient of the input where
+    something before it is learned, and the learned share of one for the gradient of the weight. Of a low-rank
+    sum that is twice the share: each of its factors takes a product with the other.
+
+    Args:
+        net: The plain model; it is run without values (on the meta device) and not changed.
+        made: Its plan.
+        size: Height and width of a picture; ``None`` takes the model's own.
+
+    Returns:
+        A share from 1/3 to 1, or ``None`` where the model cannot be run that way.
+    """
+    learned = {
+        ".".join(home).lstrip("."): min(1, part.learned_numel / part.numel * (2 if part.rank else 1))
+        for part in made
+        for home in part.homes
+        if part.numel
+    }
+    calls = _calls(net, size)
+    if not calls:
+        return None
+    full = ours = 0.0
+    full_needs = ours_needs = False
+    for weight, work, before in calls:
+        full_needs = full_needs or bool(before)
+        ours_needs = ours_needs or any(learned.get(name, 0) for name in before)
+        full += work * (2 + full_needs)
+        ours += work * (1 + ours_needs + learned.get(weight, 0.0))
+        full_needs = True
+        ours_needs = ours_needs or bool(learned.get(weight, 0))
+    return ours / full
+
+
+def _calls(net: nn.Module, size: int | None) -> list[tuple[str, float, list[str]]]:
+    """For each layer in order of use: its weight's name, its work, and other parameters met before it."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    if size is not None:
+        height = width = size
+    met: list[str] = []
+    calls: list[tuple[str, float, list[str]]] = []
+    handles = []
+    for name, module in net.named_modules():
+        leaves = module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))
+        own = {f"{name}.{leaf}" if name else leaf: value for leaf, value in leaves}
+        if own:
+            handles.append(module.register_forward_hook(_hook(module, own, met, calls)))
+    held = itertools.chain(net.named_parameters(), net.named_buffers())
+    values = {name: value.detach().to("meta") for name, value in held}
+    try:
+        with torch.no_grad():
+            functional_call(net, values, (torch.empty(2, channels, height, width, device="meta"),))
+    except Exception:
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _hook(
+    module: nn.Module, own: dict[str, nn.Parameter], met: list[str], calls: list[tuple[str, float, list[str]]]
+) -> Callable[..., None]:
+    def meet(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        met.extend(own)
+
+    if not is_sliceable(module):
+        return meet
+    attends = isinstance(module, nn.MultiheadAttention)
+    by_input = attends or getattr(module, "transposed", False)
+    weights = {name: value.select(int(attends), 0).numel() for name, value in own.items() if value.dim() > 1}
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        given = (inputs[0] if by_input else output).numel()
+        for name, per_value in weights.items():
+            calls.append((name, given * per_value, list(met)))
+            met.clear()
+
+    return count

@@ -1,0 +1,146 @@
+"""``Tasks``: one backbone in memory, and any number of deltas over it, each with classes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.delta import unpacked
+from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.serve.shared import Shared, check_pictures
+
+
+class Tasks(Shared):
+    """An "overloaded" network (paper, Section 5): a task's delta is put in place when it is asked for.
+
+    Each task has its own slices, classifier, and batch-norm statistics; memory grows by the size of its
+    delta. Several threads may call at once: they take turns. Make one with :meth:`load`.
+    """
+
+    @classmethod
+    def load(cls, deltas: Mapping[str, str | Path] | str | Path, **options: Any) -> Tasks:
+        """Build the backbone once and read every delta.
+
+        Args:
+            deltas: Task name -> delta file; or a bundle. The first builds the backbone; all must stand on the
+                same, with the same learn spec. Class counts may differ.
+            **options: ``module``, ``backbone``, ``allow_network``: as for :func:`sparsetune.load`.
+
+        Raises:
+            ConfigError: When ``deltas`` is empty.
+            DeltaError: When a file is damaged or stands on another backbone.
+            BackboneError: When the backbone cannot be rebuilt.
+        """
+        if isinstance(deltas, (str, Path)):
+            with unpacked(deltas) as held:
+                return cls.load(held.deltas, **{"backbone": held.backbone, **options})
+        if not isinstance(deltas, Mapping) or not deltas:
+            given = f"{type(deltas).__name__} is no mapping" if deltas else "no deltas were given"
+            raise ConfigError(f"{given}; pass one such as {{'cats': 'cats.safetensors'}}.")
+        (name, path), *others = deltas.items()
+        tasks = cls(name, path, **options)
+        for other, file in others:
+            tasks.add(other, file)
+        return tasks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, in the order in which they were added."""
+        return tuple(self.headers)
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Read one more delta.
+
+        Raises:
+            ConfigError: When there is a task of that name.
+            DeltaError: When the file is damaged or stands on another backbone.
+        """
+        if name in self.headers:
+            raise ConfigError(f"task '{name}' is there already; remove it first, or choose another name.")
+        self.take(name, path)
+
+    def remove(self, name: str) -> None:
+        """Forget a task and free its memory.
+
+        Raises:
+            UnknownNameError: When there is no such task.
+        """
+        self._check(name)
+        self.drop(name)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[nn.Module]:
+        """Give the model as it is for one task, for as long as the context lasts.
+
+        It is the one model of all tasks, for evaluation. Other tasks may be asked meanwhile by calling this
+        object. Whatever is written to the model is undone before it is used again.
+
+        Raises:
+            UnknownNameError: When there is no such task.
+            ConfigError: When the model is in use for another task.
+        """
+        self._check(name)
+        with self.using(name, lend=True) as net:
+            yield net
+
+    def forward(self, *inputs: Any, task: Sequence[str] | None = None) -> Tensor:
+        """Compute logits: ``tasks("cats", x)`` for one task, ``tasks(x, task=[...])`` for a task a row.
+
+        Args:
+            *inputs: A task's name and pictures ``(B, C, H, W)``, or the pictures alone.
+            task: The task of each row; rows of one task are computed together, and come back in their order.
+
+        Returns:
+            ``(B, classes)``. Of tasks with different class counts, ``classes`` is the largest, and the rows
+            of the others end in ``-inf``: softmax and argmax are those of their own classes.
+
+        Raises:
+            UnknownNameError: When there is no such task.
+            ConfigError: When there is not one task a row, or the arguments are others.
+        """
+        if len(inputs) != (2 if task is None else 1):
+            beside = "without task" if task is None else "beside task"
+            raise ConfigError(
+                f"{len(inputs)} arguments were given {beside}; call tasks('cats', x) for one task, or "
+                "tasks(x, task=[...]) for one a row."
+            )
+        check_pictures(x := inputs[-1])
+        if task is None:
+            self._check(inputs[0])
+            return self.logits(inputs[0], x)
+        found = {}
+        for name, own in self._rows(task, len(x)).items():
+            index = torch.tensor(own, dtype=torch.int64, device=x.device)
+            found[name] = index, self.logits(name, x[index])
+        width = max(logits.shape[1] for _, logits in found.values())
+        like = next(iter(found.values()))[1]
+        together: Tensor = like.new_full((len(x), width), float("-inf"))
+        for index, logits in found.values():
+            together[index, : logits.shape[1]] = logits
+        return together
+
+    def _rows(self, task: Any, count: int) -> dict[str, list[int]]:
+        """The rows of each task; of no rows those of every task."""
+        if isinstance(task, str) or not isinstance(task, Iterable):
+            raise ConfigError(f"task {task!r} is no list of names; give one a row, or call tasks('cats', x).")
+        names = list(task)
+        if len(names) != count:
+            raise ConfigError(f"there are {len(names)} tasks for {count} rows; give one a row.")
+        if not self.headers:
+            raise ConfigError("there is no task; add one.")
+        rows: dict[str, list[int]] = {} if names else {name: [] for name in self.headers}
+        for row, name in enumerate(names):
+            self._check(name)
+            rows.setdefault(name, []).append(row)
+        return rows
+
+    def _check(self, name: Any) -> None:
+        if not isinstance(name, str):
+            raise ConfigError(f"task {name!r} is no name; give one of {', '.join(self.headers)}.")
+        if name not in self.headers:
+            raise UnknownNameError("task", name, self.headers)

@@ -1,0 +1,301 @@
+"""How much of a layer is learned: one amount for all, or amounts by module-name pattern."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Any, Literal
+
+from sparsetune.errors import ConfigError
+
+Pairs = tuple[tuple[str, float], ...]
+ByName = Mapping[str, float] | Pairs
+"""Numbers by module-name pattern; inside a ``Learn`` they are pairs, in their order."""
+
+MOST = 4096
+"""Patterns of one ``Learn`` at most; a file may be a stranger's."""
+SHOWN = 3
+"""Patterns that a description spells out."""
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` matches the module ``name`` or one that it lies under."""
+    if not any(sign in pattern for sign in "*?["):
+        return name == pattern or name.startswith(pattern + ".")
+    pieces = name.split(".")
+    return any(fnmatchcase(".".join(pieces[:i]), pattern) for i in range(1, len(pieces) + 1))
+
+
+def first_match(pairs: Pairs, name: str) -> float | None:
+    """Return the number of the first pattern that covers the module ``name``."""
+    return next((number for pattern, number in pairs if matches(name, pattern)), None)
+
+
+def frozen_pairs(value: Any) -> Any:
+    """Return a mapping as pairs, and anything else as it is."""
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+def pairs_from_json(value: Any) -> Any:
+    """Return a list of two-item lists as pairs, and anything else as it is."""
+    if isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+        return tuple((pattern, number) for pattern, number in value)
+    return value
+
+
+def pair_problems(kind: str, pairs: tuple[Any, ...]) -> list[str]:
+    """Say what is wrong with the form of amounts by pattern; their numbers are not looked at."""
+    formed = all(isinstance(item, tuple) and len(item) == 2 for item in pairs)
+    names = [item[0] for item in pairs] if formed else []
+    if not names or not all(isinstance(name, str) and name for name in names):
+        return [
+            f"{kind} {reprlib.repr(pairs)} does not give numbers by module name; write {{'block3': 2}}, or "
+            "one number for all layers."
+        ]
+    if len(names) > MOST:
+        return [
+            f"{kind} names {len(names)} patterns; {MOST} are the most, so let patterns cover several layers."
+        ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    return [f"{kind} names '{shown(twice[0])}' twice; keep one."] if twice else []
+
+
+def shown(value: object) -> str:
+    """Return a value for a sentence: in one printable piece, whatever a stranger wrote."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= 60 else reprlib.repr(value)
+
+
+def amount_words(kind: str, amount: Any) -> str:
+    """Return an amount in words: ``fraction 0.1``, ``2 filters``, ``rank 8 in block1, 2 in block3``."""
+    if not isinstance(amount, tuple):
+        return _words(kind, amount)
+    (pattern, number), *others = amount
+    said = [f"{_words(kind, number)} in {pattern}"]
+    said += [f"{number:g} in {pattern}" for pattern, number in others[: SHOWN - 1]]
+    left = len(amount) - SHOWN
+    return ", ".join([*said, f"and so on for {left} more patterns"] if left > 0 else said)
+
+
+def _words(kind: str, number: float) -> str:
+    return f"{number:g} filters" if kind == "filters" else f"{kind} {number:g}"
+
+
+Dim = Literal["out", "in", "height", "width"]
+Frozen = Literal["random", "zero", "pretrained"]
+
+DIMS: tuple[Dim, ...] = ("out", "in", "height", "width")
+FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
+KINDS = ("fraction", "filters", "rank")
+"""What an amount may be an amount of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Which slice of each layer is learned (paper, Section 3); all else stays at the backbone's values.
+
+    A slice is the first ``k`` indices along one dimension of a weight. Instead of slices, low-rank sums can
+    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021).
+
+    Exactly one of ``fraction``, ``filters`` and ``rank`` says how much, as one number for all layers. Or each
+    of them is a mapping from module-name pattern to number, such as ``rank={"block1": 8, "block3.*": 2}``:
+    in each the first pattern that covers a layer counts, a layer that none covers is frozen, and a layer may
+    be covered in one of them only. They are kept as tuples of pairs.
+
+    Args:
+        fraction: ``k = floor(fraction * size)`` of each layer, from 0 to 1; 1 learns layers whole.
+        filters: ``k = min(filters, size)`` for every layer; 0 learns no slice at all.
+        rank: Rows of ``A`` and columns of ``B``, at least 1; in each layer at most the smaller side of its
+            weight as a matrix with a row for each filter. Biases of layers are frozen.
+        dim: The sliced dimension: ``out`` (filters), ``in`` (inputs of each filter), ``height`` or ``width``
+            (positions inside the kernel). Slices along the last three hold at least one index.
+        layers: Beside one number, module-name patterns (``block3``, ``layer*.0``); a pattern covers all that
+            is under the modules that it matches. Only layers covered are sliced. ``None``: all of them.
+        norm: Learn the affine parameters of normalisation layers. Running statistics always update.
+        head: Learn the classifier, whole.
+        frozen: What stands in the rest of the sliced layers. ``zero`` sets it to zero (the paper's †);
+            ``random`` and ``pretrained`` state what the backbone must be; ``None`` takes it as it is.
+
+    Raises:
+        ConfigError: For settings out of range, all problems together.
+
+    Example:
+        ``Learn(fraction=0.1)`` is the paper's 10 %; ``Learn(filters=0, head=False)`` is batch-norm only;
+        ``Learn(layers=["block3"], fraction=1.0, head=False)`` is a row of its Table 1.
+    """
+
+    fraction: float | ByName | None = None
+    filters: int | ByName | None = None
+    rank: int | ByName | None = None
+    dim: Dim = "out"
+    layers: tuple[str, ...] | None = None
+    norm: bool = True
+    head: bool = True
+    frozen: Frozen | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        for kind, amount in self.amounts.items():
+            object.__setattr__(self, kind, frozen_pairs(amount))
+        ConfigError.collect(self._problems())
+
+    @property
+    def amounts(self) -> dict[str, Any]:
+        """The given ones among ``fraction``, ``filters`` and ``rank``, by that name."""
+        given = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: amount for kind, amount in given.items() if amount is not None}
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether amounts are given by module-name pattern."""
+        return any(isinstance(amount, tuple) for amount in self.amounts.values())
+
+    def _problems(self) -> Iterator[str]:
+        given = self.amounts
+        if len(given) > 1 and not all(isinstance(amount, tuple) for amount in given.values()):
+            said = [f"{kind} {'by layer' if isinstance(n, tuple) else shown(n)}" for kind, n in given.items()]
+            yield f"{' and '.join(said)} each say how much to learn; keep one."
+        if not given:
+            remedy = "give fraction (0.1 is 10 % of each layer), filters or rank"
+            yield f"nothing says how much to learn; {remedy}."
+        for kind, amount in given.items():
+            wrong = pair_problems(kind, amount) if isinstance(amount, tuple) else []
+            yield from wrong or _out_of_range(kind, amount)
+        if self.by_layer and self.layers is not None:
+            yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
+        if [*given] == ["rank"] and self.dim != "out":
+            yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
+        if self.rank is not None and self.frozen == "zero":
+            yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
+        if self.dim not in DIMS:
+            yield f"dim '{shown(self.dim)}' is not one of {', '.join(DIMS)}."
+        if self.frozen is not None and self.frozen not in FROZEN:
+            yield f"frozen '{shown(self.frozen)}' is not one of {', '.join(FROZEN)}."
+        if self.layers is not None and not _is_patterns(self.layers):
+            yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Every module-name pattern, each once."""
+        named = [pattern for amount in self.amounts.values() if self.by_layer for pattern, _ in amount]
+        return tuple(dict.fromkeys([*(self.layers or ()), *named]))
+
+    def at(self, name: str) -> Learn | None:
+        """Return the spec, with one number, that counts for the layer of that module name.
+
+        Returns:
+            ``None`` where no pattern covers it, so that it is frozen.
+
+        Raises:
+            ConfigError: When patterns of two amounts cover it.
+        """
+        if not self.by_layer:
+            covered = self.layers is None or any(matches(name, pattern) for pattern in self.layers)
+            return self if covered else None
+        found = {kind: first_match(amount, name) for kind, amount in self.amounts.items()}
+        found = {kind: number for kind, number in found.items() if number is not None}
+        if len(found) > 1:
+            said = " and ".join(amount_words(kind, number) for kind, number in found.items())
+            raise ConfigError(f"patterns give layer '{name}' {said}; let one amount alone cover it.")
+        dim: Dim = "out" if "rank" in found else self.dim
+        amounts: dict[str, Any] = {**dict.fromkeys(KINDS), **found}
+        return replace(self, dim=dim, **amounts) if found else None
+
+    def size(self, whole: int) -> int:
+        """Return ``k``, the number of learned indices along a dimension of ``whole`` indices.
+
+        The fraction is read as the decimal that was written, so 0.29 of 100 is 29 although the binary
+        product is just below. Of amounts by layer, :meth:`at` gives those of one.
+        """
+        if isinstance(self.filters, int):
+            return min(self.filters, whole)
+        fraction = self.fraction if isinstance(self.fraction, (int, float)) else 0
+        wanted = int(Fraction(repr(float(fraction))) * whole)
+        at_least = 1 if self.dim != "out" and self.fraction else 0
+        return max(wanted, at_least)
+
+    @property
+    def everything(self) -> bool:
+        """Whether all layers are learned whole."""
+        return self.layers is None and self.fraction == 1
+
+    @property
+    def amount(self) -> str:
+        """How much of each layer is learned, in words: ``fraction 0.1``, ``2 filters`` or ``rank 4``."""
+        return "; ".join(amount_words(kind, amount) for kind, amount in self.amounts.items())
+
+    def describe(self) -> str:
+        """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
+        along = (
+            "" if [*self.amounts] == ["rank"] else f"{'; slices' if self.by_layer else ''} along {self.dim}"
+        )
+        words = [self.amount + along]
+        words += [f"layers {' '.join(self.layers)}"] if self.layers else []
+        words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
+        words += [f"frozen {self.frozen}"] if self.frozen else []
+        return ", ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values; ``rank`` only where there is one.
+
+        Amounts by layer are a list of ``[pattern, number]``: their order counts, and that of an object's keys
+        would not survive a writer that sorts them.
+        """
+        values = asdict(self)
+        if self.rank is None:
+            del values["rank"]
+        for kind, amount in self.amounts.items():
+            values[kind] = [list(pair) for pair in amount] if isinstance(amount, tuple) else amount
+        values["layers"] = None if self.layers is None else list(self.layers)
+        return values
+
+    @classmethod
+    def from_json(cls, value: Any) -> Learn:
+        """Rebuild from :meth:`to_json`'s result.
+
+        Raises:
+            ConfigError: When ``value`` is not such a result.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or not set(value) <= known:
+            raise ConfigError(
+                f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(known))}."
+            )
+        flags = [name for name in ("norm", "head") if not isinstance(value.get(name, True), bool)]
+        if flags:
+            raise ConfigError(f"learn spec has {flags[0]} = {value[flags[0]]!r}; expected true or false.")
+        amounts = {kind: pairs_from_json(value[kind]) for kind in KINDS if kind in value}
+        wrong = next((kind for kind, amount in amounts.items() if isinstance(amount, (list, dict))), None)
+        if wrong:
+            said = reprlib.repr(value[wrong])
+            raise ConfigError(f"learn spec has {wrong} = {said}; expected a number, or pattern-number pairs.")
+        return cls(**{**value, **amounts})
+
+
+def _out_of_range(kind: str, amount: Any) -> Iterator[str]:
+    pairs = amount if isinstance(amount, tuple) else [(None, amount)]
+    for pattern, number in pairs:
+        said = f"{kind} {shown(number)}" + (f" in '{shown(pattern)}'" if pattern is not None else "")
+        if kind == "fraction" and not (_is_number(number) and 0 <= number <= 1):
+            yield f"{said} is not between 0 and 1; 0.1 learns 10 % of each layer."
+        if kind == "filters" and not (_is_count(number) and number >= 0):
+            yield f"{said} is not a whole number of 0 or more."
+        if kind == "rank" and not (_is_count(number) and number >= 1):
+            yield f"{said} is not a whole number of 1 or more; filters=0 learns no layer."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_patterns(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)

@@ -1,0 +1,35 @@
+"""ROOM studies.compare."""
+
+from sparsetune.studies.compare.entry import config_of, data_of, plain_of
+from sparsetune.studies.compare.methods import CHOSEN, FAMILIES, HELD_OUT, PRESETS, SPREAD, THEIRS, Comparison
+from sparsetune.studies.compare.points import DTYPES, Point, find, lines, read_lines
+from sparsetune.studies.compare.shown import Table, budgets, chosen, draw, methods
+from sparsetune.studies.compare.verdicts import FEW, SAME, Verdict, choices, verdicts
+
+__all__ = [
+    "CHOSEN",
+    "Comparison",
+    "DTYPES",
+    "FAMILIES",
+    "FEW",
+    "HELD_OUT",
+    "PRESETS",
+    "Point",
+    "SAME",
+    "SPREAD",
+    "THEIRS",
+    "Table",
+    "Verdict",
+    "budgets",
+    "choices",
+    "chosen",
+    "config_of",
+    "data_of",
+    "draw",
+    "find",
+    "lines",
+    "methods",
+    "plain_of",
+    "read_lines",
+    "verdicts",
+]

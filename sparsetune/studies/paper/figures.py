@@ -1,0 +1,291 @@
+"""The paper's figures, drawn from our results with the paper's points on top."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sparsetune.studies.jobs import Settings
+from sparsetune.studies.paper.experiments import (
+    COUNTS,
+    DENSENET,
+    FRACTIONS,
+    NAMES,
+    SIZES,
+    WIDE,
+    WRN,
+    published,
+)
+from sparsetune.studies.paper.results import Results
+from sparsetune.studies.sources import learned_parameters, total_parameters
+
+BLUE, GREEN, RED, ORANGE, PURPLE, GREY = "#1f5fa8", "#2e8b57", "#c0392b", "#d98200", "#7d3c98", "#8a8a8a"
+SHADE = "#eeeeee"
+"""Behind integer numbers of filters, as in the paper."""
+
+
+class Panel:
+    """A drawing with two axes; :func:`panel` makes one.
+
+    Attributes:
+        axes: Matplotlib's.
+        empty: Whether nothing was drawn yet.
+        top: The largest height drawn.
+        svg: The picture, once it is finished.
+    """
+
+    def __init__(self, axes: Any) -> None:
+        self.axes, self.empty, self.top, self.svg = axes, True, 0.0, ""
+
+    def line(self, x: list[Any], y: list[float | None], colour: str, label: str, **style: Any) -> None:
+        """Draw the points that there are, joined; ``None`` is left out."""
+        known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+        if known:
+            self._drawn(*(height for _, height in known))
+            style = {"marker": "o", "markersize": 4, "linewidth": 1.4, **style}
+            self.axes.plot(*zip(*known, strict=True), color=colour, label=label, **style)
+
+    def paper(self, x: list[Any], y: list[float], label: str = "paper") -> None:
+        """Draw the paper's points on top."""
+        if x:
+            self.top = max(self.top, *y)
+            self.axes.plot(
+                x, y, "D", markersize=7, markerfacecolor="none", markeredgecolor=RED, label=label, zorder=5
+            )
+
+    def level(self, y: float | None, colour: str, label: str) -> None:
+        """Draw a dashed line at a height."""
+        if y is not None:
+            self._drawn(y)
+            self.axes.axhline(y, color=colour, linestyle="--", linewidth=1.2, label=label)
+
+    def _drawn(self, *heights: float) -> None:
+        self.empty, self.top = False, max(self.top, *heights)
+
+    def categories(self, labels: list[str], shaded_from: int | None = None) -> None:
+        """Name the places 0, 1, 2 … of the horizontal axis; shade those from a number on."""
+        self.axes.set_xticks(range(len(labels)), labels)
+        self.axes.set_xlim(-0.5, len(labels) - 0.5)
+        if shaded_from is not None and shaded_from < len(labels):
+            self.axes.axvspan(shaded_from - 0.5, len(labels) - 0.5, color=SHADE, zorder=0)
+
+
+@contextmanager
+def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = True) -> Iterator[Panel]:
+    """Give a panel to draw on; its picture is there when the block ends.
+
+    Args:
+        title: Stands above it.
+        x: Name of the horizontal axis.
+        y: Of the vertical one.
+        percent: Whether that starts at zero.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.size": 10,
+        "font.family": "sans-serif",
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.6, 3.7), layout="constrained")
+        axes = figure.subplots()
+        made = Panel(axes)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        yield made
+        if made.empty:
+            return
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if percent and axes.get_yscale() == "linear":
+            axes.set_ylim(0, 1.08 * made.top)
+        handles, labels = axes.get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True))
+        columns = {"ncols": min(3, len(named)), "fontsize": 8, "frameon": False}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", **columns)
+        held = io.StringIO()
+        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
+        made.svg = held.getvalue()
+
+
+TICKS = [f"{p:g}".lstrip("0") for p in FRACTIONS] + [str(k) for k in COUNTS]
+PALETTE = dict(zip(NAMES, (BLUE, ORANGE, ORANGE, GREEN, PURPLE, GREY), strict=True))
+FIVE = [name for name in NAMES if name != WIDE["model"]]
+DIMS = {"out": BLUE, "in": GREEN, "height": ORANGE, "width": PURPLE}
+
+
+def draw(experiment: str, results: Results) -> list[str]:
+    """Return the panels of a figure as SVG pictures; those without results are left out."""
+    return [made.svg for made in DRAWN[experiment](results) if made.svg] if experiment in DRAWN else []
+
+
+def fit_line(fractions: Sequence[float], accuracies: Sequence[float]) -> tuple[float, float, float]:
+    """Fit ``accuracy = slope * ln(fraction) + level`` by least squares; return slope, level and R²."""
+    x, y = np.log(np.asarray(fractions, float)), np.asarray(accuracies, float)
+    slope, level = np.polyfit(x, y, 1)
+    spread = float(((y - y.mean()) ** 2).sum())
+    rest = float(((y - slope * x - level) ** 2).sum())
+    return float(slope), float(level), 1 - rest / spread if spread else 0.0
+
+
+def curve(results: Results, model: str, frozen: str | None = None) -> tuple[list[float], list[float]]:
+    """Return the fractions of figure 1 that were run for a model, and their accuracies."""
+    found = [(p, results.top1("fig1", model=model, frozen=frozen, fraction=p)) for p in FRACTIONS]
+    known = [(p, top1) for p, top1 in found if top1 is not None]
+    return [p for p, _ in known], [top1 for _, top1 in known]
+
+
+def _row(results: Results, experiment: str, **where: object) -> list[float | None]:
+    sizes = [{"fraction": None, "filters": None, **size} for size in SIZES]
+    return [results.top1(experiment, **{**size, **where}) for size in sizes]
+
+
+def _fig1(results: Results) -> list[Panel]:
+    panels = []
+    for model in FIVE:
+        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
+            made.categories(TICKS, len(FRACTIONS))
+            for frozen, colour, label in ((None, BLUE, "rest random"), ("zero", GREEN, "rest zero")):
+                row = _row(results, "fig1", model=model, frozen=frozen)
+                for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
+                    made.line([*range(len(SIZES))][part], row[part], colour, label)
+            points = results.points("fig1", model=model)
+            _paper(made, "fig1", points, lambda point: _place(point))
+        panels.append(made)
+    return panels
+
+
+def _place(settings: Settings) -> int:
+    size = {"fraction": settings["fraction"], "filters": settings["filters"]}
+    return [{"fraction": None, "filters": None, **each} for each in SIZES].index(size)
+
+
+def _paper(
+    made: Panel, experiment: str, points: Sequence[Settings], place: Callable[[Settings], float]
+) -> None:
+    told = [(place(point), number.top1) for point in points if (number := published(experiment, point))]
+    made.paper([x for x, _ in told], [y for _, y in told])
+
+
+def _fig2(results: Results) -> list[Panel]:
+    with panel("(a) by dimension", "share of all parameters learned") as whole:
+        for dim, colour in DIMS.items():
+            points = sorted(results.points("fig2", dim=dim), key=learned_parameters)
+            shares = [learned_parameters(point) / total_parameters(point) for point in points]
+            accuracies = [spread.mean if (spread := results.spread(point)) else None for point in points]
+            whole.line(shares, accuracies, colour, f"along {dim}", linewidth=0.8)
+    with panel("(b) by size of the slice", "fraction | indices of the slice") as sizes:
+        sizes.categories(TICKS, len(FRACTIONS))
+        for dim in ("out", "in"):
+            row = _row(results, "fig2", dim=dim)
+            for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
+                sizes.line([*range(len(SIZES))][part], row[part], DIMS[dim], f"along {dim}")
+    return [whole, sizes]
+
+
+def _fig3(results: Results) -> list[Panel]:
+    with panel("(a) hollow: rest zero", "learned parameters (log)") as counts:
+        counts.axes.set_xscale("log")
+        for model in FIVE:
+            for frozen in (None, "zero"):
+                points = sorted(results.points("fig3", model=model, frozen=frozen), key=learned_parameters)
+                found = [spread.mean if (spread := results.spread(point)) else None for point in points]
+                style = {"linestyle": "none", "markerfacecolor": "none" if frozen else PALETTE[model]}
+                label = "_" if frozen else NAMES[model]
+                counts.line(
+                    [learned_parameters(point) for point in points], found, PALETTE[model], label, **style
+                )
+    with panel("(b) lines fitted", "fraction of filters (log)") as lines:
+        lines.axes.set_xscale("log")
+        for model in FIVE:
+            fractions, accuracies = curve(results, model)
+            lines.line(fractions, [*accuracies], PALETTE[model], NAMES[model], linestyle="none")
+            if len(fractions) > 2:
+                slope, level, _ = fit_line(fractions, accuracies)
+                ends = [fractions[0], fractions[-1]]
+                fitted = [slope * math.log(p) + level for p in ends]
+                lines.axes.plot(ends, fitted, color=PALETTE[model], linewidth=1)
+        shown = (FRACTIONS[0], *FRACTIONS[3:])
+        lines.axes.set_xticks(shown, [f"{p:g}" for p in shown])
+        lines.axes.minorticks_off()
+    return [counts, lines]
+
+
+def _fig4(results: Results) -> list[Panel]:
+    panels = []
+    for net in (WRN, DENSENET):
+        model = net["model"]
+        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
+            made.categories(TICKS, len(FRACTIONS))
+            for norm, colour, label in ((True, BLUE, "BN learned"), (False, GREEN, "BN not learned")):
+                row = _row(results, "fig4", model=model, norm=norm)
+                for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
+                    made.line([*range(len(SIZES))][part], row[part], colour, label)
+            made.level(results.top1("fig4", model=model, fraction=1.0), "black", "everything learned")
+        panels.append(made)
+    return panels
+
+
+def _fig5(results: Results) -> list[Panel]:
+    panels = []
+    sizes: list[Settings] = [{"filters": 1}, {"fraction": 0.1}, {"fraction": 0.4}]
+    for data, title in (("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100")):
+        with panel(title, "learned of each layer") as made:
+            made.categories(["1 filter", "10 %", "40 %"])
+            for net, colour in ((WIDE, GREEN), (DENSENET, BLUE)):
+                where = {"model": net["model"], "data": data}
+                row = [results.top1("fig5", **where, **size) for size in sizes]
+                made.line([0, 1, 2], row, colour, NAMES[net["model"]])
+                whole = results.top1("fig5", **where, fraction=1.0)
+                made.level(whole, colour, f"{NAMES[net['model']]}, everything")
+            points = [point for point in results.points("fig5", data=data) if point["fraction"] != 1.0]
+            _paper(
+                made, "fig5", points, lambda point: 0 if point["filters"] else 1 + (point["fraction"] > 0.1)
+            )
+        panels.append(made)
+    return panels
+
+
+def _fig6(results: Results) -> list[Panel]:
+    panels = []
+    for key, part, title in (
+        ("mean", None, "Mean |w| of each convolution"),
+        ("variance", None, "Variance of each convolution"),
+        ("mean", "learned", "Mean |w| of its learned slice"),
+    ):
+        with panel(title, "convolution", {"mean": "mean |w|", "variance": "variance (log)"}[key]) as made:
+            if key == "variance":
+                made.axes.set_yscale("log")
+            for fraction, colour in ((0.1, BLUE), (0.4, GREEN), (0.7, ORANGE), (1.0, RED), (None, GREY)):
+                layers = magnitudes(results, fraction)
+                values = [layer[part] if part else layer for layer in layers]
+                label = "as drawn" if fraction is None else f"{fraction:.0%} learned"
+                heights = [value[key] if value else None for value in values]
+                made.line([*range(1, len(layers) + 1)], heights, colour, label, markersize=2.5, linewidth=1)
+        panels.append(made)
+    return panels
+
+
+def magnitudes(results: Results, fraction: float | None) -> list[dict[str, Any]]:
+    """Return each convolution's magnitudes after table 3's training of the first seed; ``None``: as drawn."""
+    rows = results.rows(results.points("fig6", fraction=fraction)[0])
+    return rows[0].result.get("layers", []) if rows else []
+
+
+DRAWN: dict[str, Callable[[Results], list[Panel]]] = {
+    "fig1": _fig1,
+    "fig2": _fig2,
+    "fig3": _fig3,
+    "fig4": _fig4,
+    "fig5": _fig5,
+    "fig6": _fig6,
+}

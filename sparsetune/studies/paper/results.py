@@ -1,0 +1,255 @@
+"""What was found, looked up by the paper's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.studies.jobs import Job, Settings, based, check_seeds, in_order, job
+from sparsetune.studies.paper.experiments import DENSENET, EXPERIMENTS, NAMES, WIDE, WRN, Experiment
+from sparsetune.studies.sources import KNOWN
+from sparsetune.studies.store import Row
+
+SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
+LONG = ("table2", "fig5", "table3", "fig6")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named selection.
+
+    Attributes:
+        experiments: Ids, in the order in which they are run.
+        changes: Settings in place of the paper's.
+        epochs: At most so many for each training.
+    """
+
+    experiments: tuple[str, ...]
+    changes: Settings
+    epochs: int | None = None
+
+
+PRESETS = {
+    "smoke": Preset(SHORT + LONG, {"data": "digits", "train_limit": 128, "test_limit": 100}, 1),
+    "short": Preset(SHORT, {}),
+    "full": Preset(SHORT + LONG, {}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which experiments are run, and how they differ from the paper's.
+
+    Args:
+        preset: A name out of ``PRESETS``.
+        only: Experiments out of the preset's; ``None`` for all of them.
+        seeds: Each training is run once with each; a seed gives the random weights and the order of pictures.
+        epochs: At most so many for each training.
+        train_limit: Use so many training pictures.
+        test_limit: Likewise for test pictures.
+        digests: Of the data, by name.
+        version: Of results; ``None`` for those of before there was one.
+
+    Raises:
+        UnknownNameError: When there is no such preset or experiment.
+        ConfigError: When a number is out of range, or an experiment is not the preset's.
+    """
+
+    preset: str = "short"
+    only: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] = (0,)
+    epochs: int | None = None
+    train_limit: int | None = None
+    test_limit: int | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    version: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UnknownNameError("preset", self.preset, PRESETS)
+        for name in self.only or ():
+            if name not in EXPERIMENTS:
+                raise UnknownNameError("experiment", name, EXPERIMENTS)
+        own = PRESETS[self.preset].experiments
+        problems = [
+            f"{name} is not in preset {self.preset}; choose --preset full."
+            for name in self.only or ()
+            if name not in own
+        ]
+        problems += [
+            f"{name} {value!r} is not a whole number of 1 or more."
+            for name, value in (
+                ("epochs", self.epochs),
+                ("train_limit", self.train_limit),
+                ("test_limit", self.test_limit),
+            )
+            if value is not None and value < 1
+        ]
+        ConfigError.collect([*problems, *check_seeds(self.seeds)])
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """Those that are run, in that order."""
+        chosen = self.only or PRESETS[self.preset].experiments
+        return [EXPERIMENTS[name] for name in PRESETS[self.preset].experiments if name in chosen]
+
+    def adjusted(self, settings: Settings) -> Settings:
+        """Return the settings that are run in place of the paper's ``settings``."""
+        preset = PRESETS[self.preset]
+        limits = {"train_limit": self.train_limit, "test_limit": self.test_limit}
+        caps = [count for count in (settings["epochs"], preset.epochs, self.epochs) if count is not None]
+        changes = {**preset.changes, **{name: value for name, value in limits.items() if value is not None}}
+        return {**settings, **changes, "epochs": min(caps)}
+
+    def job(self, settings: Settings, seed: int) -> Job:
+        """Return the job that stands for the paper's ``settings``."""
+        changed = {**self.adjusted(settings), "seed": seed}
+        return job(based(changed, self.digests, self.version))
+
+    def jobs(self, experiment: Experiment | None = None) -> list[Job]:
+        """Return every job of an experiment, or of all; once each, each after those that it needs."""
+        chosen = self.experiments if experiment is None else [experiment]
+        return [
+            *in_order(
+                [self.job(point, seed) for each in chosen for seed in self.seeds for point in each.points]
+            )
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Selection:
+        """Rebuild from :meth:`to_json`'s result."""
+        lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
+        return cls(**{**value, **lists})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracies of one row over seeds, in percent.
+
+    Attributes:
+        values: One a seed; a training that did not converge counts as chance.
+        diverged: How many did not.
+    """
+
+    values: tuple[float, ...]
+    diverged: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; ``None`` for a single one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        shown = f"{self.mean:.2f}"
+        return shown if self.deviation is None else f"{shown} ± {self.deviation:.2f}"
+
+
+class Results:
+    """Results of one selection.
+
+    Args:
+        rows: Of any selection; those of others, of other data and of other versions are left aside.
+        selection: Which settings stand for the paper's. Its seeds are all those that ``rows`` hold.
+    """
+
+    def __init__(self, rows: Sequence[Row], selection: Selection) -> None:
+        self.selection = selection
+        self.by_id = {row.id: row for row in rows if self._is_of(row.settings)}
+        seeds = {row.settings["seed"] for row in rows if row.settings["init_from"] is None}
+        self.seeds = sorted(seeds | set(selection.seeds))
+
+    def _is_of(self, settings: Settings) -> bool:
+        """Whether a result is of the selection's data and version."""
+        wanted = based(settings, self.selection.digests, self.selection.version)
+        return all(settings.get(name) == wanted[name] for name in ("digest", "version"))
+
+    def rows(self, settings: Settings) -> list[Row]:
+        """Return the results that stand for the paper's ``settings``, one a seed."""
+        found = (self.by_id.get(self.selection.job(settings, seed).id) for seed in self.seeds)
+        return [row for row in found if row is not None]
+
+    def spread(self, settings: Settings, key: str = "top1") -> Spread | None:
+        """Return accuracies over seeds, or ``None`` where nothing was run."""
+        chance = self.chance(settings)
+        rows = self.rows(settings)
+        values = tuple(100 * row.result[key] if key in row.result else chance for row in rows)
+        return Spread(values, sum("diverged" in row.result for row in rows)) if values else None
+
+    def chance(self, settings: Settings) -> float:
+        """Accuracy of guessing, in percent."""
+        return 100 / KNOWN[self.selection.adjusted(settings)["data"]].classes
+
+    def points(self, experiment: str, **where: Any) -> list[Settings]:
+        """Return an experiment's rows, as in the paper, whose settings have the given values."""
+        return [
+            point
+            for point in EXPERIMENTS[experiment].points
+            if all(point[name] == value for name, value in where.items())
+        ]
+
+    def top1(self, experiment: str, key: str = "top1", **where: Any) -> float | None:
+        """Return the mean accuracy of the one row with the given values, in percent; of several the best."""
+        found = [self.spread(point, key) for point in self.points(experiment, **where)]
+        return max((spread.mean for spread in found if spread), default=None)
+
+    def best(self, points: Sequence[Settings]) -> tuple[Settings, Spread] | None:
+        """Return the row of highest accuracy, and that."""
+        found = [(point, spread) for point in points if (spread := self.spread(point))]
+        return max(found, key=lambda each: each[1].mean, default=None)
+
+    def finished(self, experiment: str) -> tuple[int, int]:
+        """Return how many of an experiment's rows have results, and how many there are."""
+        points = EXPERIMENTS[experiment].points
+        return sum(bool(self.rows(point)) for point in points), len(points)
+
+    @property
+    def as_in_paper(self) -> bool:
+        """Whether data and lengths of all trainings are the paper's own."""
+        points = (point for each in EXPERIMENTS.values() for point in each.points)
+        return all(self.selection.adjusted(point) == point for point in points)
+
+
+Decided = tuple[bool, str]
+"""Whether a claim holds, and the numbers that say so."""
+BOTH = ("cifar10", "cifar100")
+DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
+
+
+class Missing(Exception):  # noqa: N818
+    """A number that the rule needs was not run."""
+
+
+class Found:
+    """Accuracies of one experiment, in percent; asking for one that was not run raises :class:`Missing`."""
+
+    def __init__(self, results: Results, experiment: str) -> None:
+        self.results, self.experiment = results, experiment
+
+    def __call__(self, key: str = "top1", **where: object) -> float:
+        """Return the mean over seeds of the row with the given settings; of several the best."""
+        size = {} if {"fraction", "filters"} & set(where) == set() else {"fraction": None, "filters": None}
+        found = self.results.top1(self.experiment, key, **{**size, **where})
+        if found is None:
+            raise Missing
+        return found
+
+    def chance(self) -> float:
+        """Return the accuracy of guessing, in percent."""
+        return self.results.chance(self.results.points(self.experiment)[0])
+
+
+def told(found: dict[str, float], digits: int = 1) -> str:
+    """Say a number for each model."""
+    return ", ".join(f"{NAMES[model]} {value:.{digits}f}" for model, value in found.items())

@@ -1,0 +1,169 @@
+"""The results: one SQLite file, one row a finished job."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsetune.delta import load, write_plain
+from sparsetune.errors import StorageError
+from sparsetune.host import DELTA
+from sparsetune.sliced import merge_
+from sparsetune.studies.jobs import Settings
+
+NAME = "results.sqlite"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS results (
+    id TEXT PRIMARY KEY, settings TEXT NOT NULL, result TEXT NOT NULL, about TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished job.
+
+    Attributes:
+        id: The job's.
+        settings: All of them.
+        result: What was measured; ``diverged`` alone where the loss did not stay finite.
+        about: Machine, versions, commit, date, data, and how many jobs ran side by side.
+    """
+
+    id: str
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+class Store:
+    """An open file of results; make one with :func:`open_store`.
+
+    A row is there whole or not at all, whenever the process is killed. One process at a time writes; others
+    may read.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.connection, self.path = connection, path
+
+    def rows(self) -> list[Row]:
+        """Return all rows, in the order in which they were finished."""
+        found = self.connection.execute("SELECT id, settings, result, about FROM results ORDER BY rowid")
+        return [Row(name, *map(json.loads, values)) for name, *values in found]
+
+    def add(self, row: Row) -> None:
+        """Keep a row.
+
+        Raises:
+            StorageError: When it cannot be written.
+        """
+        values = (row.id, *(json.dumps(value) for value in (row.settings, row.result, row.about)))
+        self._write("INSERT INTO results VALUES (?, ?, ?, ?)", values)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name; it replaces an earlier one."""
+        self._write("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value)))
+
+    def noted(self, name: str) -> Any:
+        """Return the value kept under a name, or ``None``."""
+        found = self.connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def _write(self, statement: str, values: tuple[str, ...]) -> None:
+        with _explaining(self.path):
+            self.connection.execute(statement, values)
+            self.connection.execute("COMMIT")
+            self.connection.execute("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def open_store(folder: Path, *, write: bool) -> Iterator[Store]:
+    """Open the results of ``folder``.
+
+    Args:
+        folder: Where ``results.sqlite`` lies; made if missing, to write.
+        write: Keep every other writer out until the block ends.
+
+    Raises:
+        StorageError: When there are none to read, another process writes, or the file is damaged.
+    """
+    path = folder / NAME
+    if not write and not path.is_file():
+        raise StorageError(
+            f"{folder} holds no {NAME}; run `sparsetune reproduce paper --out {folder}` first."
+        )
+    with _explaining(path):
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
+    try:
+        with _explaining(path):
+            connection.execute("PRAGMA synchronous = EXTRA")
+            if write:
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _TABLES.split(";"):
+                    connection.execute(statement)
+                connection.execute("COMMIT")
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("PRAGMA busy_timeout = 60000")
+        yield Store(connection, path)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises into one sentence."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        if "locked" in str(error):
+            raise StorageError(
+                f"{path} is being written by another process; wait for it, or choose another --out."
+            ) from error
+        raise StorageError(f"{path} cannot be used ({error}); choose another --out.") from error
+
+
+RUNS, WHOLE = "runs", "whole.safetensors"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs are done.
+
+    Attributes:
+        folder: Holds the results, and ``runs`` with a folder for each training.
+        sources: Data name -> folder to read it from, where that is not its usual place.
+    """
+
+    folder: Path
+    sources: dict[str, str]
+
+    def run(self, identity: str) -> Path:
+        """Return the folder of a training."""
+        return self.folder / RUNS / identity
+
+    def data(self, settings: Settings) -> str:
+        """Return where a job's data is read from."""
+        name = str(settings["data"])
+        return self.sources.get(name, name)
+
+    def start(self, settings: Settings) -> Path | None:
+        """Return the plain checkpoint that a job starts from, written once; ``None`` where there is none."""
+        if settings["init_from"] is None:
+            return None
+        folder = self.run(settings["init_from"])
+        path = folder / WHOLE
+        if not path.is_file():
+            write_plain(merge_(load(folder / DELTA)), path)
+        return path

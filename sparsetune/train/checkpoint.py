@@ -1,0 +1,172 @@
+"""The state of a training in one safetensors file: what it takes to go on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from sparsetune.errors import StorageError
+from sparsetune.host import write_bytes
+
+KEY = "sparsetune.training"
+DATA, COUNT, DIGEST = "data", "train_count", "data_digest"
+"""Settings that say which pictures these are; where there is a digest the name says nothing more."""
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Steps taken in the epoch after those.
+        loss: Sum of the training loss over the pictures of those steps.
+        correct: How many of them were classified rightly.
+        history: A record for each finished epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Stateful(Protocol):
+    """Whatever gives and takes its state: a model, an optimiser, a gradient scaler."""
+
+    def state_dict(self) -> Any:
+        """Return the state: tensors and plain values, nested."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take such a state back."""
+
+
+def random_state() -> Tensor:
+    """Return torch's random state, the CPU's and behind it the current GPU's, as bytes."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else state
+
+
+def _set_random_state(state: Tensor) -> None:
+    """Go back to a :func:`random_state`; a GPU's is dropped where there is none, and left where none was."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if len(state) > size and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[size:])
+
+
+def write_checkpoint(
+    path: Path,
+    config: dict[str, Any],
+    position: Position,
+    parts: Mapping[str, Stateful],
+    states: Sequence[Tensor],
+) -> None:
+    """Write the parts' states, the random states and the position; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        config: Settings that must be the same for the training to go on.
+        position: Where the training stands.
+        parts: Model, optimiser and all else that a step changes, by name.
+        states: The :func:`random_state` of each process that trains.
+
+    Raises:
+        StorageError: When the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, Any] = {"random": list(states)}
+    state |= {name: part.state_dict() for name, part in parts.items()}
+    value = {"config": config, "position": vars(position), "state": _pack(state, tensors)}
+    write_bytes(path, to_bytes(tensors, metadata={KEY: json.dumps(value)}))
+
+
+def read_checkpoint(
+    path: Path, config: dict[str, Any], parts: Mapping[str, Stateful], process: int = 0
+) -> Position:
+    """Put a training back where :func:`write_checkpoint` left it.
+
+    Args:
+        path: The file.
+        config: The settings now.
+        parts: As at the start of the training, by the same names.
+        process: Which of several processes this is; one that was not there before keeps its random state.
+
+    Returns:
+        Where the training stands.
+
+    Raises:
+        StorageError: When the file is damaged or comes from a training with other settings or other data.
+    """
+    value, tensors = _read(path)
+    before = value["config"]
+    passed = DIGEST if before.get(DIGEST) is None else DATA
+    differing = [name for name in config if name != passed and before.get(name) != config[name]]
+    if differing:
+        name = differing[0]
+        what = f"with {name} = {before.get(name)!r}, not {config[name]!r}"
+        remedy = "resume with its settings"
+        if DIGEST in differing and name in (COUNT, DIGEST):
+            what = f"{what if name == COUNT else 'with other pictures or labels'}; its data has changed since"
+            remedy = "bring that back"
+        raise StorageError(f"{path} is from a training {what}; {remedy}, or choose another --out.")
+    state = _unpack(value["state"], tensors)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    if process < len(state["random"]):
+        _set_random_state(state["random"][process])
+    return Position(**value["position"])
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the record of each epoch that a checkpoint knows to be finished.
+
+    Raises:
+        StorageError: When the file is damaged.
+    """
+    history: list[dict[str, Any]] = _read(path)[0]["position"]["history"]
+    return history
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            value = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise StorageError(
+            f"{path} is not an intact checkpoint ({error}); remove it to start anew."
+        ) from error
+    return value, tensors
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Turn nested state into JSON values; its tensors are numbered and put aside."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"mapping": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["mapping"]}
+    return value
