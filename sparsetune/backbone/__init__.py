@@ -1,4 +1,16 @@
-"""ROOM backbone."""
+"""Where frozen values come from: a seed, published weights, a checkpoint, or zero.
+
+Imports ``parts``.
+
+- ``zoo``: ``create``, a model by its name on its backbone, and the same again from what a file says.
+- ``origin``: ``Backbone`` and ``Origin``, which tell where values come from; fingerprints; checkpoints.
+- ``seeding``: the generator, the same bytes everywhere; ``observe``: which law each tensor of a model
+  follows, seen while it is built.
+- ``pretrained``: published weights; ``outputs``: what a model returns, as logits and loss.
+- ``models``: the paper's networks.
+
+A weight starts in ``zoo``, which has ``observe`` watch the constructor and ``seeding`` draw the values.
+"""
 
 from sparsetune.backbone.origin import (
     MADE,

@@ -1,4 +1,10 @@
-"""ROOM bench."""
+"""Ours beside the alternatives, on this machine.
+
+Imports ``serve`` and ``train``.
+
+- ``bench``: contestants take turns, and what they keep for many tasks; ``timing``: fair times, memory.
+- ``peft``: PEFT's LoRA as an opponent; ``chart``: the picture.
+"""
 
 from sparsetune.bench.bench import MEASURES, Row, bench
 from sparsetune.bench.chart import amount, describe, draw_bench

@@ -1,4 +1,4 @@
-"""What commands share that go through many jobs: seeds, workers, and what is still to be done."""
+"""What commands share that go through many jobs: seeds, workers, what is still to be done, progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sparsetune info``, ``verify`` and ``merge``: what to do with a delta file."""
+"""What to do with a delta file: ``info``, ``verify``, ``merge``, ``export``, ``slim``, ``push``, ``pull``."""
 
 from __future__ import annotations
 

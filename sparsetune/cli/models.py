@@ -1,4 +1,4 @@
-"""``sparsetune plan``."""
+"""``sparsetune plan`` and ``models``: what there is to learn, before anything is trained."""
 
 from __future__ import annotations
 

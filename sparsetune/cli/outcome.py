@@ -1,4 +1,4 @@
-"""What ``sparsetune fit`` says at the end."""
+"""What ``sparsetune fit`` says: of what a budget is spent on, and at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""ROOM data."""
+"""From a name or a folder to batches of pictures.
+
+Imports ``host``. Nothing here knows of models.
+
+- ``data``: ``open_data`` and ``Data``, what all of this comes to.
+- ``named``: digits, CIFAR, the Hub; ``folder``: a local folder, read by ``listing`` (what lies there),
+  ``layout`` (which folders are splits, which classes) and ``parquet``.
+- ``splits``: pictures with labels, and how they are parted; ``seen``: which of them were trained on.
+- ``images``: a file to pixels; ``preprocessing``: pixels to numbers, and augmentation.
+- ``loading``: numbers to batches, the same in any number of processes.
+
+A picture goes from ``images`` through ``splits``, ``preprocessing`` and ``loading`` to ``train``.
+"""
 
 from sparsetune.data.data import Data, open_data
 from sparsetune.data.images import decode

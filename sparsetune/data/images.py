@@ -1,4 +1,4 @@
-"""Pictures by number, decoded on access."""
+"""Pictures by number, decoded on access: upright, without transparency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folders of pictures are splits, and which are classes."""
+"""Which folders of pictures are splits, and which are classes; and the pictures of one, read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files in the Hugging Face image layout: encoded pictures beside integer labels."""
+"""Parquet files in the Hugging Face image layout: which there are, their pictures and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a picture to the numbers that a model sees: a value that travels in the delta file."""
+"""From a picture to the numbers that a model sees, a value that a delta file keeps; and augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``save``, ``load``, ``inspect`` and ``verify``: an adapted model to a delta file and back."""
+"""``save``, ``load``, ``inspect`` and ``verify``: an adapted model to a delta file and back, and its size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delta files as values: compared, averaged; no model is built."""
+"""Delta files as values: compared, averaged, put together."""
 
 from __future__ import annotations
 

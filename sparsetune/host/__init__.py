@@ -1,4 +1,11 @@
-"""ROOM host."""
+"""This machine: its files, its devices, its words.
+
+Imports nothing of the house but errors. What a room above wants from the system goes through here.
+
+- ``files``: files that appear whole or not at all; a delta's ``hf://`` address to a local file.
+- ``machine``: devices, free memory, what a measurement was taken on.
+- ``text``: counts, sizes and durations, in words and from words.
+"""
 
 from sparsetune.host.files import (
     DELTA,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; and ``hf://`` addresses, which become local files."""
 
 from __future__ import annotations
 

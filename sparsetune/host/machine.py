@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""This machine: its devices and memory, and what a measurement was taken on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts, sizes and names in words."""
+"""Counts, sizes and durations, in words and from words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""ROOM narrow."""
+"""A network whose unlearned filters are zero, computed without them.
+
+Imports ``sliced`` and ``delta``.
+
+- ``follow``: from which channels on everything is constant, through the whole graph of a model.
+- ``narrow``: its layers cut to the others.
+- ``slim``: the model made smaller for use, or narrow while it trains; and as a file.
+"""
 
 from sparsetune.narrow.slim import Slimming, load_slim, pictures, slim, slimming, write_slim
 

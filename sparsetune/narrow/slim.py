@@ -1,4 +1,4 @@
-"""``slim``: a zeroed network as a physically smaller one that computes the same."""
+"""``slim``: a zeroed network as a smaller one that computes the same: for use, while it trains, in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""ROOM parts."""
+"""Which parameters of a model are learned, before anything is touched.
+
+Imports ``spec``. A model is only looked at here; its values are never read.
+
+- ``layers``: what is a layer, a normalisation, a classifier; names as a plain model has them.
+- ``part``: ``Part``, one parameter: how much of it is learned, how much is frozen, under which names.
+- ``plan``: a model and a ``Learn`` become a ``Plan``: its parts and buffers, its bytes, its work.
+- ``precision``: values in fewer bits.
+"""
 
 from sparsetune.parts.layers import (
     ADAPTED,

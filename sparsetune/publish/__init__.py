@@ -1,4 +1,10 @@
-"""ROOM publish."""
+"""What leaves the house.
+
+Imports ``delta``.
+
+- ``hub``: a delta to the Hugging Face Hub and back; ``card``: its card, with the command that trains it.
+- ``export``: ONNX, checked against the model.
+"""
 
 from sparsetune.publish.export import export_onnx
 from sparsetune.publish.hub import from_pretrained, pull, push, save_pretrained

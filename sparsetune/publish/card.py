@@ -1,4 +1,4 @@
-"""The model card of a delta: the ``README.md`` that the Hugging Face Hub shows."""
+"""The model card of a delta, which the Hugging Face Hub shows, and in it the command that trains it again."""
 
 from __future__ import annotations
 

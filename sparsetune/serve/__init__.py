@@ -1,4 +1,10 @@
-"""ROOM serve."""
+"""One backbone, many deltas.
+
+Imports ``delta``.
+
+- ``shared``: the one model in memory, and how a delta's values get into it and out again.
+- ``tasks``: ``Tasks``, one delta at a time; ``ensemble``: ``Ensemble``, the mean of several.
+"""
 
 from sparsetune.serve.ensemble import Ensemble
 from sparsetune.serve.tasks import Tasks

@@ -1,4 +1,13 @@
-"""ROOM sliced."""
+"""A module of which a part is learned.
+
+Imports ``backbone``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
+
+- ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
+  asked of it: learned values, frozen values, whether they are still the backbone's.
+- ``module``: the class that a layer then has; ``whole``: its weights, put together.
+- ``functions``: their gradients, of the learned part alone; ``convolution``: the kernels under them.
+- ``taught``: what is noted on a model of its training.
+"""
 
 from sparsetune.sliced.adapt import (
     ROW,

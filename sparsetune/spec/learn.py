@@ -1,4 +1,4 @@
-"""How much of a layer is learned: one amount for all, or amounts by module-name pattern."""
+"""``Learn``: the frozen value that says which part of each layer is learned, as one amount or by layer."""
 
 from __future__ import annotations
 

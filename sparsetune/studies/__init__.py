@@ -1,4 +1,12 @@
-"""ROOM studies."""
+"""Evidence, not library: many trainings, their results, and what follows from them.
+
+Imports whatever it needs; only ``cli`` imports it.
+
+- ``jobs``: one training as a value with an identity; ``store``: results, once each, for ever.
+- ``runner``: jobs in order, by a ``crew`` of processes or a cluster, whose ``worker`` does the ``work``.
+- ``sources``: data sets by name, and counts that need no training.
+- ``compare``: our methods beside PEFT's; ``paper``: the paper's experiments.
+"""
 
 from sparsetune.studies.crew import Cluster, Crew, Event, Processes
 from sparsetune.studies.jobs import DEFAULTS, TRAINING, VERSION, Job

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: each does one job after another, and one that dies is replaced."""
+"""Whoever does the jobs: processes here, of which one that dies is replaced, or a Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Go through the jobs that are not done yet, until all are or the time is up."""
+"""Go through the jobs that are not done yet, until all are or the time is up; and how long that may take."""
 
 from __future__ import annotations
 

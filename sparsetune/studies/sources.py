@@ -1,4 +1,4 @@
-"""The data sets of the paper: what they are, and whether they are here."""
+"""Data sets by name: what they are, whether they are here; and counts of values that need no training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results: one SQLite file, one row a finished job."""
+"""The results: one SQLite file, one row a finished job; and where a study's files lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pictures_for``: the one place that decides which pictures a model sees of a data set."""
+"""The one place that decides which pictures and which classes of a data set a model sees."""
 
 from __future__ import annotations
 

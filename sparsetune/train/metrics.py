@@ -1,4 +1,4 @@
-"""Quality of predicted probabilities: accuracy, calibration, and how members of an ensemble differ."""
+"""Predictions and their quality: accuracy, calibration, doubt, and how members of an ensemble differ."""
 
 from __future__ import annotations
 

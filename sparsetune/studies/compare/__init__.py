@@ -1,4 +1,9 @@
-"""ROOM studies.compare."""
+"""Our methods beside PEFT's: accuracy against bytes and seconds.
+
+- ``methods``: what is compared, on which grounds; ``entry``: one method's training and timing.
+- ``points``: results as points; ``verdicts``: who wins, judged on other seeds than it was chosen on.
+- ``shown``: pictures and tables.
+"""
 
 from sparsetune.studies.compare.entry import config_of, data_of, plain_of
 from sparsetune.studies.compare.methods import CHOSEN, FAMILIES, HELD_OUT, PRESETS, SPREAD, THEIRS, Comparison

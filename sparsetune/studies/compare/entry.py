@@ -1,4 +1,4 @@
-"""An entry of the comparison, trained by the one loop: its bytes and accuracy."""
+"""An entry of the comparison, trained by the one loop: its bytes, its accuracy, and the time of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared: the methods, each by what differs from the defaults."""
+"""What is compared: the methods, each by what differs from the defaults, on which grounds, as jobs."""
 
 from __future__ import annotations
 

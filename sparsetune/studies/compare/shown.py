@@ -1,4 +1,4 @@
-"""The comparison as one picture."""
+"""The comparison as one picture and as tables."""
 
 from __future__ import annotations
 

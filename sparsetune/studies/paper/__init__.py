@@ -1,4 +1,9 @@
-"""ROOM studies.paper."""
+"""The paper's experiments, run again.
+
+- ``experiments``: what was trained, and the numbers that the paper prints; ``results``: ours.
+- ``rules``: the paper's claims, each with the rule that decides it.
+- ``figures``, ``tables``, ``report``: the page that shows both.
+"""
 
 from sparsetune.studies.paper.experiments import EXPERIMENTS
 from sparsetune.studies.paper.report import read_results, write_report

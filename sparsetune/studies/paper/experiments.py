@@ -1,4 +1,4 @@
-"""The paper's tables and figures as data: for each, only what differs from the defaults."""
+"""The paper's tables and figures as data: what differs from the defaults, and the numbers."""
 
 from __future__ import annotations
 

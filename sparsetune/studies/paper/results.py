@@ -1,4 +1,4 @@
-"""What was found, looked up by the paper's settings."""
+"""Which of the paper's rows are wanted, and what was found for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a table or figure: ours beside the paper's."""
+"""The rows of a table or figure, ours beside the paper's, and the HTML that shows them."""
 
 from __future__ import annotations
 
