@@ -1,0 +1,355 @@
+"""``choose``: which layers deserve how much of a budget, told by short trainings on the user's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from sparsetune.errors import ConfigError
+from sparsetune.spec import Learn
+from sparsetune.parts import Precision
+import copy
+from dataclasses import replace
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from sparsetune.sliced import adapt_
+from sparsetune.spec import FitConfig
+from sparsetune.data import Data, Feed, Split, balanced, count_steps
+from sparsetune.errors import DataError, DivergedError
+from sparsetune.train import predict_logits
+from sparsetune.train import Processes
+from sparsetune.train import fit
+import math
+from collections.abc import Callable, Mapping
+from sparsetune.runs.spend import RESERVE
+from sparsetune.data import Data, Split, count_steps, split_in_two
+from sparsetune.errors import DataError
+from sparsetune.delta import file_bytes, longest_noted
+from sparsetune.train import pictures_for
+from sparsetune.parts import Plan, plan
+from sparsetune.train import Processes, processes
+from sparsetune.runs.spend import candidates, is_random
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate, and how it did.
+
+    Attributes:
+        name: What it is.
+        learn: What it learns.
+        learned_parameters: Learned values.
+        delta_bytes: Bytes of these and of the running statistics, in the precision in which they are kept.
+        steps: Training steps of its last trial; 0 if it was not tried.
+        loss: Mean cross-entropy over the held-out pictures after it, in nats; ``None`` if not tried or
+            diverged.
+        top1: Share of them classified rightly; likewise.
+    """
+
+    name: str
+    learn: Learn
+    learned_parameters: int
+    delta_bytes: int
+    steps: int = 0
+    loss: float | None = None
+    top1: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return {**vars(self), "learn": self.learn.to_json()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a budget is spent on.
+
+    Attributes:
+        name: Of the candidate chosen.
+        learn: What to learn.
+        why: One sentence.
+        budget: Most bytes of the delta.
+        steps: Training steps that the comparison took.
+        trials: Every candidate.
+        dtype: The precision in which the delta is to be saved; ``None`` for all bits.
+    """
+
+    name: str
+    learn: Learn
+    why: str
+    budget: int
+    steps: int
+    trials: tuple[Trial, ...]
+    dtype: Precision | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as plain JSON values."""
+        trials = [trial.to_json() for trial in self.trials]
+        return {**vars(self), "learn": self.learn.to_json(), "trials": trials}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Choice:
+        """Rebuild from :meth:`to_json`'s result.
+
+        Raises:
+            ConfigError: When ``value`` is not such a result.
+        """
+        try:
+            trials = tuple(Trial(**{**t, "learn": Learn.from_json(t["learn"])}) for t in value["trials"])
+            return cls(**{**value, "learn": Learn.from_json(value["learn"]), "trials": trials})
+        except (KeyError, TypeError) as error:
+            raise ConfigError("the recorded choice of a budget cannot be read; choose anew.") from error
+
+
+Choosing = Callable[["Trial | Choice"], None]
+"""Called after each trial, and with the choice."""
+
+
+SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
+"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
+at zero, and short trials would tell little of it."""
+
+
+def try_out(
+    net: nn.Module,
+    learn: Learn,
+    data: Data,
+    held: Split,
+    config: FitConfig,
+    steps: int,
+    group: Processes,
+) -> tuple[Tensor, float] | None:
+    """Train a copy of a plain model for a few steps and judge it.
+
+    The trial has the whole schedule of ``config`` in its few steps, and AdamW in place of SGD. It is judged
+    with the normalisation of each batch, since so few steps settle no running statistics.
+
+    Args:
+        net: A plain model; it is not changed.
+        learn: What the copy learns.
+        data: Its training pictures are learned, as many as ``steps`` take, evenly of each class.
+        held: Pictures to judge by.
+        config: The training that the trial stands for.
+        steps: Training steps.
+        group: The processes that train.
+
+    Returns:
+        The cross-entropy of each picture held, in nats, ``(N,)`` in float64, and the share classified
+        rightly; ``None`` where the training diverged.
+
+    Raises:
+        ConfigError: As ``fit`` raises.
+        DataError: When there are no training pictures, or one cannot be read.
+    """
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; a trial needs some.")
+    part, config = data.train, replace(config, compile=False, epochs=1)
+    if config.opt in SLOW:
+        config = replace(config, opt="adamw", lr=config.lr / 10)
+    wanted = steps * config.batch_size
+    if wanted < len(part):
+        part = balanced(part, wanted, config.seed, "the trial's limit")
+    else:
+        config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
+    net = adapt_(copy.deepcopy(net), learn)
+    unread = held.take(np.arange(1))  # fit tests; judged are all, here
+    judged = Feed(
+        held, data.preprocessing, group.device, batch_size=config.batch_size, workers=config.workers
+    )
+    try:
+        fit(net, replace(data, train=part, test=unread, validation=None), config)
+        logits, labels = predict_logits(_unsettled(net), judged.epoch(config.seed))
+    except DivergedError:
+        return None
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    if not torch.isfinite(losses).all():
+        return None
+    return losses, (logits.argmax(1) == labels).double().mean().item()
+
+
+def _unsettled(net: nn.Module) -> nn.Module:
+    """Let batch norms go by the batch in evaluation too."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = None
+    return net
+
+
+SHARE = 0.1
+"""Most of the training's steps that the comparison may take."""
+LEAST, LEAST_RANDOM = 50, 200
+"""Steps of a trial from which it tells which of the candidates a whole training would prefer; over a random
+backbone shorter ones tell which starts faster."""
+SETUP = 10
+"""Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
+HELD_OUT, HELD_SHARE = 512, 0.2
+"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
+SLACK = 256
+"""Bytes by which a file may differ from what is told before the training: which code a vector has."""
+KEPT: Precision = "int8"
+"""How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
+
+
+def choose(
+    net: nn.Module,
+    data: Data,
+    config: FitConfig,
+    nbytes: int,
+    *,
+    dtype: Precision | None = None,
+    base: Learn | None = None,
+    training: Mapping[str, Any] | None = None,
+    watch: Callable[[Trial], None] | None = None,
+) -> Choice:
+    """Choose what to learn of ``net`` on ``data`` within a budget of bytes.
+
+    Candidates, which all take the whole budget, are each trained for a few steps on a part of the training
+    pictures, with the whole schedule of ``config``, but AdamW in place of SGD. They are judged by the loss
+    on other pictures, which are training pictures too. Another than the default of ``candidates`` is chosen
+    if its loss is lower by more than the standard error of the mean over these. All steps together, and
+    those that setting up and judging take as long as, are at most a tenth of the training's; where they are
+    too few, the default is chosen untried.
+
+    Args:
+        net: A plain model; it is not changed.
+        data: What it shall learn; test pictures are not looked at.
+        config: The training that will follow.
+        nbytes: The most that the delta's file may take, all that it says of itself included.
+        dtype: As it will be saved: ``int8`` has room for nearly four times as many values as ``None``, which
+            keeps all bits.
+        base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
+        training: The longest summary that the file may hold; ``config`` if left out.
+        watch: Called after each trial; of several processes, by the main one.
+
+    Returns:
+        The choice; the same for the same arguments.
+
+    Raises:
+        ConfigError: When the budget is below the least that a delta of the model takes, or as ``fit`` raises.
+        DataError: When there are no training pictures, or one cannot be read.
+    """
+    data = pictures_for(net, data)
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; fit needs some.")
+    with processes(config.device, config.amp) as group:
+        made: Choice = group.from_main(
+            _Comparison(net, data, data.train, config, group, watch, training).choice(nbytes, dtype, base)
+        )
+        return made
+
+
+class _Comparison:
+    """The pictures of a comparison, and its steps so far."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        data: Data,
+        train: Split,
+        config: FitConfig,
+        group: Processes,
+        watch: Callable[[Trial], None] | None,
+        training: Mapping[str, Any] | None,
+    ) -> None:
+        self.net, self.config, self.group, self.watch = net, config, group, watch
+        self.training = training
+        part, self.held = set_aside(train, config.seed)
+        self.data = replace(data, train=part)
+        self.least = LEAST_RANDOM if is_random(net) else LEAST
+        self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
+        self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
+        self.steps = 0
+        self.losses: dict[str, Tensor] = {}
+
+    def choice(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> Choice:
+        """Run the trials and choose."""
+        trials = self._candidates(nbytes, dtype, base)
+        default, *others = trials
+        steps = self.limit // len(trials) - self.extra
+        if not others:
+            name, why = default, f"{nbytes:,} bytes leave no choice."
+        elif steps < self.least:
+            name, why = default, self._untried(len(trials))
+        else:
+            trials |= {name: self._try(trial, steps) for name, trial in trials.items()}
+            name, why = decide(default, self.losses)
+        return Choice(name, trials[name].learn, why, nbytes, self.steps, tuple(trials.values()), dtype)
+
+    def _candidates(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Trial]:
+        """Every candidate, untried."""
+        trials: dict[str, Trial] = self.group.from_main(
+            {
+                name: Trial(name, one.learn, one.learned_parameters, one.bytes_in(dtype))
+                for name, one in self._fitting(nbytes, dtype, base).items()
+            }
+        )
+        return trials
+
+    def _fitting(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Plan]:
+        """What each candidate learns, so that the file keeps the budget whatever it says of itself."""
+        reserve, excess = RESERVE, 1
+        while excess > 0:
+            found = candidates(
+                self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype, reserve=reserve
+            )
+            made = {name: plan(self.net, learn) for name, learn in found.items()}
+            excess = max(self._bytes(one, nbytes, dtype) for one in made.values()) + SLACK - nbytes
+            reserve += excess
+        return made
+
+    def _bytes(self, made: Plan, nbytes: int, dtype: Precision | None) -> int:
+        return file_bytes(
+            self.net,
+            made,
+            classes=self.data.classes,
+            preprocessing=self.data.preprocessing,
+            training=self.training or {"config": self.config.decisive, **longest_noted(nbytes)},
+            dtype=dtype,
+        )
+
+    def _try(self, trial: Trial, steps: int) -> Trial:
+        self.steps += steps
+        found = try_out(self.net, trial.learn, self.data, self.held, self.config, steps, self.group)
+        loss = top1 = None
+        if found is not None:
+            self.losses[trial.name], top1 = found
+            loss = self.losses[trial.name].mean().item()
+        done: Trial = self.group.from_main(replace(trial, steps=steps, loss=loss, top1=top1))
+        if self.watch and self.group.is_main:
+            self.watch(done)
+        return done
+
+    def _untried(self, count: int) -> str:
+        needed = count * (self.least + self.extra)
+        short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
+        return f"{short}; this one is the best in most cases."
+
+
+def set_aside(train: Split, seed: int) -> tuple[Split, Split]:
+    """Return the training pictures that trials learn, and those that they are judged by."""
+    return split_in_two(train, min(HELD_SHARE, HELD_OUT / len(train)), seed)
+
+
+def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Choose the candidate of the least loss, if that is below the default's by more than noise.
+
+    Args:
+        default: A candidate's name.
+        losses: Of each that did not diverge, on the same pictures, ``(N,)``.
+
+    Returns:
+        A candidate's name, and why it is chosen.
+    """
+    best = min(losses, key=lambda name: losses[name].mean().item(), default=default)
+    if best == default:
+        return default, "no candidate has a lower held-out loss."
+    if default not in losses:
+        return best, f"{default} diverged, and this has the lowest held-out loss."
+    gaps = losses[default] - losses[best]
+    gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
+    said = f"{gap:.3f} ± {error:.3f}"
+    if gap > error:
+        return best, f"its held-out loss is below that of {default} by {said}."
+    return default, f"{best} has a lower held-out loss by {said}, which is within the noise."

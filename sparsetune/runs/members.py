@@ -1,0 +1,140 @@
+"""An ensemble trained in one go: runs that differ in the seed of their training, over one backbone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+import torch
+from sparsetune.delta import bundle
+from sparsetune.runs.choose import Choosing
+from sparsetune.data import Data, loader, open_data
+from sparsetune.delta import is_delta
+from sparsetune.serve import Ensemble
+from sparsetune.errors import ConfigError
+from sparsetune.host import DELTA
+from sparsetune.runs.folder import RUNS
+from sparsetune.train import predict_logits
+from sparsetune.host import pick_device
+from sparsetune.train import Diversity, Scores, diversity, scores
+from sparsetune.parts import Plan
+from sparsetune.data import Preprocessing
+from sparsetune.runs.run import Outcome, run
+from sparsetune.runs.settings import Run
+from sparsetune.train import Watch
+
+
+BUNDLE = "ensemble.safetensors"
+
+
+@dataclass(frozen=True)
+class Together:
+    """What an ensemble came to.
+
+    Attributes:
+        folder: Where the members' folders are.
+        members: The outcome of each run that was begun.
+        finished: Whether all members are trained.
+        scores: Of the averaged predictions on the test pictures; ``None`` before it is finished.
+        diversity: How much the members differ; likewise.
+    """
+
+    folder: Path
+    members: list[Outcome]
+    finished: bool
+    scores: Scores | None = None
+    diversity: Diversity | None = None
+
+    @property
+    def deltas(self) -> list[Path]:
+        """The members' files."""
+        return [member.folder / DELTA for member in self.members]
+
+
+def run_members(
+    settings: Run,
+    count: int,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    time_budget: float | None = None,
+    watch: Watch | None = None,
+    started: Callable[[Plan, Data], None] | None = None,
+    choosing: Choosing | None = None,
+) -> Together:
+    """Train an ensemble: members over one backbone that differ in order, augmentation and dropout alone.
+
+    The paper's ensembles (Section 4.3) start from one trained model: pass its checkpoint as ``init_from``.
+
+    Args:
+        settings: Of the first member; the others have the next training seeds.
+        count: How many members, at least two.
+        folder: Where ``member-0`` and so on are written; by default below ``runs``.
+        resume: As for :func:`~sparsetune.runs.run.run`.
+        time_budget: Seconds of training in all, after which to save and stop.
+        watch: As for :func:`~sparsetune.runs.run.run`, for each member.
+        started: Likewise.
+        choosing: Likewise; all members learn what the first one chose.
+
+    Raises:
+        ConfigError: When ``count`` is below 2, or as ``run`` raises.
+    """
+    if count < 2:
+        raise ConfigError(f"members {count} is no ensemble; give 2 or more, or leave it out.")
+    folder = folder or RUNS / f"{settings.name}-members{count}"
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    members, choice = [], None
+    for number in range(count):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        seeded = replace(settings, config=replace(settings.config, seed=settings.config.seed + number))
+        place = folder / f"member-{number}"
+        begun = resume and place.exists()
+        outcome = run(
+            seeded,
+            place,
+            resume=begun,
+            time_budget=left,
+            watch=watch,
+            started=started,
+            choosing=choosing if number == 0 else None,
+            choice=choice,
+        )
+        members.append(outcome)
+        choice = outcome.choice
+        if not outcome.finished:
+            return Together(folder, members, False)
+    return Together(folder, members, True, *measure([m.folder / DELTA for m in members], settings))
+
+
+def bundle_members(together: Together, settings: Run) -> Path:
+    """Write the members, and the checkpoint that they stand on if it is a file, into one file; return it."""
+    out = together.folder / BUNDLE
+    bundle({delta.parent.name: delta for delta in together.deltas}, out, _checkpoint(settings))
+    return out
+
+
+def _checkpoint(settings: Run) -> str | None:
+    start = settings.init_from
+    return start if start and not is_delta(start) else None
+
+
+def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
+    """Return the scores of the members' averaged predictions on the test pictures, and how much they differ.
+
+    Args:
+        deltas: The members' files.
+        settings: Of one of them: what they stand on, and the data.
+    """
+    data = open_data(settings.data, size=settings.size, test_limit=settings.test_limit)
+    ensemble = Ensemble.load(deltas, backbone=_checkpoint(settings), allow_network=settings.pretrained)
+    ensemble.to(pick_device(settings.config.device))
+    form: Preprocessing = ensemble.headers["0"].preprocessing or data.preprocessing
+    found, labels = [], torch.empty(0, dtype=torch.int64)
+    for name in ensemble.headers:
+        batches = loader(data.test, form, batch_size=settings.config.batch_size)
+        with ensemble.using(name) as net:
+            logits, labels = predict_logits(net, batches)
+        found.append(logits.double().softmax(1))
+    members = torch.stack(found)
+    return scores(members.mean(0), labels), diversity(members)

@@ -1,0 +1,343 @@
+"""A run: one training from names and settings to a folder with its delta, metrics, settings and curves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+from torch import nn
+from sparsetune.data import Data, loader
+from sparsetune.data import told
+from sparsetune.host import is_address
+from sparsetune.delta import longest_noted
+from sparsetune.train import predict_logits
+from sparsetune.train import scores
+from sparsetune.delta import fill_rounded, save
+from sparsetune.runs.settings import Run
+from sparsetune.train import Epoch
+from collections.abc import Sequence
+from sparsetune.host import replacing
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from sparsetune.sliced import adapted
+from sparsetune.runs.choose import choose
+from sparsetune.train import read_history
+from sparsetune.runs.choose import Choice, Choosing
+from sparsetune.data import Data
+from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.host import write_text
+from sparsetune.delta import file_bytes
+from sparsetune.runs.folder import CHECKPOINT, CURVES, DIGEST, METRICS, SOURCE, check, check_data, claim, latest, leave, recorded
+from sparsetune.host import DELTA
+from sparsetune.spec import Learn
+from sparsetune.parts import Plan
+from sparsetune.train import Processes, processes
+from sparsetune.delta import LIBRARIES
+from sparsetune.runs.settings import adapt, build
+from sparsetune.train import Epoch, Step, Watch, fit
+
+
+def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    """Save what a run has learned.
+
+    The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
+    are measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
+
+    Args:
+        net: The trained model; it is not changed.
+        path: The file.
+        settings: Of the run.
+        data: What it was trained on.
+        last: The record of its last epoch.
+
+    Raises:
+        DeltaError: When a value is beyond what the settings' ``dtype`` holds.
+        SparsetuneError: As ``save`` raises.
+    """
+    save(net, path, **_said(settings, data, last))
+    if settings.dtype:
+        rounded = copy.deepcopy(net)
+        fill_rounded(rounded, path, settings.dtype)
+        batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
+        logits, labels = predict_logits(rounded, batches)
+        found = scores(logits.double().softmax(1), labels)
+        last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
+        save(net, path, **_said(settings, data, last), dtype=settings.dtype)
+
+
+def longest_said(settings: Run, data: Data) -> dict[str, Any]:
+    """What a finished file will say beside its values, with results as long as numbers can be."""
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(Epoch)), -1.2345678901234567e-300)
+    said = _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
+    return {**said, "training": said["training"] | longest_noted(settings.budget or 0)}
+
+
+def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
+    """What the file says beside its values."""
+    start = settings.init_from
+    training = {
+        "data": told(data.source),
+        "train_pictures": len(data.train or ()),
+        "options": {
+            "size": settings.size,
+            "train_limit": settings.train_limit,
+            "test_limit": settings.test_limit,
+            "init_from": start if start is None or is_address(start) else Path(start).name,
+            **({"dtype": settings.dtype} if settings.dtype else {}),
+        },
+        "config": settings.config.decisive,
+        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
+    }
+    return {"classes": data.classes, "preprocessing": data.preprocessing, "training": training}
+
+
+BLUE = "#0067a5"
+
+
+def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
+    """Draw loss and accuracy over epochs, for training pictures and those watched, and write a PNG.
+
+    Args:
+        history: A record for each finished epoch; at least one.
+        title: Stands above the picture.
+        path: The file; it appears whole or not at all.
+
+    Raises:
+        StorageError: When the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # takes half a second, and most commands draw nothing
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [record.epoch for record in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    marker = "o" if len(epochs) < 30 else None
+    watched = history[-1].watched
+    for panel, label, what, scale in (
+        (panels[0], "cross-entropy (nats)", "loss", 1),
+        (panels[1], "top-1 accuracy (%)", "top1", 100),
+    ):
+        for name, split, colour in (("training", "train", "#8a8a8a"), (watched, watched, BLUE)):
+            values = [scale * getattr(record, f"{split}_{what}") for record in history]
+            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name, clip_on=False)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        panel.set_ylim(0, 1.1 * panel.dataLim.ymax or 1)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    last = 100 * getattr(history[-1], f"{watched}_top1")
+    panels[1].set_ylim(0, 100)
+    panels[1].annotate(
+        f"{last:.1f}",
+        (epochs[-1], last),
+        textcoords="offset points",
+        xytext=(6, 0),
+        va="center",
+        color=BLUE,
+    )
+    panels[0].legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: Where its files are.
+        history: A record for each finished epoch.
+        finished: Whether all epochs are done, and the delta written.
+        plan: What was learned.
+        choice: How that was chosen, where there was a budget.
+    """
+
+    folder: Path
+    history: list[Epoch]
+    finished: bool
+    plan: Plan
+    choice: Choice | None = None
+
+
+def run(
+    settings: Run,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    time_budget: float | None = None,
+    watch: Watch | None = None,
+    started: Callable[[Plan, Data], None] | None = None,
+    choosing: Choosing | None = None,
+    choice: Choice | None = None,
+) -> Outcome:
+    """Train as ``settings`` say and write the results to a folder.
+
+    Args:
+        settings: What to train on what, and how.
+        folder: Where to write; made if missing. By default a new folder below ``runs``, or, to resume, the
+            latest one there with the same settings.
+        resume: Go on where an earlier call with the same settings stopped.
+        time_budget: Seconds of training after which to save and stop.
+        watch: Called after each step and each epoch; of several processes, by the main one.
+        started: Called once with plan and data, before the first step.
+        choosing: With a budget, called after each trial of the comparison and with the choice.
+        choice: With a budget, what was chosen already, so that nothing is compared.
+
+    Returns:
+        The outcome, of several processes to each; a finished run is not trained again.
+
+    Raises:
+        ConfigError: When settings do not fit together, or ``folder`` holds a run and ``resume`` is not set.
+        SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
+    """
+    with processes(settings.config.device, settings.config.amp) as group:
+        began = time.monotonic()
+        value = json.loads(json.dumps(settings.to_json()))
+        if group.is_main and folder is None and resume:
+            folder = latest(settings.name, value)
+        if group.is_main and folder is not None:
+            check(folder, value, resume)
+        folder = group.from_main(folder)
+        net, data = build(settings)
+        if group.is_main:
+            check_data(folder, data)
+        if settings.budget is not None:
+            choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
+            if choosing:
+                choosing(choice)
+        left = None if time_budget is None else time_budget - (time.monotonic() - began)
+        outcome = _run(net, data, settings, choice, folder, resume, left, watch, started, group)
+        return replace(outcome, choice=choice)
+
+
+def _recorded(folder: Path | None) -> Choice | None:
+    """What the run in ``folder`` has chosen."""
+    value = recorded(folder, "choice")
+    return None if value is None else Choice.from_json(value)
+
+
+def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None) -> Choice:
+    return choose(
+        net,
+        data,
+        settings.config,
+        settings.budget or 0,
+        dtype=settings.dtype,
+        base=settings.learn,
+        training=longest_said(settings, data)["training"],
+        watch=choosing,
+    )
+
+
+def _check_budget(net: nn.Module, made: Plan, settings: Run, data: Data) -> None:
+    """Refuse before the training a choice, made elsewhere, whose file would not keep the budget."""
+    if settings.budget is None:
+        return
+    needed = file_bytes(net, made, **longest_said(settings, data), dtype=settings.dtype)
+    if needed > settings.budget:
+        raise ConfigError(
+            f"what was chosen takes a file of {needed:,} bytes, more than the budget of {settings.budget:,}; "
+            "choose anew in another folder (--out), or give more."
+        )
+
+
+def _run(
+    net: nn.Module,
+    data: Data,
+    asked: Run,
+    choice: Choice | None,
+    folder: Path | None,
+    resume: bool,
+    time_budget: float | None,
+    watch: Watch | None,
+    started: Callable[[Plan, Data], None] | None,
+    group: Processes,
+) -> Outcome:
+    settings = replace(asked, learn=choice.learn) if choice else asked
+    adapt(net, settings)
+    made = adapted(net).plan
+    if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
+        return Outcome(folder, _read_history(folder / METRICS), True, made)
+    _check_budget(net, made, settings, data)
+    added: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
+    added |= {SOURCE: data.source, DIGEST: data.digest()}
+    if choice:
+        added["choice"] = choice.to_json()
+    if group.is_main:
+        folder = claim(folder, asked.name, {**asked.to_json(), **added})
+    folder = group.from_main(folder)
+    if started:
+        started(made, data)
+    try:
+        history = _train(net, data, settings, folder, resume, time_budget, watch, group)
+    except SparsetuneError:
+        if group.is_main and not (folder / CHECKPOINT).is_file():
+            leave(folder)
+        raise
+    finished = len(history) == settings.config.epochs
+    if finished and group.is_main:
+        draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
+        write_finished(net, folder / DELTA, settings, data, history[-1])
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    group.wait()
+    return Outcome(folder, history, finished, made)
+
+
+def _train(
+    net: nn.Module,
+    data: Data,
+    settings: Run,
+    folder: Path,
+    resume: bool,
+    time_budget: float | None,
+    watch: Watch | None,
+    group: Processes,
+) -> list[Epoch]:
+    checkpoint = folder / CHECKPOINT
+    records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
+
+    def record(event: Step | Epoch) -> None:
+        if isinstance(event, Epoch):
+            records.append(event)
+            _write_history(folder / METRICS, records)
+        if watch:
+            watch(event)
+
+    history = fit(
+        net,
+        data,
+        settings.config,
+        checkpoint=checkpoint,
+        resume=resume,
+        time_budget=time_budget,
+        watch=record if group.is_main else None,
+    )
+    if group.is_main:
+        _write_history(folder / METRICS, history)
+    return history
+
+
+def _write_history(path: Path, history: list[Epoch]) -> None:
+    write_text(path, "".join(json.dumps(record.to_json()) + "\n" for record in history))
+
+
+def _read_history(path: Path) -> list[Epoch]:
+    try:
+        return [Epoch(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} of a finished run cannot be read; remove its folder, or choose another --out."
+        ) from error
+
+
+def _what(learn: Learn) -> str:
+    if not isinstance(learn.filters, int):
+        return learn.amount
+    return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

@@ -1,0 +1,84 @@
+"""Ways to spend a budget: where the bytes go, told by the layers' order in the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparsetune as st
+from sparsetune.delta.saving import write_plain
+from sparsetune.runs.spend import LATER, MIDDLE, UNIFORM, WAYS, candidates, spend
+
+BUDGET = 30_000
+
+
+def plain():
+    return st.create("wrn28_4", depth=10, width=1, num_classes=10)
+
+
+@pytest.mark.parametrize("name", [*WAYS])
+def test_each_keeps_the_budget_and_uses_it(name):
+    learn = spend(name, plain(), BUDGET)
+    assert 0.8 * BUDGET < st.plan(plain(), learn).delta_bytes <= BUDGET
+    assert {*learn.amounts} == {"rank"}
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if "third" in name])
+def test_a_part_of_the_depth_gets_all_of_it(name):
+    convs = [name for name, module in plain().named_modules() if isinstance(module, torch.nn.Conv2d)]
+    one, two = len(convs) // 3, 2 * len(convs) // 3
+    places = {
+        "middle third": slice(one, two),
+        "last third": slice(two, None),
+        "last two thirds": slice(one, None),
+    }
+    wanted = convs[places[name.split(", ")[1]]]
+    made = st.plan(plain(), spend(name, plain(), BUDGET))
+    learned = [part.homes[0][0] for part in made if part.layer and part.learned]
+    assert learned
+    assert {*learned} <= {*wanted}
+    assert {part.name for part in made if part.learned} >= {"fc.weight", "fc.bias"}
+
+
+def test_what_a_model_has_not_is_none():
+    one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    assert spend(MIDDLE, one, BUDGET) is None
+    assert spend(LATER, one, BUDGET) == spend("low rank, uniform", one, BUDGET)
+    none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
+    assert {spend(name, none, BUDGET) for name in WAYS} == {st.Learn(filters=0)}
+
+
+def test_the_default_follows_from_the_backbone(tmp_path):
+    assert [*candidates(plain(), BUDGET)] == [UNIFORM, LATER]
+    path = tmp_path / "whole.safetensors"
+    write_plain(plain(), path)
+    file = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
+    assert [*candidates(file, BUDGET)] == [*candidates(own(), BUDGET)] == [LATER, UNIFORM]
+
+
+def own():
+    return torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3) for _ in range(6)))
+
+
+def test_candidates_are_the_ways_of_their_names():
+    spec = {"base": st.Learn(filters=0, norm=False), "classes": ["a", "b"], "dtype": "int8"}
+    for name, learn in candidates(plain(), BUDGET, **spec).items():
+        assert learn == spend(name, plain(), BUDGET, **spec)
+        assert not learn.norm
+
+
+def test_without_room_for_rank_two_everywhere_a_random_backbone_learns_in_the_middle():
+    """By hand: rank 2 of WRN-10-1's eleven layers beside its norms and head, without what the file says."""
+    convs = {m: [*m.weight.shape] for m in plain().modules() if isinstance(m, torch.nn.Conv2d)}
+    two = sum(2 * (o + i * h * w) for o, i, h, w in convs.values())
+    rest = st.plan(plain(), st.Learn(filters=0)).delta_bytes
+    assert [*candidates(plain(), rest + 4 * two)] == [UNIFORM, LATER]
+    assert [*candidates(plain(), rest + 4 * two - 1)] == [MIDDLE]
+    assert [*candidates(plain(), rest + 4 * two - 1, dtype="int8")] == [UNIFORM, LATER]
+
+
+def test_candidates_that_come_to_the_same_are_one():
+    one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    assert [*candidates(one, BUDGET)] == [LATER]
+    none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
+    assert [*candidates(none, BUDGET).values()] == [st.Learn(filters=0)]
