@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-from sparsetune.errors import ConfigError
-from sparsetune.spec import Learn
-from sparsetune.parts import Precision
 import copy
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig
-from sparsetune.data import Data, Feed, Split, balanced, count_steps
-from sparsetune.errors import DataError, DivergedError
-from sparsetune.train import predict_logits
-from sparsetune.train import Processes
-from sparsetune.train import fit
-import math
-from collections.abc import Callable, Mapping
-from sparsetune.runs.spend import RESERVE
-from sparsetune.data import Data, Split, count_steps, split_in_two
-from sparsetune.errors import DataError
+
+from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
 from sparsetune.delta import file_bytes, longest_noted
-from sparsetune.train import pictures_for
-from sparsetune.parts import Plan, plan
-from sparsetune.train import Processes, processes
-from sparsetune.runs.spend import candidates, is_random
+from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.parts import Plan, Precision, plan
+from sparsetune.runs.spend import RESERVE, candidates, is_random
+from sparsetune.sliced import adapt_
+from sparsetune.spec import FitConfig, Learn
+from sparsetune.train import Processes, fit, pictures_for, predict_logits, processes
 
 
 @dataclass(frozen=True)

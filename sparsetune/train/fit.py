@@ -31,7 +31,7 @@ from sparsetune.train.checkpoint import (
     write_checkpoint,
 )
 from sparsetune.train.inputs import meet_classes, pictures_for
-from sparsetune.train.metrics import Scores, joined_rows, predict_logits, scores
+from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.processes import Processes, is_main, processes
 from sparsetune.train.step import Stepper, recomputing
 
@@ -316,7 +316,7 @@ class _Training:
     def _scores(self, feed: Feed) -> Scores:
         logits, labels = predict_logits(self.net, feed.epoch())
         logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
-        found = scores(logits.double().softmax(1), labels)
+        found = score(logits, labels)
         self._check_finite(found.nll)
         return found
 

@@ -82,6 +82,16 @@ def scores(probabilities: Tensor, labels: Tensor) -> Scores:
     )
 
 
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """Score a classifier's outputs.
+
+    Args:
+        logits: ``(N, classes)``, of any floating dtype.
+        labels: True classes, ``(N,)`` int64.
+    """
+    return scores(logits.double().softmax(1), labels)
+
+
 def diversity(members: Tensor) -> Diversity:
     """Measure how much members differ.
 
