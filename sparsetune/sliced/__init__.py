@@ -4,13 +4,14 @@ Imports ``backbone``. A frozen value is a buffer, a learned one a parameter; ``w
 
 - ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
   asked of it: learned values, frozen values, whether they are still the backbone's.
-- ``module``: the class that a layer then has; ``whole``: its weights, put together.
-- ``functions``: their gradients, of the learned part alone; ``convolution``: the kernels under them.
+- ``module``: the class that a layer then has.
+- ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
+  each with what is frozen, how the whole is put together, and gradients of the learned part alone.
+- ``functions``, ``convolution``: what these stand on; the second has the kernels.
 - ``taught``: what is noted on a model of its training.
 """
 
 from sparsetune.sliced.adapt import (
-    ROW,
     UNSENT,
     Adapted,
     adapt_,
@@ -26,6 +27,7 @@ from sparsetune.sliced.adapt import (
     stored_values,
     to_freeze,
 )
+from sparsetune.sliced.sums import ROW
 from sparsetune.sliced.taught import Taught, taught, teach
 
 __all__ = [

@@ -12,44 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sparsetune.backbone import MADE, Backbone, Law, Layer, changed, draw, fingerprint, origin_of, structure
+from sparsetune.backbone import MADE, Backbone, Layer, changed, fingerprint, origin_of, structure
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
-from sparsetune.sliced.module import factor_, slice_, unslice_
-from sparsetune.sliced.whole import frozen_rest, rest_name
+from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
+from sparsetune.sliced.module import partly_, unslice_
+from sparsetune.sliced.slices import Slice
+from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
 RETIRED = "_sparsetune_retired"
 """Attribute of such a parameter: name of the function that took it out."""
-
-
-def retire(parameter: nn.Parameter, by: str) -> None:
-    """Note that a parameter is no longer its model's.
-
-    Args:
-        parameter: It.
-        by: Name of the function that took it out.
-    """
-    setattr(parameter, RETIRED, by)
-    _watch()
-
-
-@cache
-def _watch() -> None:
-    """Look at every optimiser's parameters before each of its steps, from now on."""
-    register_optimizer_step_pre_hook(_refuse_retired)
-
-
-def _refuse_retired(optimizer: Any, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if (by := getattr(parameter, RETIRED, None)) is not None:
-                raise ConfigError(
-                    f"this {type(optimizer).__name__} was made before {by}, which put other parameters in "
-                    f"place of some of its own, so they never move; make it after {by}, from its parameters."
-                )
-
-
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
 CHANGING = {
@@ -60,9 +33,8 @@ CHANGING = {
 """timm's methods that change a model's layers, and what they would do."""
 ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that may hold less than a model's own."""
-ROW = 3.0
-"""Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
-gradient within the rows' span, times the square of their length; LoRA's own have 0.58, and start slowly."""
+KINDS: tuple[type[Kind], ...] = (LowRank, Slice)
+"""Every kind of partly learned parameter; a part is of the first that takes it."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +248,7 @@ def check_tensors(net: nn.Module) -> None:
         if not part.whole:
             name, leaf = part.homes[0]
             held = rest_name(leaf) if part.partial else leaf
-            shapes[f"{name}.{held}".lstrip(".")] = part.shape if part.rank else part.frozen_shape
+            shapes[f"{name}.{held}".lstrip(".")] = part.frozen_shape
     found = {
         plain_name(name): tuple(value.shape) for name, value in net.named_buffers(remove_duplicate=False)
     }
@@ -421,33 +393,15 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     whole = parameter.detach()
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
-    if part.rank:
-        factors = _factors(whole, part)
+    if part.partial:
+        kind = next(found for each in KINDS if (found := each.of(part)))
+        learned, frozen = kind.start(part, whole)
         for module, leaf in homes:
-            factor_(module, leaf, *factors, whole)
-    elif part.partial:
-        learned, rest = _parts(whole, part)
-        for module, leaf in homes:
-            slice_(module, leaf, part.dim, learned, rest)
+            partly_(module, leaf, kind, learned, frozen)
     else:
         for module, leaf in homes:
             del module._parameters[leaf]
             module.register_buffer(leaf, whole, persistent=False)
-
-
-def _parts(whole: Tensor, part: Part) -> tuple[nn.Parameter, Tensor]:
-    """Learned slice and frozen rest: filters stay in ``whole``'s memory, other slices get their own."""
-    parts = whole.data.narrow(part.dim, 0, part.k), whole.data.narrow(part.dim, part.k, part.size - part.k)
-    learned, rest = parts if part.dim == 0 else (value.clone() for value in parts)
-    return nn.Parameter(learned), rest
-
-
-def _factors(whole: Tensor, part: Part) -> tuple[nn.Parameter, nn.Parameter]:
-    """Initial ``A``, uniform with rows of length about ``ROW``, and ``B``, which is zero."""
-    (name, inputs), (_, outputs) = part.learned.items()
-    bound = ROW * (3 / torch.Size(inputs[1:]).numel()) ** 0.5
-    a = draw(0, name, inputs, Law("uniform", -bound, bound)).to(whole)
-    return nn.Parameter(a), nn.Parameter(whole.new_zeros(outputs))
 
 
 def _frozen_names(made: Plan) -> Iterator[str]:
@@ -456,6 +410,33 @@ def _frozen_names(made: Plan) -> Iterator[str]:
         if not part.whole:
             for module, leaf in part.homes:
                 yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
+
+
+def retire(parameter: nn.Parameter, by: str) -> None:
+    """Note that a parameter is no longer its model's.
+
+    Args:
+        parameter: It.
+        by: Name of the function that took it out.
+    """
+    setattr(parameter, RETIRED, by)
+    _watch()
+
+
+@cache
+def _watch() -> None:
+    """Look at every optimiser's parameters before each of its steps, from now on."""
+    register_optimizer_step_pre_hook(_refuse_retired)
+
+
+def _refuse_retired(optimizer: Any, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (by := getattr(parameter, RETIRED, None)) is not None:
+                raise ConfigError(
+                    f"this {type(optimizer).__name__} was made before {by}, which put other parameters in "
+                    f"place of some of its own, so they never move; make it after {by}, from its parameters."
+                )
 
 
 def _refuse_change(name: str, *_: Any, **__: Any) -> None:

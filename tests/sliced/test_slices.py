@@ -10,7 +10,8 @@ from test_convolution import CONVOLVE, Kernels, convolutions
 from torch import nn
 from torch.nn import functional as F
 
-from sparsetune.sliced.functions import factored_linear, sliced_conv, sliced_linear
+from sparsetune.sliced.slices import sliced_conv, sliced_linear
+from sparsetune.sliced.sums import factored_linear
 
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from sparsetune.sliced.functions import (
+from sparsetune.sliced.sums import (
     Sum,
     conv_factor_gradients,
     factored_conv,
