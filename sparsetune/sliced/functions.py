@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsetune.sliced.convolution import (
+    Geometry,
+    conv_input_gradient,
+    conv_weight_gradient,
+    convolve,
+    linear_weight_gradient,
+)
+
 
 class _ByPosition(Signature):
     """Of a function whose arguments come by position: torch would sort them anew on each call, at 60 µs."""
@@ -33,13 +41,48 @@ def by_position(function: Any) -> Any:
     return function
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``x @ weight^T + bias`` in memory of its own.
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
+    """Return the plain operation: a convolution or, without ``geometry``, a linear map.
 
-    Of more than two dimensions torch gives a view, and autograd refuses to change a Function's view in place.
+    It lies in memory of its own: of more than two dimensions torch gives a view of a linear map, and autograd
+    refuses to change a Function's view in place.
     """
+    if geometry is not None:
+        return convolve(x, weight, bias, geometry)
     y = F.linear(x, weight, bias)
     return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+
+
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
+    """Return the gradient of the input of :func:`plain`."""
+    return grad @ weight if geometry is None else conv_input_gradient(grad, x, weight, geometry)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry | None
+) -> Tensor:
+    """Return the gradient of the first ``k`` indices of the weight of :func:`plain` along ``dim``."""
+    if geometry is None:
+        return linear_weight_gradient(grad, x, dim, k)
+    return conv_weight_gradient(grad, x, weight, dim, k, geometry)
+
+
+def applied(
+    function: type[torch.autograd.Function], x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any
+) -> Tensor:
+    """Apply an autograd Function as the plain operation is applied.
+
+    Args:
+        function: Of ``x``, ``weight``, ``bias`` and the others, the last of which is the geometry.
+        x: Input, ``(N, C, *spatial)`` or ``(C, *spatial)``; ``(..., I)`` of a linear map.
+        weight: The whole weight.
+        bias: The whole bias.
+        *others: Of which the last is the geometry.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    single = others[-1] is not None and x.dim() != weight.dim()
+    y: Tensor = function.apply(x.unsqueeze(0) if single else x, weight.detach(), bias, *others)
+    return y.squeeze(0) if single else y
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -47,12 +47,14 @@ class Kind(ABC):
         """Return a parameter's whole current value, differentiable in what is learned."""
 
     @abstractmethod
-    def conv(self, module: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
-        """Convolve with a weight of this kind, so that only the learned part's gradient is computed."""
+    def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
+        """Apply a module whose weight is of this kind, so that only the learned part's gradient is computed.
 
-    @abstractmethod
-    def linear(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Multiply by a weight of this kind, likewise."""
+        Args:
+            module: A convolution or a linear map.
+            x: Its input.
+            geometry: ``(stride, padding, dilation, groups)``; ``None`` of a linear map.
+        """
 
     def settle(self, module: nn.Module, leaf: str) -> None:
         """Do what has to be done once a parameter's tensors are in place, or were moved."""

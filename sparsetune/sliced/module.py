@@ -170,13 +170,13 @@ def _conv_forward(module: Any, x: Tensor) -> Any:
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * len(module.stride)
     geometry = (module.stride, padding, module.dilation, module.groups)
-    return module.__dict__[KIND].get("weight", WHOLE).conv(module, x, geometry)
+    return module.__dict__[KIND].get("weight", WHOLE).apply(module, x, geometry)
 
 
 def _linear_forward(module: Any, x: Tensor) -> Any:
     if not torch.is_grad_enabled():
         return F.linear(x, value(module, "weight"), value(module, "bias"))
-    return module.__dict__[KIND].get("weight", WHOLE).linear(module, x)
+    return module.__dict__[KIND].get("weight", WHOLE).apply(module, x, None)
 
 
 SLICED_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {

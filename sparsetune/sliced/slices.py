@@ -20,14 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sparsetune.parts import Part
-from sparsetune.sliced.convolution import (
-    Geometry,
-    conv_input_gradient,
-    conv_weight_gradient,
-    convolve,
-    linear_weight_gradient,
-)
-from sparsetune.sliced.functions import autocast, by_position, linear
+from sparsetune.sliced.convolution import Geometry
+from sparsetune.sliced.functions import applied, by_position, input_gradient, plain, weight_gradient
 from sparsetune.sliced.kind import KEPT, KIND, Kind, frozen_rest, learned_of, rest_name
 
 
@@ -61,14 +55,10 @@ class Slice(Kind):
             return torch.cat([learned, rest], self.dim)
         return whole
 
-    def conv(self, module: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
-        """Convolve; a bias is sliced too, or whole."""
+    def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
+        """Apply; a bias is sliced too, or learned whole, or frozen."""
         weight, bias = _operands(module, "weight"), _operands(module, "bias")
-        return sliced_conv(x, *weight, *bias, self.dim, geometry)
-
-    def linear(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Multiply; likewise."""
-        return sliced_linear(x, *_operands(module, "weight"), *_operands(module, "bias"), self.dim)
+        return sliced(x, *weight, *bias, self.dim, geometry)
 
     def settle(self, module: nn.Module, leaf: str) -> None:
         """Let a slice of filters and its rest lie side by side if they can."""
@@ -168,37 +158,28 @@ def _bytes_to_rest(learned: Tensor) -> int:
     return learned.shape[0] * learned.stride(0) * learned.element_size()
 
 
-def _keep(
-    ctx: Any, x: Tensor, learned: Tensor | None, weight: Tensor, learned_bias: Tensor | None, dim: int
-) -> None:
-    """Keep what a backward pass needs: operands, and size and dtype of what is learned."""
-    ctx.save_for_backward(x, weight)
-    ctx.dim = dim
-    ctx.learned = None if learned is None else (learned.shape[dim], learned.dtype)
-    ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
-
-
-class _SlicedConv(torch.autograd.Function):
+class _Sliced(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     @by_position
     def forward(
         x: Tensor,
-        learned: Tensor | None,
         weight: Tensor,
-        learned_bias: Tensor | None,
         bias: Tensor | None,
+        learned: Tensor | None,
+        learned_bias: Tensor | None,
         dim: int,
-        geometry: Geometry,
+        geometry: Geometry | None,
     ) -> Tensor:
-        return convolve(x, weight, bias, geometry)
+        return plain(x, weight, bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, learned, weight, learned_bias, _, dim, geometry = inputs
-        _keep(ctx, x, learned, weight, learned_bias, dim)
-        ctx.geometry = geometry
+        x, weight, _, learned, learned_bias, ctx.dim, ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.learned = None if learned is None else (learned.shape[ctx.dim], learned.dtype)
+        ctx.bias = None if learned_bias is None else (learned_bias.shape[0], learned_bias.dtype)
 
     @staticmethod
     @once_differentiable
@@ -206,92 +187,40 @@ class _SlicedConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = conv_input_gradient(grad, x, weight, ctx.geometry)
-        if ctx.needs_input_grad[1]:
-            k, dtype = ctx.learned
-            dw = conv_weight_gradient(grad, x, weight, ctx.dim, k, ctx.geometry).to(dtype)
+            dx = input_gradient(grad, x, weight, ctx.geometry)
         if ctx.needs_input_grad[3]:
-            k, dtype = ctx.bias
-            db = grad[:, :k].sum([0, *range(2, grad.dim())]).to(dtype)
-        return dx, dw, None, db, None, None, None
-
-
-class _SlicedLinear(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @by_position
-    def forward(
-        x: Tensor,
-        learned: Tensor | None,
-        weight: Tensor,
-        learned_bias: Tensor | None,
-        bias: Tensor | None,
-        dim: int,
-    ) -> Tensor:
-        return linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, learned, weight, learned_bias, _, dim = inputs
-        _keep(ctx, x, learned, weight, learned_bias, dim)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = grad @ weight
-        if ctx.needs_input_grad[1]:
             k, dtype = ctx.learned
-            dw = linear_weight_gradient(grad, x, ctx.dim, k).to(dtype)
-        if ctx.needs_input_grad[3]:
+            dw = weight_gradient(grad, x, weight, ctx.dim, k, ctx.geometry).to(dtype)
+        if ctx.needs_input_grad[4]:
             k, dtype = ctx.bias
-            db = grad[..., :k].reshape(-1, k).sum(0).to(dtype)
-        return dx, dw, None, db, None, None
+            if ctx.geometry is None:
+                db = grad[..., :k].reshape(-1, k).sum(0).to(dtype)
+            else:
+                db = grad[:, :k].sum([0, *range(2, grad.dim())]).to(dtype)
+        return dx, None, None, dw, db, None, None
 
 
-def sliced_conv(
+def sliced(
     x: Tensor,
     learned: Tensor | None,
     weight: Tensor,
     learned_bias: Tensor | None,
     bias: Tensor | None,
     dim: int,
-    geometry: Geometry,
+    geometry: Geometry | None = None,
 ) -> Tensor:
-    """Convolve with the whole weight; differentiate with respect to its learned slice.
+    """Convolve with, or multiply by, the whole weight; differentiate with respect to its learned slice.
 
     Args:
-        x: Input, ``(N, C, *spatial)``.
+        x: Input, ``(N, C, *spatial)``, or ``(..., I)`` of a linear map.
         learned: The learned slice of ``weight``: its first ``k`` indices along ``dim``; ``None`` for none.
-        weight: The whole weight ``(O, C / groups, *kernel)`` with the learned slice in place.
+        weight: The whole weight ``(O, C / groups, *kernel)`` or ``(O, I)`` with the learned slice in place.
         learned_bias: The first values of ``bias`` that are learned; ``None`` for none.
         bias: The whole bias ``(O,)`` or ``None``.
         dim: The sliced dimension of ``weight``.
-        geometry: ``(stride, padding, dilation, groups)``.
+        geometry: ``(stride, padding, dilation, groups)``; ``None`` of a linear map.
 
     Returns:
-        ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, autocast included.
+        ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, or ``(..., O)``, autocast included.
     """
-    x, weight, bias = autocast(x, weight, bias)
-    batched = x.dim() == weight.dim()
-    y: Tensor = _SlicedConv.apply(
-        x if batched else x.unsqueeze(0), learned, weight.detach(), learned_bias, bias, dim, geometry
-    )
-    return y if batched else y.squeeze(0)
-
-
-def sliced_linear(
-    x: Tensor,
-    learned: Tensor | None,
-    weight: Tensor,
-    learned_bias: Tensor | None,
-    bias: Tensor | None,
-    dim: int,
-) -> Tensor:
-    """Do what :func:`sliced_conv` does for a linear map: ``x`` is ``(..., I)`` and ``weight`` ``(O, I)``."""
-    x, weight, bias = autocast(x, weight, bias)
-    y: Tensor = _SlicedLinear.apply(x, learned, weight.detach(), learned_bias, bias, dim)
-    return y
+    return applied(_Sliced, x, weight, bias, learned, learned_bias, dim, geometry)

@@ -17,13 +17,11 @@ from sparsetune.backbone import Law, draw
 from sparsetune.parts import Part, factor_names
 from sparsetune.sliced.convolution import (
     Geometry,
-    conv_input_gradient,
     conv_of_few,
     conv_weight_gradient,
-    convolve,
     linear_weight_gradient,
 )
-from sparsetune.sliced.functions import autocast, by_position, linear
+from sparsetune.sliced.functions import applied, by_position, input_gradient, plain
 from sparsetune.sliced.kind import KEPT, Kind, frozen_rest, learned_of, value
 
 ROW = 3.0
@@ -65,15 +63,10 @@ class LowRank(Kind):
             found = kept[leaf] = Sum.of(*terms)
         return found.whole
 
-    def conv(self, module: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
-        """Convolve; the bias is frozen."""
+    def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
+        """Apply; the bias is frozen."""
         whole, bias = self.whole(module, "weight"), value(module, "bias")
-        return factored_conv(x, *self._factors(module, "weight"), whole, bias, geometry)
-
-    def linear(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Multiply; likewise."""
-        whole, bias = self.whole(module, "weight"), value(module, "bias")
-        return factored_linear(x, *self._factors(module, "weight"), whole, bias)
+        return factored(x, *self._factors(module, "weight"), whole, bias, geometry)
 
     def _factors(self, module: nn.Module, leaf: str) -> tuple[Tensor, Tensor]:
         a, b = (learned_of(module, name) for name in factor_names(leaf))
@@ -136,19 +129,19 @@ def keepable(a: Tensor, b: Tensor, frozen: Tensor) -> bool:
     return ordinary and a.is_cpu and b.is_cpu and frozen.is_cpu and not frozen.is_inference()
 
 
-class _FactoredConv(torch.autograd.Function):
+class _Factored(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     @by_position
     def forward(
-        x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+        x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, geometry: Geometry | None
     ) -> Tensor:
-        return convolve(x, weight, bias, geometry)
+        return plain(x, weight, bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, a, b, weight, _, ctx.geometry = inputs
+        x, weight, _, a, b, ctx.geometry = inputs
         ctx.save_for_backward(x, a, b, weight)
 
     @staticmethod
@@ -157,88 +150,56 @@ class _FactoredConv(torch.autograd.Function):
         x, a, b, weight = ctx.saved_tensors
         dx = da = db = None
         if ctx.needs_input_grad[0]:
-            dx = conv_input_gradient(grad, x, weight, ctx.geometry)
-        if any(ctx.needs_input_grad[1:3]):
-            da, db = conv_factor_gradients(grad, x, a, b, weight, ctx.geometry)
-        return dx, da, db, None, None, None
+            dx = input_gradient(grad, x, weight, ctx.geometry)
+        if any(ctx.needs_input_grad[3:5]):
+            da, db = factor_gradients(grad, x, a, b, weight, ctx.geometry)
+        return dx, None, None, da, db, None
 
 
-class _FactoredLinear(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @by_position
-    def forward(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, a, b, weight, _ = inputs
-        ctx.save_for_backward(x, a, b, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, weight = ctx.saved_tensors
-        dx = da = db = None
-        if ctx.needs_input_grad[0]:
-            dx = grad @ weight
-        if any(ctx.needs_input_grad[1:3]):
-            da, db = linear_factor_gradients(grad, x, a, b)
-        return dx, da, db, None, None
-
-
-def factored_conv(
-    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+def factored(
+    x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None = None
 ) -> Tensor:
-    """Convolve with a sum; differentiate with respect to its factors.
+    """Convolve with, or multiply by, a sum; differentiate with respect to its factors.
 
     Args:
-        x: Input, ``(N, C, *spatial)``.
-        a: ``(r, C / groups, *kernel)``.
+        x: Input, ``(N, C, *spatial)``, or ``(..., I)`` of a linear map.
+        a: ``(r, C / groups, *kernel)`` or ``(r, I)``.
         b: ``(O, r)``.
-        weight: The sum, ``(O, C / groups, *kernel)``.
+        weight: The sum, ``(O, C / groups, *kernel)`` or ``(O, I)``.
         bias: ``(O,)``, frozen, or ``None``.
-        geometry: ``(stride, padding, dilation, groups)``.
+        geometry: ``(stride, padding, dilation, groups)``; ``None`` of a linear map.
 
     Returns:
-        ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, autocast included.
+        ``(N, O, *spatial')``, as ``torch.nn.functional.conv*d`` gives it, or ``(..., O)``, autocast included.
     """
-    x, weight, bias = autocast(x, weight, bias)
-    batched = x.dim() == weight.dim()
-    y: Tensor = _FactoredConv.apply(x if batched else x.unsqueeze(0), a, b, weight.detach(), bias, geometry)
-    return y if batched else y.squeeze(0)
+    return applied(_Factored, x, weight, bias, a, b, geometry)
 
 
-def factored_linear(x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Do what :func:`factored_conv` does for a linear map: ``x`` ``(..., I)``, ``a`` ``(r, I)``."""
-    x, weight, bias = autocast(x, weight, bias)
-    y: Tensor = _FactoredLinear.apply(x, a, b, weight.detach(), bias)
-    return y
-
-
-def conv_factor_gradients(
-    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, geometry: Geometry
+def factor_gradients(
+    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, geometry: Geometry | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``A`` and ``B`` of a convolution's weight.
+    """Return the gradients of ``A`` and ``B``.
 
-    With ``G`` the gradient of the output, that of ``A`` is the weight gradient of ``r`` filters whose outputs
-    have the gradient ``B^T G``, and that of ``B`` is ``G`` times the convolution of ``x`` with ``A``. All
-    groups share ``A``, so each is a picture of its own.
+    Of a convolution, with ``G`` the gradient of the output, that of ``A`` is the weight gradient of ``r``
+    filters whose outputs have the gradient ``B^T G``, and that of ``B`` is ``G`` times the convolution of
+    ``x`` with ``A``. All groups share ``A``, so each is a picture of its own.
 
     Args:
-        grad: Gradient of the output, ``(N, O, *out)``.
-        x: Input, ``(N, C, *spatial)``.
-        a: ``(r, C / groups, *kernel)``.
-        b: ``(O, r)``.
+        grad: Gradient of the output, ``(N, O, *out)`` or ``(..., O)``.
+        x: As for :func:`factored`.
+        a: Likewise.
+        b: Likewise.
         weight: The sum; only its shape and layout are read.
-        geometry: ``(stride, padding, dilation, groups)``.
+        geometry: As for :func:`factored`.
 
     Returns:
         Tensors with shapes and dtypes of ``a`` and ``b``.
     """
-    stride, padding, dilation, groups = geometry
     rows, thin_a, thin_b = a.shape[0], a.to(x.dtype), b.to(x.dtype)
+    if geometry is None:
+        da = linear_weight_gradient(grad @ thin_b, x, 0, rows)
+        return da.to(a.dtype), linear_weight_gradient(grad, x @ thin_a.t(), 1, rows).to(b.dtype)
+    stride, padding, dilation, groups = geometry
     if 2 * (a.numel() + b.numel()) >= weight.numel():
         whole = conv_weight_gradient(grad, x, weight, 0, weight.shape[0], geometry).flatten(1)
         da = (thin_b.t() @ whole).view(a.shape)
@@ -251,12 +212,4 @@ def conv_factor_gradients(
     da = conv_weight_gradient(down, x, thin_a, 0, rows, single)
     reached = conv_of_few(x, thin_a, single).reshape(batch, groups, rows, out.numel())
     db = (parted @ reached.transpose(2, 3)).sum(0).view(b.shape)
-    return da.to(a.dtype), db.to(b.dtype)
-
-
-def linear_factor_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``A`` ``(r, I)`` and ``B`` ``(O, r)`` of a linear map's weight."""
-    rows, thin_a, thin_b = a.shape[0], a.to(x.dtype), b.to(x.dtype)
-    da = linear_weight_gradient(grad @ thin_b, x, 0, rows)
-    db = linear_weight_gradient(grad, x @ thin_a.t(), 1, rows)
     return da.to(a.dtype), db.to(b.dtype)
