@@ -22,7 +22,7 @@ from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
 RETIRED = "_sparsetune_retired"
-"""Attribute of such a parameter: name of the function that took it out."""
+"""Attribute of a parameter that is no longer its model's: name of the function that took it out."""
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
 CHANGING = {
@@ -182,7 +182,7 @@ def merge_(net: nn.Module) -> nn.Module:
     check_tensors(net)
     learned = dict(learned_values(net, state.plan))
     for name in (name for part in state.plan if part.partial for name in part.learned):
-        retire(learned[name], "merge_")
+        _retire(learned[name], "merge_")
     frozen = set(_frozen_names(state.plan))
     setattr(net, UNSENT, [name for name in getattr(net, UNSENT) if name not in frozen])
     if not getattr(net, UNSENT):
@@ -389,7 +389,7 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     homes = list(_homes(net, part))
     module, leaf = homes[0]
     parameter = module.get_parameter(leaf)
-    retire(parameter, "adapt_")
+    _retire(parameter, "adapt_")
     whole = parameter.detach()
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
@@ -412,13 +412,8 @@ def _frozen_names(made: Plan) -> Iterator[str]:
                 yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
 
 
-def retire(parameter: nn.Parameter, by: str) -> None:
-    """Note that a parameter is no longer its model's.
-
-    Args:
-        parameter: It.
-        by: Name of the function that took it out.
-    """
+def _retire(parameter: nn.Parameter, by: str) -> None:
+    """Note that a function, ``by`` its name, took a parameter out of its model."""
     setattr(parameter, RETIRED, by)
     _watch()
 

@@ -27,6 +27,8 @@ SHIFT_MIN_INPUTS, FEW_MIN_INPUTS = 2, 4
 """Provided that there are so many inputs for each: where gradients are shifted, and where outputs are."""
 MIN_POSITIONS = 4
 """From so many positions of a picture for each filter on: a product of fewer is slow."""
+INPUT_MIN_POSITIONS = 64
+"""From this many positions on, a product beats the library's 1x1 input gradient."""
 FOLD_VALUES = 2**17
 """Up to so many shifted outputs, adding all up in one call beats a call for each position of the kernel."""
 SHIFT_VALUES = 2**20
@@ -144,10 +146,6 @@ def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:
     """Whether outputs are as many as inputs, each at the middle of what it is computed from."""
     middle = all(2 * p == size - 1 for p, size in zip(geometry[1], weight.shape[2:], strict=True))
     return middle and moves_by_one(weight, geometry)
-
-
-INPUT_MIN_POSITIONS = 64
-"""From this many positions on, a product beats the library's 1x1 input gradient."""
 
 
 def conv_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

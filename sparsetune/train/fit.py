@@ -202,7 +202,9 @@ def train(
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
-            training.restore(checkpoint)
+            training.position = read_checkpoint(
+                checkpoint, training.settings, training.stepper.parts, group.index
+            )
         try:
             while training.position.epoch < config.epochs and training.run_epoch(deadline, watch):
                 pass
@@ -243,9 +245,6 @@ class _Training:
         """Whatever must be the same for a training to go on from a checkpoint."""
         which = {DATA: self.data.name, COUNT: len(self.train), DIGEST: self.data.digest()}
         return {**self.config.decisive, **which, **self.same}
-
-    def restore(self, checkpoint: Path) -> None:
-        self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)
 
     def run_epoch(self, deadline: float, watch: Watch | None) -> bool:
         """Take the rest of the current epoch; return whether it was finished before the deadline."""

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from sparsetune.backbone import logits_of
 
 ECE_BINS = 15
+HALVINGS = 60
+"""Steps of bisection, enough for float64."""
+COLDEST, HOTTEST = 1e-3, 1e3
+"""Temperatures between which the best one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,25 @@ class Diversity:
 
     mutual_information: float
     disagreement: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well low confidence tells pictures of other things from those of the known classes.
+
+    Attributes:
+        auroc: Area under the curve of true against false alarms; 0.5 is chance.
+        aupr: Area under the curve of precision against recall, other things being the positives.
+        fpr95: Share of known pictures that are alarmed when 95 % of the other things are.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
 
     def to_json(self) -> dict[str, float]:
         """Return the figures as plain JSON values."""
@@ -124,30 +147,6 @@ def _adaptive_calibration_error(confidence: Tensor, correct: Tensor) -> float:
 def _entropy(probabilities: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(probabilities).sum(-1)
     return entropy
-
-
-HALVINGS = 60
-"""Steps of bisection, enough for float64."""
-COLDEST, HOTTEST = 1e-3, 1e3
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well low confidence tells pictures of other things from those of the known classes.
-
-    Attributes:
-        auroc: Area under the curve of true against false alarms; 0.5 is chance.
-        aupr: Area under the curve of precision against recall, other things being the positives.
-        fpr95: Share of known pictures that are alarmed when 95 % of the other things are.
-    """
-
-    auroc: float
-    aupr: float
-    fpr95: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return the figures as plain JSON values."""
-        return asdict(self)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
