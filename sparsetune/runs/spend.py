@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -35,9 +36,8 @@ def candidates(
     nbytes: int,
     *,
     base: Learn | None = None,
-    classes: Iterable[str] = (),
     dtype: Precision | None = None,
-    reserve: int = RESERVE,
+    **options: Any,
 ) -> dict[str, Learn]:
     """Spend a budget in each of the ways that ``--budget`` chooses among.
 
@@ -50,9 +50,8 @@ def candidates(
         net: A plain model.
         nbytes: The most that the delta may take.
         base: As for :func:`allocate`.
-        classes: Likewise.
         dtype: Likewise.
-        reserve: Likewise.
+        **options: ``classes`` and ``reserve``, likewise.
 
     Returns:
         What to learn by the way's name, the default first; none twice.
@@ -67,20 +66,13 @@ def candidates(
         names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
     found: dict[Learn, str] = {}
     for name in names:
-        learn = spend(name, net, nbytes, base=base, classes=classes, dtype=dtype, reserve=reserve)
+        learn = spend(name, net, nbytes, base=base, dtype=dtype, **options)
         found.setdefault(learn or base, name)
     return {name: learn for learn, name in found.items()}
 
 
 def spend(
-    name: str,
-    net: nn.Module,
-    nbytes: int,
-    *,
-    base: Learn | None = None,
-    classes: Iterable[str] = (),
-    dtype: Precision | None = None,
-    reserve: int = RESERVE,
+    name: str, net: nn.Module, nbytes: int, *, base: Learn | None = None, **options: Any
 ) -> Learn | None:
     """Spend a budget in one of the ways.
 
@@ -89,9 +81,7 @@ def spend(
         net: A plain model.
         nbytes: The most that the delta may take.
         base: As for :func:`allocate`.
-        classes: Likewise.
-        dtype: Likewise.
-        reserve: Likewise.
+        **options: ``classes``, ``dtype`` and ``reserve``, likewise.
 
     Returns:
         What to learn; ``None`` where the model has no layer at that depth.
@@ -105,8 +95,7 @@ def spend(
     layers = names[len(names) * start // 3 : len(names) * stop // 3]
     if names and not layers:
         return None
-    some = [] if layers == names else layers
-    return allocate(net, nbytes, layers=some, base=base, classes=classes, dtype=dtype, reserve=reserve)
+    return allocate(net, nbytes, layers=[] if layers == names else layers, base=base, **options)
 
 
 def allocate(

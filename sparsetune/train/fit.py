@@ -176,21 +176,8 @@ def train(
 ) -> list[Epoch]:
     """Do what :func:`fit` does for any classifier: those of its parameters learn that require gradients.
 
-    Args:
-        net: The classifier, adapted or not.
-        data: What to learn.
-        config: How.
-        same: Plain JSON values that say which model this is; a checkpoint of another is refused.
-        checkpoint: As for :func:`fit`.
-        resume: Likewise.
-        time_budget: Likewise.
-        watch: Likewise.
-
-    Returns:
-        A record for each finished epoch.
-
-    Raises:
-        SparsetuneError: As :func:`fit` raises.
+    Beside what ``fit`` takes, ``same`` are plain JSON values that say which model this is; a checkpoint of
+    another is refused.
     """
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
     keep_freed_memory()
