@@ -1,19 +1,20 @@
 """A module of which a part is learned.
 
-Imports ``backbone``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
+Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
 
 - ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
-  asked of it: learned values, frozen values, whether they are still the backbone's.
+  asked of it: learned values, frozen values, whether they are still the backbone's; and ``Taught``, what is
+  noted on a model of its training.
 - ``module``: the class that a layer then has.
 - ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
   each with what is frozen, how the whole is put together, and gradients of the learned part alone.
-- ``functions``, ``convolution``: what these stand on; the second has the kernels.
-- ``taught``: what is noted on a model of its training.
+- ``convolution``: the kernels under these.
 """
 
 from sparsetune.sliced.adapt import (
     UNSENT,
     Adapted,
+    Taught,
     adapt_,
     adapted,
     check_frozen,
@@ -25,10 +26,11 @@ from sparsetune.sliced.adapt import (
     prepared,
     put_stored,
     stored_values,
+    taught,
+    teach,
     to_freeze,
 )
 from sparsetune.sliced.sums import ROW
-from sparsetune.sliced.taught import Taught, taught, teach
 
 __all__ = [
     "Adapted",

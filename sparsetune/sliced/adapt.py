@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparsetune.backbone import MADE, Backbone, Layer, changed, fingerprint, origin_of, structure
+from sparsetune.data import Preprocessing, Seen
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
 from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
@@ -21,6 +22,8 @@ from sparsetune.sliced.slices import Slice
 from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
+TAUGHT = "_sparsetune_taught"
+"""Attribute of a model: what it was trained on."""
 RETIRED = "_sparsetune_retired"
 """Attribute of a parameter that is no longer its model's: name of the function that took it out."""
 UNSENT = "_ddp_params_and_buffers_to_ignore"
@@ -58,6 +61,23 @@ class Adapted:
     rounded: dict[torch.dtype, str]
     plain: dict[str, dict[str, bool]]
     layers: dict[str, Layer]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a model was trained on.
+
+    Attributes:
+        classes: Class names in the order of the outputs; ``None`` where they are not known.
+        preprocessing: What the pictures went through; likewise.
+        default: What ``open_data`` gave in its place, where ``fit`` decided for another.
+        seen: What is known of the pictures that gave the learned values.
+    """
+
+    classes: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    default: Preprocessing | None = None
+    seen: Seen | None = None
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -223,6 +243,17 @@ def adapted(net: nn.Module) -> Adapted:
             f"this {type(net).__name__} is not adapted; call sparsetune.adapt_(net, Learn(...)) first."
         )
     return found
+
+
+def taught(net: nn.Module) -> Taught:
+    """Return what is noted on a model."""
+    found = getattr(net, TAUGHT, None)
+    return found if isinstance(found, Taught) else Taught()
+
+
+def teach(net: nn.Module, what: Taught) -> None:
+    """Note on a model what it was trained on."""
+    setattr(net, TAUGHT, what)
 
 
 def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:

@@ -20,8 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sparsetune.parts import Part
-from sparsetune.sliced.convolution import Geometry
-from sparsetune.sliced.functions import applied, by_position, input_gradient, plain, weight_gradient
+from sparsetune.sliced.convolution import (
+    Geometry,
+    applied,
+    by_position,
+    input_gradient,
+    plain,
+    weight_gradient,
+)
 from sparsetune.sliced.kind import KEPT, KIND, Kind, frozen_rest, learned_of, rest_name
 
 

@@ -17,11 +17,14 @@ from sparsetune.backbone import Law, draw
 from sparsetune.parts import Part, factor_names
 from sparsetune.sliced.convolution import (
     Geometry,
+    applied,
+    by_position,
     conv_of_few,
     conv_weight_gradient,
+    input_gradient,
     linear_weight_gradient,
+    plain,
 )
-from sparsetune.sliced.functions import applied, by_position, input_gradient, plain
 from sparsetune.sliced.kind import KEPT, Kind, frozen_rest, learned_of, value
 
 ROW = 3.0
