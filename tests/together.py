@@ -1,9 +1,10 @@
-"""What two processes do in tests/train/test_processes.py: ``together.py FOLDER CASE``, under torchrun."""
+"""What two processes do in tests/train/test_processes.py: ``together.py FOLDER CASE...``, under torchrun."""
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,10 +71,11 @@ def case(name: str, folder: Path) -> tuple[torch.nn.Module, list[st.Epoch]]:
 
 if __name__ == "__main__":
     torch.nn.parallel.DistributedDataParallel = Counting
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+    folder, index = Path(sys.argv[1]), int(os.environ["RANK"])
     atexit.register(lambda: print("joined" if torch.distributed.is_initialized() else "left"))
-    net, history = case(name, folder)
-    index = torch.distributed.get_rank()
-    told = [{**record.to_json(), "seconds": 0} for record in history]
-    (folder / f"{name}-{index}.json").write_text(json.dumps({"history": told, "traffic": TRAFFIC}))
-    torch.save(net.state_dict(), folder / f"{name}-{index}.pt")
+    for name in sys.argv[2:]:
+        TRAFFIC.update(dict.fromkeys(TRAFFIC, 0))
+        net, history = case(name, folder)
+        told = [{**record.to_json(), "seconds": 0} for record in history]
+        (folder / f"{name}-{index}.json").write_text(json.dumps({"history": told, "traffic": TRAFFIC}))
+        torch.save(net.state_dict(), folder / f"{name}-{index}.pt")

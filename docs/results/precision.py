@@ -12,7 +12,7 @@ from sparsetune.data import loader, open_data
 from sparsetune.delta import compress
 from sparsetune.host import describe_machine
 from sparsetune.parts import PRECISIONS
-from sparsetune.train import predict_logits, scores
+from sparsetune.train import predict_logits, score
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
                 compress(options.delta, path, dtype)
             batches = loader(data.test, header.preprocessing or data.preprocessing, batch_size=256)
             logits, labels = predict_logits(st.load(path), batches)
-            found = scores(logits.double().softmax(1), labels)
+            found = score(logits, labels)
             rows.append({"dtype": dtype, "bytes": path.stat().st_size, "top1": found.top1, "nll": found.nll})
     value = {"model": header.model, "learn": header.learn.to_json(), "data": options.name or data.name}
     value |= {"pictures": len(data.test), "epochs": header.training.get("config", {}).get("epochs")}

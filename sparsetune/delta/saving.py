@@ -328,13 +328,8 @@ def file_bytes(
 ) -> int:
     """Write a delta with zeros for values and return its size; a real one differs by its index's last bytes.
 
-    Args:
-        net: The model, plain or adapted; its tensors are not read.
-        made: What is learned of it.
-        classes: As for :func:`sparsetune.save`.
-        preprocessing: Likewise.
-        training: Likewise; its longest.
-        dtype: Likewise.
+    Beside what :func:`sparsetune.save` takes, ``made`` is what is learned of the model, plain or adapted,
+    whose tensors are not read; ``training`` is its longest.
 
     Raises:
         ConfigError: When ``classes`` or ``training`` cannot stand in a file.

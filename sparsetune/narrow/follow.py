@@ -128,6 +128,8 @@ RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze"}
 FORGETS = {"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like"}
 """Operations whose result does not depend on the values."""
 
+REMEDY = "keep the network as it is, or write it whole with sparsetune merge"
+
 ARGUMENTS = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -338,9 +340,6 @@ class _Following(TorchFunctionMode):
         return ConfigError(
             f"{self.inside[-1]} applies '{name}', through which slim cannot follow channels; {REMEDY}."
         )
-
-
-REMEDY = "keep the network as it is, or write it whole with sparsetune merge"
 
 
 def _bound(kind: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from sparsetune.narrow.follow import follow
 from sparsetune.narrow.narrow import Narrowing, narrow_
 from sparsetune.sliced import UNSENT, adapted, merge_
 
+KEY = "sparsetune.slim"
 TOLERANCE = 1e-5
 """Largest difference of outputs, relative to the largest of them, that a slim network may show."""
 
@@ -192,9 +193,6 @@ def slimming(net: nn.Module, size: tuple[int, ...]) -> nn.Module:
         return Slimming(net, size)
     except ConfigError:
         return net
-
-
-KEY = "sparsetune.slim"
 
 
 def write_slim(path: str | Path, net: nn.Module, header: Header) -> None:

@@ -7,7 +7,7 @@ Imports ``train``.
 - ``choose``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
 """
 
-from sparsetune.runs.choose import Choice, KEPT, Trial, choose, set_aside, try_out
+from sparsetune.runs.choose import KEPT, Choice, Trial, choose, set_aside, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
 from sparsetune.runs.run import BLUE, Outcome, run

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-from sparsetune.errors import ConfigError
-from sparsetune.spec import Learn
-from sparsetune.parts import Precision
 import copy
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig
-from sparsetune.data import Data, Feed, Split, balanced, count_steps
-from sparsetune.errors import DataError, DivergedError
-from sparsetune.train import predict_logits
-from sparsetune.train import Processes
-from sparsetune.train import fit
-import math
-from collections.abc import Callable, Mapping
-from sparsetune.runs.spend import RESERVE
-from sparsetune.data import Data, Split, count_steps, split_in_two
-from sparsetune.errors import DataError
+
+from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
 from sparsetune.delta import file_bytes, longest_noted
-from sparsetune.train import pictures_for
-from sparsetune.parts import Plan, plan
-from sparsetune.train import Processes, processes
-from sparsetune.runs.spend import candidates, is_random
+from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.parts import Plan, Precision, plan
+from sparsetune.runs.spend import RESERVE, candidates, is_random
+from sparsetune.sliced import adapt_
+from sparsetune.spec import FitConfig, Learn
+from sparsetune.train import Processes, fit, pictures_for, predict_logits, processes
+
+SHARE = 0.1
+"""Most of the training's steps that the comparison may take."""
+LEAST, LEAST_RANDOM = 50, 200
+"""Steps of a trial from which it tells which of the candidates a whole training would prefer; over a random
+backbone shorter ones tell which starts faster."""
+SETUP = 10
+"""Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
+HELD_OUT, HELD_SHARE = 512, 0.2
+"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
+SLACK = 256
+"""Bytes by which a file may differ from what is told before the training: which code a vector has."""
+KEPT: Precision = "int8"
+"""How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
+SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
+"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
+at zero, and short trials would tell little of it."""
 
 
 @dataclass(frozen=True)
@@ -105,91 +112,6 @@ class Choice:
 
 Choosing = Callable[["Trial | Choice"], None]
 """Called after each trial, and with the choice."""
-
-
-SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
-"""Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
-at zero, and short trials would tell little of it."""
-
-
-def try_out(
-    net: nn.Module,
-    learn: Learn,
-    data: Data,
-    held: Split,
-    config: FitConfig,
-    steps: int,
-    group: Processes,
-) -> tuple[Tensor, float] | None:
-    """Train a copy of a plain model for a few steps and judge it.
-
-    The trial has the whole schedule of ``config`` in its few steps, and AdamW in place of SGD. It is judged
-    with the normalisation of each batch, since so few steps settle no running statistics.
-
-    Args:
-        net: A plain model; it is not changed.
-        learn: What the copy learns.
-        data: Its training pictures are learned, as many as ``steps`` take, evenly of each class.
-        held: Pictures to judge by.
-        config: The training that the trial stands for.
-        steps: Training steps.
-        group: The processes that train.
-
-    Returns:
-        The cross-entropy of each picture held, in nats, ``(N,)`` in float64, and the share classified
-        rightly; ``None`` where the training diverged.
-
-    Raises:
-        ConfigError: As ``fit`` raises.
-        DataError: When there are no training pictures, or one cannot be read.
-    """
-    if data.train is None:
-        raise DataError(f"{data.name} has no training pictures; a trial needs some.")
-    part, config = data.train, replace(config, compile=False, epochs=1)
-    if config.opt in SLOW:
-        config = replace(config, opt="adamw", lr=config.lr / 10)
-    wanted = steps * config.batch_size
-    if wanted < len(part):
-        part = balanced(part, wanted, config.seed, "the trial's limit")
-    else:
-        config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
-    net = adapt_(copy.deepcopy(net), learn)
-    unread = held.take(np.arange(1))  # fit tests; judged are all, here
-    judged = Feed(
-        held, data.preprocessing, group.device, batch_size=config.batch_size, workers=config.workers
-    )
-    try:
-        fit(net, replace(data, train=part, test=unread, validation=None), config)
-        logits, labels = predict_logits(_unsettled(net), judged.epoch(config.seed))
-    except DivergedError:
-        return None
-    losses = F.cross_entropy(logits.double(), labels, reduction="none")
-    if not torch.isfinite(losses).all():
-        return None
-    return losses, (logits.argmax(1) == labels).double().mean().item()
-
-
-def _unsettled(net: nn.Module) -> nn.Module:
-    """Let batch norms go by the batch in evaluation too."""
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.running_mean = module.running_var = None
-    return net
-
-
-SHARE = 0.1
-"""Most of the training's steps that the comparison may take."""
-LEAST, LEAST_RANDOM = 50, 200
-"""Steps of a trial from which it tells which of the candidates a whole training would prefer; over a random
-backbone shorter ones tell which starts faster."""
-SETUP = 10
-"""Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
-HELD_OUT, HELD_SHARE = 512, 0.2
-"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
-SLACK = 256
-"""Bytes by which a file may differ from what is told before the training: which code a vector has."""
-KEPT: Precision = "int8"
-"""How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
 
 
 def choose(
@@ -353,3 +275,68 @@ def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
     if gap > error:
         return best, f"its held-out loss is below that of {default} by {said}."
     return default, f"{best} has a lower held-out loss by {said}, which is within the noise."
+
+
+def try_out(
+    net: nn.Module,
+    learn: Learn,
+    data: Data,
+    held: Split,
+    config: FitConfig,
+    steps: int,
+    group: Processes,
+) -> tuple[Tensor, float] | None:
+    """Train a copy of a plain model for a few steps and judge it.
+
+    The trial has the whole schedule of ``config`` in its few steps, and AdamW in place of SGD. It is judged
+    with the normalisation of each batch, since so few steps settle no running statistics.
+
+    Args:
+        net: A plain model; it is not changed.
+        learn: What the copy learns.
+        data: Its training pictures are learned, as many as ``steps`` take, evenly of each class.
+        held: Pictures to judge by.
+        config: The training that the trial stands for.
+        steps: Training steps.
+        group: The processes that train.
+
+    Returns:
+        The cross-entropy of each picture held, in nats, ``(N,)`` in float64, and the share classified
+        rightly; ``None`` where the training diverged.
+
+    Raises:
+        ConfigError: As ``fit`` raises.
+        DataError: When there are no training pictures, or one cannot be read.
+    """
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; a trial needs some.")
+    part, config = data.train, replace(config, compile=False, epochs=1)
+    if config.opt in SLOW:
+        config = replace(config, opt="adamw", lr=config.lr / 10)
+    wanted = steps * config.batch_size
+    if wanted < len(part):
+        part = balanced(part, wanted, config.seed, "the trial's limit")
+    else:
+        config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
+    net = adapt_(copy.deepcopy(net), learn)
+    unread = held.take(np.arange(1))  # fit tests; judged are all, here
+    judged = Feed(
+        held, data.preprocessing, group.device, batch_size=config.batch_size, workers=config.workers
+    )
+    try:
+        fit(net, replace(data, train=part, test=unread, validation=None), config)
+        logits, labels = predict_logits(_unsettled(net), judged.epoch(config.seed))
+    except DivergedError:
+        return None
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    if not torch.isfinite(losses).all():
+        return None
+    return losses, (logits.argmax(1) == labels).double().mean().item()
+
+
+def _unsettled(net: nn.Module) -> nn.Module:
+    """Let batch norms go by the batch in evaluation too."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = None
+    return net

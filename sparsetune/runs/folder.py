@@ -8,14 +8,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from sparsetune.spec import FREE
-from sparsetune.data import Data
-from sparsetune.data import address, is_folder
-from sparsetune.errors import ConfigError, StorageError
-from sparsetune.host import is_address
-from sparsetune.host import DELTA
-from sparsetune.host import write_text
 
+from sparsetune.data import Data, address, is_folder
+from sparsetune.errors import ConfigError, StorageError
+from sparsetune.host import DELTA, is_address, write_text
+from sparsetune.spec import FREE
 
 METRICS, CONFIG, CURVES, CHECKPOINT = (
     "metrics.jsonl",

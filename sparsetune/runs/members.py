@@ -6,24 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import torch
-from sparsetune.delta import bundle
-from sparsetune.runs.choose import Choosing
-from sparsetune.data import Data, loader, open_data
-from sparsetune.delta import is_delta
-from sparsetune.serve import Ensemble
+
+from sparsetune.data import Data, Preprocessing, loader, open_data
+from sparsetune.delta import bundle, is_delta
 from sparsetune.errors import ConfigError
-from sparsetune.host import DELTA
-from sparsetune.runs.folder import RUNS
-from sparsetune.train import predict_logits
-from sparsetune.host import pick_device
-from sparsetune.train import Diversity, Scores, diversity, scores
+from sparsetune.host import DELTA, pick_device
 from sparsetune.parts import Plan
-from sparsetune.data import Preprocessing
+from sparsetune.runs.choose import Choosing
+from sparsetune.runs.folder import RUNS
 from sparsetune.runs.run import Outcome, run
 from sparsetune.runs.settings import Run
-from sparsetune.train import Watch
-
+from sparsetune.serve import Ensemble
+from sparsetune.train import Diversity, Scores, Watch, diversity, predict_logits, scores
 
 BUNDLE = "ensemble.safetensors"
 

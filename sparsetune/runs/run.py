@@ -3,148 +3,54 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
-from torch import nn
-from sparsetune.data import Data, loader
-from sparsetune.data import told
-from sparsetune.host import is_address
-from sparsetune.delta import longest_noted
-from sparsetune.train import predict_logits
-from sparsetune.train import scores
-from sparsetune.delta import fill_rounded, save
-from sparsetune.runs.settings import Run
-from sparsetune.train import Epoch
-from collections.abc import Sequence
-from sparsetune.host import replacing
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
-from sparsetune.sliced import adapted
-from sparsetune.runs.choose import choose
-from sparsetune.train import read_history
-from sparsetune.runs.choose import Choice, Choosing
-from sparsetune.data import Data
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sparsetune.data import Data, loader, told
+from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.host import write_text
-from sparsetune.delta import file_bytes
-from sparsetune.runs.folder import CHECKPOINT, CURVES, DIGEST, METRICS, SOURCE, check, check_data, claim, latest, leave, recorded
-from sparsetune.host import DELTA
-from sparsetune.spec import Learn
+from sparsetune.host import DELTA, is_address, replacing, write_text
 from sparsetune.parts import Plan
-from sparsetune.train import Processes, processes
-from sparsetune.delta import LIBRARIES
-from sparsetune.runs.settings import adapt, build
-from sparsetune.train import Epoch, Step, Watch, fit
+from sparsetune.runs.choose import Choice, Choosing, choose
+from sparsetune.runs.folder import (
+    CHECKPOINT,
+    CURVES,
+    DIGEST,
+    METRICS,
+    SOURCE,
+    check,
+    check_data,
+    claim,
+    latest,
+    leave,
+    recorded,
+)
+from sparsetune.runs.settings import Run, adapt, build
+from sparsetune.sliced import adapted
+from sparsetune.spec import Learn
+from sparsetune.train import (
+    Epoch,
+    Processes,
+    Step,
+    Watch,
+    fit,
+    predict_logits,
+    processes,
+    read_history,
+    score,
+)
 
-
-def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
-    """Save what a run has learned.
-
-    The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
-    are measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
-
-    Args:
-        net: The trained model; it is not changed.
-        path: The file.
-        settings: Of the run.
-        data: What it was trained on.
-        last: The record of its last epoch.
-
-    Raises:
-        DeltaError: When a value is beyond what the settings' ``dtype`` holds.
-        SparsetuneError: As ``save`` raises.
-    """
-    save(net, path, **_said(settings, data, last))
-    if settings.dtype:
-        rounded = copy.deepcopy(net)
-        fill_rounded(rounded, path, settings.dtype)
-        batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
-        logits, labels = predict_logits(rounded, batches)
-        found = scores(logits.double().softmax(1), labels)
-        last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
-        save(net, path, **_said(settings, data, last), dtype=settings.dtype)
-
-
-def longest_said(settings: Run, data: Data) -> dict[str, Any]:
-    """What a finished file will say beside its values, with results as long as numbers can be."""
-    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(Epoch)), -1.2345678901234567e-300)
-    said = _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
-    return {**said, "training": said["training"] | longest_noted(settings.budget or 0)}
-
-
-def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
-    """What the file says beside its values."""
-    start = settings.init_from
-    training = {
-        "data": told(data.source),
-        "train_pictures": len(data.train or ()),
-        "options": {
-            "size": settings.size,
-            "train_limit": settings.train_limit,
-            "test_limit": settings.test_limit,
-            "init_from": start if start is None or is_address(start) else Path(start).name,
-            **({"dtype": settings.dtype} if settings.dtype else {}),
-        },
-        "config": settings.config.decisive,
-        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
-    }
-    return {"classes": data.classes, "preprocessing": data.preprocessing, "training": training}
-
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE = "#0067a5"
-
-
-def draw_curves(history: Sequence[Epoch], title: str, path: str | Path) -> None:
-    """Draw loss and accuracy over epochs, for training pictures and those watched, and write a PNG.
-
-    Args:
-        history: A record for each finished epoch; at least one.
-        title: Stands above the picture.
-        path: The file; it appears whole or not at all.
-
-    Raises:
-        StorageError: When the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # takes half a second, and most commands draw nothing
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [record.epoch for record in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(1, 2)
-    marker = "o" if len(epochs) < 30 else None
-    watched = history[-1].watched
-    for panel, label, what, scale in (
-        (panels[0], "cross-entropy (nats)", "loss", 1),
-        (panels[1], "top-1 accuracy (%)", "top1", 100),
-    ):
-        for name, split, colour in (("training", "train", "#8a8a8a"), (watched, watched, BLUE)):
-            values = [scale * getattr(record, f"{split}_{what}") for record in history]
-            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name, clip_on=False)
-        panel.set_xlabel("epoch")
-        panel.set_ylabel(label)
-        panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        panel.set_ylim(0, 1.1 * panel.dataLim.ymax or 1)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    last = 100 * getattr(history[-1], f"{watched}_top1")
-    panels[1].set_ylim(0, 100)
-    panels[1].annotate(
-        f"{last:.1f}",
-        (epochs[-1], last),
-        textcoords="offset points",
-        xytext=(6, 0),
-        va="center",
-        color=BLUE,
-    )
-    panels[0].legend(frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 @dataclass(frozen=True)
@@ -199,11 +105,11 @@ def run(
     """
     with processes(settings.config.device, settings.config.amp) as group:
         began = time.monotonic()
-        value = json.loads(json.dumps(settings.to_json()))
+        asked = json.loads(json.dumps(settings.to_json()))
         if group.is_main and folder is None and resume:
-            folder = latest(settings.name, value)
+            folder = latest(settings.name, asked)
         if group.is_main and folder is not None:
-            check(folder, value, resume)
+            check(folder, asked, resume)
         folder = group.from_main(folder)
         net, data = build(settings)
         if group.is_main:
@@ -212,9 +118,75 @@ def run(
             choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
             if choosing:
                 choosing(choice)
-        left = None if time_budget is None else time_budget - (time.monotonic() - began)
-        outcome = _run(net, data, settings, choice, folder, resume, left, watch, started, group)
-        return replace(outcome, choice=choice)
+        if time_budget is not None:
+            time_budget -= time.monotonic() - began
+        learned = replace(settings, learn=choice.learn) if choice else settings
+        adapt(net, learned)
+        made = adapted(net).plan
+        if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
+            return Outcome(folder, _read_history(folder / METRICS), True, made, choice)
+        _check_budget(net, made, learned, data)
+        if group.is_main:
+            folder = claim(folder, settings.name, {**asked, **_noted(data, choice)})
+        training = _Training(net, data, learned, group.from_main(folder), group)
+        if started:
+            started(made, data)
+        history = training.run(resume, time_budget, watch)
+        finished = len(history) == settings.config.epochs
+        if finished and group.is_main:
+            training.finish(history)
+        group.wait()
+        return Outcome(training.folder, history, finished, made, choice)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """An adapted model, what it learns, and the folder that is claimed for it."""
+
+    net: nn.Module
+    data: Data
+    settings: Run
+    folder: Path
+    group: Processes
+
+    def run(self, resume: bool, time_budget: float | None, watch: Watch | None) -> list[Epoch]:
+        """Train, and keep the record of each epoch in the folder."""
+        checkpoint, metrics = self.folder / CHECKPOINT, self.folder / METRICS
+        records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
+
+        def record(event: Step | Epoch) -> None:
+            if isinstance(event, Epoch):
+                records.append(event)
+                _write_history(metrics, records)
+            if watch:
+                watch(event)
+
+        try:
+            history = fit(
+                self.net,
+                self.data,
+                self.settings.config,
+                checkpoint=checkpoint,
+                resume=resume,
+                time_budget=time_budget,
+                watch=record if self.group.is_main else None,
+            )
+            if self.group.is_main:
+                _write_history(metrics, history)
+        except SparsetuneError:
+            if self.group.is_main and not checkpoint.is_file():
+                leave(self.folder)
+            raise
+        return history
+
+    def finish(self, history: list[Epoch]) -> None:
+        """Write what was learned, and the curves; the checkpoint goes."""
+        settings, folder = self.settings, self.folder
+        title = f"{settings.model} on {self.data.name}, {_what(settings.learn)}"
+        with replacing(folder / CURVES) as temporary:
+            draw_curves(history, title).savefig(temporary, format="png", dpi=150)
+        write_finished(self.net, folder / DELTA, settings, self.data, history[-1])
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _recorded(folder: Path | None) -> Choice | None:
@@ -248,80 +220,11 @@ def _check_budget(net: nn.Module, made: Plan, settings: Run, data: Data) -> None
         )
 
 
-def _run(
-    net: nn.Module,
-    data: Data,
-    asked: Run,
-    choice: Choice | None,
-    folder: Path | None,
-    resume: bool,
-    time_budget: float | None,
-    watch: Watch | None,
-    started: Callable[[Plan, Data], None] | None,
-    group: Processes,
-) -> Outcome:
-    settings = replace(asked, learn=choice.learn) if choice else asked
-    adapt(net, settings)
-    made = adapted(net).plan
-    if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
-        return Outcome(folder, _read_history(folder / METRICS), True, made)
-    _check_budget(net, made, settings, data)
-    added: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
-    added |= {SOURCE: data.source, DIGEST: data.digest()}
-    if choice:
-        added["choice"] = choice.to_json()
-    if group.is_main:
-        folder = claim(folder, asked.name, {**asked.to_json(), **added})
-    folder = group.from_main(folder)
-    if started:
-        started(made, data)
-    try:
-        history = _train(net, data, settings, folder, resume, time_budget, watch, group)
-    except SparsetuneError:
-        if group.is_main and not (folder / CHECKPOINT).is_file():
-            leave(folder)
-        raise
-    finished = len(history) == settings.config.epochs
-    if finished and group.is_main:
-        draw_curves(history, f"{settings.model} on {data.name}, {_what(settings.learn)}", folder / CURVES)
-        write_finished(net, folder / DELTA, settings, data, history[-1])
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    group.wait()
-    return Outcome(folder, history, finished, made)
-
-
-def _train(
-    net: nn.Module,
-    data: Data,
-    settings: Run,
-    folder: Path,
-    resume: bool,
-    time_budget: float | None,
-    watch: Watch | None,
-    group: Processes,
-) -> list[Epoch]:
-    checkpoint = folder / CHECKPOINT
-    records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
-
-    def record(event: Step | Epoch) -> None:
-        if isinstance(event, Epoch):
-            records.append(event)
-            _write_history(folder / METRICS, records)
-        if watch:
-            watch(event)
-
-    history = fit(
-        net,
-        data,
-        settings.config,
-        checkpoint=checkpoint,
-        resume=resume,
-        time_budget=time_budget,
-        watch=record if group.is_main else None,
-    )
-    if group.is_main:
-        _write_history(folder / METRICS, history)
-    return history
+def _noted(data: Data, choice: Choice | None) -> dict[str, Any]:
+    """What the settings of a run hold beside what was asked."""
+    noted: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
+    noted |= {SOURCE: data.source, DIGEST: data.digest()}
+    return noted if choice is None else {**noted, "choice": choice.to_json()}
 
 
 def _write_history(path: Path, history: list[Epoch]) -> None:
@@ -335,6 +238,104 @@ def _read_history(path: Path) -> list[Epoch]:
         raise ConfigError(
             f"{path} of a finished run cannot be read; remove its folder, or choose another --out."
         ) from error
+
+
+def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+    """Save what a run has learned.
+
+    The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
+    are measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
+
+    Args:
+        net: The trained model; it is not changed.
+        path: The file.
+        settings: Of the run.
+        data: What it was trained on.
+        last: The record of its last epoch.
+
+    Raises:
+        DeltaError: When a value is beyond what the settings' ``dtype`` holds.
+        SparsetuneError: As ``save`` raises.
+    """
+    save(net, path, **_said(settings, data, last))
+    if settings.dtype:
+        rounded = copy.deepcopy(net)
+        fill_rounded(rounded, path, settings.dtype)
+        batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
+        logits, labels = predict_logits(rounded, batches)
+        found = score(logits, labels)
+        last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
+        save(net, path, **_said(settings, data, last), dtype=settings.dtype)
+
+
+def longest_said(settings: Run, data: Data) -> dict[str, Any]:
+    """What a finished file will say beside its values, with results as long as numbers can be."""
+    values: dict[str, Any] = dict.fromkeys((field.name for field in fields(Epoch)), -1.2345678901234567e-300)
+    said = _said(settings, data, Epoch(**{**values, "epoch": settings.config.epochs}))
+    return {**said, "training": said["training"] | longest_noted(settings.budget or 0)}
+
+
+def _said(settings: Run, data: Data, last: Epoch) -> dict[str, Any]:
+    """What the file says beside its values."""
+    start = settings.init_from
+    training = {
+        "data": told(data.source),
+        "train_pictures": len(data.train or ()),
+        "options": {
+            "size": settings.size,
+            "train_limit": settings.train_limit,
+            "test_limit": settings.test_limit,
+            "init_from": start if start is None or is_address(start) else Path(start).name,
+            **({"dtype": settings.dtype} if settings.dtype else {}),
+        },
+        "config": settings.config.decisive,
+        "result": {k: v for k, v in last.to_json().items() if k != "seconds"},
+    }
+    return {"classes": data.classes, "preprocessing": data.preprocessing, "training": training}
+
+
+def draw_curves(history: Sequence[Epoch], title: str) -> Figure:
+    """Draw loss and accuracy over epochs, for training pictures and those watched.
+
+    Args:
+        history: A record for each finished epoch; at least one.
+        title: Stands above the picture.
+    """
+    from matplotlib.figure import Figure  # late: it takes half a second, and most commands draw nothing
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [record.epoch for record in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    marker = "o" if len(epochs) < 30 else None
+    watched = history[-1].watched
+    for panel, label, what, scale in (
+        (panels[0], "cross-entropy (nats)", "loss", 1),
+        (panels[1], "top-1 accuracy (%)", "top1", 100),
+    ):
+        for name, split, colour in (("training", "train", "#8a8a8a"), (watched, watched, BLUE)):
+            values = [scale * getattr(record, f"{split}_{what}") for record in history]
+            panel.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name, clip_on=False)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        panel.set_ylim(0, 1.1 * panel.dataLim.ymax or 1)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    last = 100 * getattr(history[-1], f"{watched}_top1")
+    panels[1].set_ylim(0, 100)
+    panels[1].annotate(
+        f"{last:.1f}",
+        (epochs[-1], last),
+        textcoords="offset points",
+        xytext=(6, 0),
+        va="center",
+        color=BLUE,
+    )
+    panels[0].legend(frameon=False)
+    return figure
 
 
 def _what(learn: Learn) -> str:

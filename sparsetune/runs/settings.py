@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
 from torch import nn
-from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig
-from sparsetune.data import Data, open_data
-from sparsetune.delta import is_delta
-from sparsetune.errors import ConfigError
-from sparsetune.train import pictures_for
-from sparsetune.spec import Learn
-from sparsetune.parts import Precision, check_precision
-from sparsetune.delta import fill, inspect
-from sparsetune.sliced import Taught, teach
+
 from sparsetune.backbone import create
+from sparsetune.data import Data, open_data
+from sparsetune.delta import fill, inspect, is_delta
+from sparsetune.errors import ConfigError
+from sparsetune.parts import Precision, check_precision
+from sparsetune.sliced import Taught, adapt_, teach
+from sparsetune.spec import FitConfig, Learn
+from sparsetune.train import pictures_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ class Switch:
         self.current = None
         self._floats = self._gather(self._arena)
         self._ints = self._gather(self._counts)
-        slices = [_learned(self.net, name) for name in self._slices]
+        slices = [self._value(name) for name in self._slices]
         self._targets = [value.view(-1) if value.is_contiguous() else value for value in slices]
         self._sizes = [target.numel() for target in self._targets]
         self._split = len(self._floats), len(self._floats) + sum(self._sizes)
@@ -202,16 +202,21 @@ class Switch:
 
     def _gather(self, names: Sequence[str]) -> Tensor:
         """Let the tensors of these names be views of one flat tensor, and return it."""
-        found = [_learned(self.net, name) for name in names]
+        found = [self._value(name) for name in names]
         if not found:
             return torch.empty(0, dtype=torch.int64)
-        arena = torch.cat([value.detach().reshape(-1) for value in found])
+        arena = torch.cat([value.reshape(-1) for value in found])
         for name, value, piece in zip(names, found, arena.split([v.numel() for v in found]), strict=True):
             view = piece.view(value.shape)
             shared = nn.Parameter(view, requires_grad=False)
             for held, leaf in self._places(name):
                 held[leaf] = shared if isinstance(held[leaf], nn.Parameter) else view
         return arena
+
+    def _value(self, name: str) -> Tensor:
+        held, leaf = self._places(name)[0]
+        value: Tensor = held[leaf]
+        return value.detach()
 
     def _places(self, name: str) -> list[tuple[dict[str, Any], str]]:
         """Every place of the model that holds the tensor of that name; several where it is shared."""
@@ -249,15 +254,6 @@ class _Evaluating:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return MethodType(type(self.net).train, memo[id(self.net)])
-
-
-def _learned(net: nn.Module, name: str) -> Tensor:
-    owner, _, leaf = name.rpartition(".")
-    module = net.get_submodule(owner)
-    found = module._parameters.get(leaf, module._buffers.get(leaf))
-    if found is None:
-        raise KeyError(name)
-    return found.detach()
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

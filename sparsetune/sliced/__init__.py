@@ -1,18 +1,20 @@
 """A module of which a part is learned.
 
-Imports ``backbone``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
+Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
 
 - ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
-  asked of it: learned values, frozen values, whether they are still the backbone's.
-- ``module``: the class that a layer then has; ``whole``: its weights, put together.
-- ``functions``: their gradients, of the learned part alone; ``convolution``: the kernels under them.
-- ``taught``: what is noted on a model of its training.
+  asked of it: learned values, frozen values, whether they are still the backbone's; and ``Taught``, what is
+  noted on a model of its training.
+- ``module``: the class that a layer then has.
+- ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
+  each with what is frozen, how the whole is put together, and gradients of the learned part alone.
+- ``convolution``: the kernels under these.
 """
 
 from sparsetune.sliced.adapt import (
-    ROW,
     UNSENT,
     Adapted,
+    Taught,
     adapt_,
     adapted,
     check_frozen,
@@ -24,9 +26,11 @@ from sparsetune.sliced.adapt import (
     prepared,
     put_stored,
     stored_values,
+    taught,
+    teach,
     to_freeze,
 )
-from sparsetune.sliced.taught import Taught, taught, teach
+from sparsetune.sliced.sums import ROW
 
 __all__ = [
     "Adapted",

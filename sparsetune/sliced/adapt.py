@@ -12,44 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sparsetune.backbone import MADE, Backbone, Law, Layer, changed, draw, fingerprint, origin_of, structure
+from sparsetune.backbone import MADE, Backbone, Layer, changed, fingerprint, origin_of, structure
+from sparsetune.data import Preprocessing, Seen
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
-from sparsetune.sliced.module import factor_, slice_, unslice_
-from sparsetune.sliced.whole import frozen_rest, rest_name
+from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
+from sparsetune.sliced.module import partly_, unslice_
+from sparsetune.sliced.slices import Slice
+from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
+TAUGHT = "_sparsetune_taught"
+"""Attribute of a model: what it was trained on."""
 RETIRED = "_sparsetune_retired"
-"""Attribute of such a parameter: name of the function that took it out."""
-
-
-def retire(parameter: nn.Parameter, by: str) -> None:
-    """Note that a parameter is no longer its model's.
-
-    Args:
-        parameter: It.
-        by: Name of the function that took it out.
-    """
-    setattr(parameter, RETIRED, by)
-    _watch()
-
-
-@cache
-def _watch() -> None:
-    """Look at every optimiser's parameters before each of its steps, from now on."""
-    register_optimizer_step_pre_hook(_refuse_retired)
-
-
-def _refuse_retired(optimizer: Any, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if (by := getattr(parameter, RETIRED, None)) is not None:
-                raise ConfigError(
-                    f"this {type(optimizer).__name__} was made before {by}, which put other parameters in "
-                    f"place of some of its own, so they never move; make it after {by}, from its parameters."
-                )
-
-
+"""Attribute of a parameter that is no longer its model's: name of the function that took it out."""
 UNSENT = "_ddp_params_and_buffers_to_ignore"
 """Attribute by which ``DistributedDataParallel`` knows what it shall not send between processes."""
 CHANGING = {
@@ -60,9 +36,8 @@ CHANGING = {
 """timm's methods that change a model's layers, and what they would do."""
 ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that may hold less than a model's own."""
-ROW = 3.0
-"""Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
-gradient within the rows' span, times the square of their length; LoRA's own have 0.58, and start slowly."""
+KINDS: tuple[type[Kind], ...] = (LowRank, Slice)
+"""Every kind of partly learned parameter; a part is of the first that takes it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +61,23 @@ class Adapted:
     rounded: dict[torch.dtype, str]
     plain: dict[str, dict[str, bool]]
     layers: dict[str, Layer]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a model was trained on.
+
+    Attributes:
+        classes: Class names in the order of the outputs; ``None`` where they are not known.
+        preprocessing: What the pictures went through; likewise.
+        default: What ``open_data`` gave in its place, where ``fit`` decided for another.
+        seen: What is known of the pictures that gave the learned values.
+    """
+
+    classes: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    default: Preprocessing | None = None
+    seen: Seen | None = None
 
 
 def adapt_(net: nn.Module, learn: Learn, backbone: Backbone | None = None) -> nn.Module:
@@ -210,7 +202,7 @@ def merge_(net: nn.Module) -> nn.Module:
     check_tensors(net)
     learned = dict(learned_values(net, state.plan))
     for name in (name for part in state.plan if part.partial for name in part.learned):
-        retire(learned[name], "merge_")
+        _retire(learned[name], "merge_")
     frozen = set(_frozen_names(state.plan))
     setattr(net, UNSENT, [name for name in getattr(net, UNSENT) if name not in frozen])
     if not getattr(net, UNSENT):
@@ -253,6 +245,17 @@ def adapted(net: nn.Module) -> Adapted:
     return found
 
 
+def taught(net: nn.Module) -> Taught:
+    """Return what is noted on a model."""
+    found = getattr(net, TAUGHT, None)
+    return found if isinstance(found, Taught) else Taught()
+
+
+def teach(net: nn.Module, what: Taught) -> None:
+    """Note on a model what it was trained on."""
+    setattr(net, TAUGHT, what)
+
+
 def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
     """Yield name and frozen values of every parameter of an adapted model that is not learned whole."""
     for part in made:
@@ -276,7 +279,7 @@ def check_tensors(net: nn.Module) -> None:
         if not part.whole:
             name, leaf = part.homes[0]
             held = rest_name(leaf) if part.partial else leaf
-            shapes[f"{name}.{held}".lstrip(".")] = part.shape if part.rank else part.frozen_shape
+            shapes[f"{name}.{held}".lstrip(".")] = part.frozen_shape
     found = {
         plain_name(name): tuple(value.shape) for name, value in net.named_buffers(remove_duplicate=False)
     }
@@ -417,37 +420,19 @@ def _freeze_rest(net: nn.Module, part: Part, zero: bool) -> None:
     homes = list(_homes(net, part))
     module, leaf = homes[0]
     parameter = module.get_parameter(leaf)
-    retire(parameter, "adapt_")
+    _retire(parameter, "adapt_")
     whole = parameter.detach()
     if zero:
         whole.narrow(part.dim, part.k, part.size - part.k).zero_()
-    if part.rank:
-        factors = _factors(whole, part)
+    if part.partial:
+        kind = next(found for each in KINDS if (found := each.of(part)))
+        learned, frozen = kind.start(part, whole)
         for module, leaf in homes:
-            factor_(module, leaf, *factors, whole)
-    elif part.partial:
-        learned, rest = _parts(whole, part)
-        for module, leaf in homes:
-            slice_(module, leaf, part.dim, learned, rest)
+            partly_(module, leaf, kind, learned, frozen)
     else:
         for module, leaf in homes:
             del module._parameters[leaf]
             module.register_buffer(leaf, whole, persistent=False)
-
-
-def _parts(whole: Tensor, part: Part) -> tuple[nn.Parameter, Tensor]:
-    """Learned slice and frozen rest: filters stay in ``whole``'s memory, other slices get their own."""
-    parts = whole.data.narrow(part.dim, 0, part.k), whole.data.narrow(part.dim, part.k, part.size - part.k)
-    learned, rest = parts if part.dim == 0 else (value.clone() for value in parts)
-    return nn.Parameter(learned), rest
-
-
-def _factors(whole: Tensor, part: Part) -> tuple[nn.Parameter, nn.Parameter]:
-    """Initial ``A``, uniform with rows of length about ``ROW``, and ``B``, which is zero."""
-    (name, inputs), (_, outputs) = part.learned.items()
-    bound = ROW * (3 / torch.Size(inputs[1:]).numel()) ** 0.5
-    a = draw(0, name, inputs, Law("uniform", -bound, bound)).to(whole)
-    return nn.Parameter(a), nn.Parameter(whole.new_zeros(outputs))
 
 
 def _frozen_names(made: Plan) -> Iterator[str]:
@@ -456,6 +441,28 @@ def _frozen_names(made: Plan) -> Iterator[str]:
         if not part.whole:
             for module, leaf in part.homes:
                 yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
+
+
+def _retire(parameter: nn.Parameter, by: str) -> None:
+    """Note that a function, ``by`` its name, took a parameter out of its model."""
+    setattr(parameter, RETIRED, by)
+    _watch()
+
+
+@cache
+def _watch() -> None:
+    """Look at every optimiser's parameters before each of its steps, from now on."""
+    register_optimizer_step_pre_hook(_refuse_retired)
+
+
+def _refuse_retired(optimizer: Any, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (by := getattr(parameter, RETIRED, None)) is not None:
+                raise ConfigError(
+                    f"this {type(optimizer).__name__} was made before {by}, which put other parameters in "
+                    f"place of some of its own, so they never move; make it after {by}, from its parameters."
+                )
 
 
 def _refuse_change(name: str, *_: Any, **__: Any) -> None:

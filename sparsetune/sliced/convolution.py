@@ -1,4 +1,6 @@
-"""Gradients of a convolution, of its weight for the learned slice alone, by the kernel fastest for the shape.
+"""Convolutions and linear maps, and their gradients: of the weight for the learned slice alone.
+
+A convolution's are by the kernel that is fastest for the shape.
 
 On CPUs a matrix product is often faster than the library's own kernel, which works in blocks of 8 or 16
 filters and first brings its operands into a layout of blocks. The thresholds were measured in float32 with
@@ -7,10 +9,12 @@ two cores of AVX2 and two of AVX-512, over the layers of WRN-28-4, densenet100_1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from inspect import Signature, signature
 from itertools import product
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +31,8 @@ SHIFT_MIN_INPUTS, FEW_MIN_INPUTS = 2, 4
 """Provided that there are so many inputs for each: where gradients are shifted, and where outputs are."""
 MIN_POSITIONS = 4
 """From so many positions of a picture for each filter on: a product of fewer is slow."""
+INPUT_MIN_POSITIONS = 64
+"""From this many positions on, a product beats the library's 1x1 input gradient."""
 FOLD_VALUES = 2**17
 """Up to so many shifted outputs, adding all up in one call beats a call for each position of the kernel."""
 SHIFT_VALUES = 2**20
@@ -144,10 +150,6 @@ def _keeps_size(weight: Tensor, geometry: Geometry) -> bool:
     """Whether outputs are as many as inputs, each at the middle of what it is computed from."""
     middle = all(2 * p == size - 1 for p, size in zip(geometry[1], weight.shape[2:], strict=True))
     return middle and moves_by_one(weight, geometry)
-
-
-INPUT_MIN_POSITIONS = 64
-"""From this many positions on, a product beats the library's 1x1 input gradient."""
 
 
 def conv_input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -314,3 +316,78 @@ def _layout(x: Tensor) -> torch.memory_format:
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
+    """Return the plain operation: a convolution or, without ``geometry``, a linear map.
+
+    It lies in memory of its own: of more than two dimensions torch gives a view of a linear map, and autograd
+    refuses to change a Function's view in place.
+    """
+    if geometry is not None:
+        return convolve(x, weight, bias, geometry)
+    y = F.linear(x, weight, bias)
+    return y if y.dim() == 2 else torch.ops.aten._unsafe_view(y, y.shape)
+
+
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
+    """Return the gradient of the input of :func:`plain`."""
+    return grad @ weight if geometry is None else conv_input_gradient(grad, x, weight, geometry)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, dim: int, k: int, geometry: Geometry | None
+) -> Tensor:
+    """Return the gradient of the first ``k`` indices of the weight of :func:`plain` along ``dim``."""
+    if geometry is None:
+        return linear_weight_gradient(grad, x, dim, k)
+    return conv_weight_gradient(grad, x, weight, dim, k, geometry)
+
+
+def applied(
+    function: type[torch.autograd.Function], x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any
+) -> Tensor:
+    """Apply an autograd Function as the plain operation is applied.
+
+    Args:
+        function: Of ``x``, ``weight``, ``bias`` and the others, the last of which is the geometry.
+        x: Input, ``(N, C, *spatial)`` or ``(C, *spatial)``; ``(..., I)`` of a linear map.
+        weight: The whole weight.
+        bias: The whole bias.
+        *others: Of which the last is the geometry.
+    """
+    x, weight, bias = autocast(x, weight, bias)
+    single = others[-1] is not None and x.dim() != weight.dim()
+    y: Tensor = function.apply(x.unsqueeze(0) if single else x, weight.detach(), bias, *others)
+    return y.squeeze(0) if single else y
+
+
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast would have cast the operands of the plain operation."""
+    bias = None if bias is None else bias.detach()
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class _ByPosition(Signature):
+    """Of a function whose arguments come by position: torch would sort them anew on each call, at 60 µs."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return _Bound(args)
+
+
+class _Bound(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+
+    def apply_defaults(self) -> None:
+        """Nothing is left to default."""
+
+
+def by_position(function: Any) -> Any:
+    """Let a Function's ``forward`` take its arguments by position alone."""
+    function.__signature__ = _ByPosition(list(signature(function).parameters.values()))
+    return function

@@ -1,13 +1,10 @@
 """A module with partly learned parameters: the plain module's class, with those parameters put together.
 
 Inside such a module the registered parameter ``weight`` is the learned slice alone, a small tensor that any
-optimiser may move. The frozen rest is a buffer beside it that no ``state_dict`` lists. Reading
-``module.weight`` gives both together, differentiable in the slice, so every forward that uses it stays
-right; the forwards of plain convolutions and linear maps are replaced by those of ``functions``, which
-never form a whole gradient.
-
-Or the parameter is a low-rank sum (:mod:`sparsetune.sliced.functions`): two thin parameters ``weight_A`` and
-``weight_B`` are registered in its place, and the buffer is the frozen weight that they add to.
+optimiser may move; or other thin tensors stand in its place, as its kind (:mod:`sparsetune.sliced.kind`) has
+it. What is frozen is a buffer beside it that no ``state_dict`` lists. Reading ``module.weight`` gives both
+together, differentiable in what is learned, so every forward that uses it stays right; the forwards of plain
+convolutions and linear maps are replaced by those of the kind, which never form a whole gradient.
 """
 
 from __future__ import annotations
@@ -23,9 +20,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from sparsetune.errors import ConfigError
-from sparsetune.parts import factor_names, plain_class
-from sparsetune.sliced.functions import factored_conv, factored_linear, sliced_conv, sliced_linear
-from sparsetune.sliced.whole import DIMS, JOINS, join_slices, joined, pair, rest_name, terms_of, whole_of
+from sparsetune.parts import plain_class
+from sparsetune.sliced.kind import KEPT, KIND, Kind, rest_name, settle, value
+from sparsetune.sliced.slices import Slice
 
 ITEMS = {"__set__", "__setitem__"}
 """Functions that set a part or an attribute of their first argument, as all do whose names end in ``_``."""
@@ -109,88 +106,63 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
     return strided and one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
-def slice_(module: nn.Module, leaf: str, dim: int, learned: nn.Parameter, rest: Tensor) -> None:
+def partly_(
+    module: nn.Module, leaf: str, kind: Kind, learned: tuple[nn.Parameter, ...], frozen: Tensor
+) -> None:
     """Make parameter ``leaf`` of ``module`` partly learned.
 
     Args:
         module: A plain or already sliced module; its class is replaced by a subclass of it.
         leaf: The parameter's name.
-        dim: The sliced dimension.
-        learned: The learned slice.
-        rest: The frozen values that follow it along ``dim``.
+        kind: How it is learned.
+        learned: The learned tensors, as ``kind.start`` gives them.
+        frozen: What is frozen, likewise.
     """
-    _become(module, {**getattr(module, DIMS, {}), leaf: dim})
-    module._parameters[leaf] = learned
-    module.register_buffer(rest_name(leaf), rest, persistent=False)
-    join_slices(module)
-
-
-def factor_(module: nn.Module, leaf: str, a: nn.Parameter, b: nn.Parameter, frozen: Tensor) -> None:
-    """Make parameter ``leaf`` of ``module`` the sum ``frozen + b @ a``.
-
-    Args:
-        module: A plain or already sliced module; its class is replaced by a subclass of it.
-        leaf: The parameter's name.
-        a: The learned rows, ``(r, *rest)``.
-        b: The learned columns, ``(O, r)``.
-        frozen: The frozen weight, ``(O, *rest)``.
-    """
-    _become(module, {**getattr(module, DIMS, {}), leaf: None})
-    del module._parameters[leaf]
-    for name, value in zip(factor_names(leaf), (a, b), strict=True):
-        module.register_parameter(name, value)
+    _become(module, {**getattr(module, KIND, {}), leaf: kind})
+    names = kind.names(leaf)
+    if leaf not in names:
+        del module._parameters[leaf]
+    for name, parameter in zip(names, learned, strict=True):
+        if name == leaf:
+            module._parameters[leaf] = parameter
+        else:
+            module.register_parameter(name, parameter)
     module.register_buffer(rest_name(leaf), frozen, persistent=False)
-    join_slices(module)
+    settle(module)
 
 
 def unslice_(module: nn.Module, leaf: str) -> None:
-    """Undo :func:`slice_` or :func:`factor_`: register a parameter's whole current value in its place."""
+    """Undo :func:`partly_`: register a parameter's whole current value in its place."""
+    kinds = dict(module.__dict__[KIND])
+    kind = kinds.pop(leaf)
     with torch.no_grad():
-        value = whole_of(module, leaf).detach()
-    dims = dict(module.__dict__[DIMS])
-    for name in _learned_names(leaf, dims.pop(leaf)):
+        whole = kind.whole(module, leaf).detach()
+    for name in kind.names(leaf):
         del module._parameters[name]
     delattr(module, rest_name(leaf))
-    module.__dict__[JOINS].pop(leaf, None)
-    _become(module, dims)
-    module._parameters[leaf] = nn.Parameter(value)
+    module.__dict__[KEPT].pop(leaf, None)
+    _become(module, kinds)
+    module._parameters[leaf] = nn.Parameter(whole)
 
 
-def _learned_names(leaf: str, dim: int | None) -> tuple[str, ...]:
-    return factor_names(leaf) if dim is None else (leaf,)
-
-
-def _become(module: nn.Module, dims: dict[str, int | None]) -> None:
-    """Give ``module`` the class in which the parameters of ``dims`` are partly learned."""
+def _become(module: nn.Module, kinds: dict[str, Kind]) -> None:
+    """Give ``module`` the class in which the parameters of ``kinds`` are partly learned."""
     base: Any = plain_class(type(module))
-    if dims:
-        module.__class__ = _sliced_class(base, tuple(dims))
-        module.__dict__[DIMS] = dims
+    if kinds:
+        module.__class__ = _sliced_class(base, tuple(kinds))
+        module.__dict__[KIND] = kinds
     else:
         module.__class__ = base
-        del module.__dict__[DIMS], module.__dict__[JOINS]
+        del module.__dict__[KIND], module.__dict__[KEPT]
 
 
-def _operands(module: nn.Module, leaf: str) -> tuple[Any, Any]:
-    """What is learned of a weight or bias, and its whole; one value where it is not partly learned."""
-    if leaf not in module.__dict__[DIMS]:
-        whole = getattr(module, leaf)
-        return whole, whole
-    learned, rest = pair(module, leaf)
-    whole = joined(module, leaf)
-    if whole is None:
-        whole = torch.cat([learned.detach(), rest], module.__dict__[DIMS][leaf])
-    return learned, whole
-
-
-def _value(module: nn.Module, leaf: str) -> Any:
-    """The whole value of a weight or bias, not guarded."""
-    return whole_of(module, leaf) if leaf in module.__dict__[DIMS] else getattr(module, leaf)
+WHOLE = Slice(0)
+"""Stands in where a bias alone is partly learned: a weight of which all filters are learned, or none."""
 
 
 def _conv_forward(module: Any, x: Tensor) -> Any:
     if not torch.is_grad_enabled():
-        return module._conv_forward(x, _value(module, "weight"), _value(module, "bias"))
+        return module._conv_forward(x, value(module, "weight"), value(module, "bias"))
     padding: Any = module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -198,25 +170,13 @@ def _conv_forward(module: Any, x: Tensor) -> Any:
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * len(module.stride)
     geometry = (module.stride, padding, module.dilation, module.groups)
-    dim = module.__dict__[DIMS].get("weight", 0)
-    if dim is None:
-        a, b, _ = terms_of(module, "weight")
-        return factored_conv(x, a, b, whole_of(module, "weight"), _value(module, "bias"), geometry)
-    learned, weight = _operands(module, "weight")
-    learned_bias, bias = _operands(module, "bias")
-    return sliced_conv(x, learned, weight, learned_bias, bias, dim, geometry)
+    return module.__dict__[KIND].get("weight", WHOLE).apply(module, x, geometry)
 
 
-def _linear_forward(module: Any, x: Tensor) -> Tensor:
+def _linear_forward(module: Any, x: Tensor) -> Any:
     if not torch.is_grad_enabled():
-        return F.linear(x, _value(module, "weight"), _value(module, "bias"))
-    dim = module.__dict__[DIMS].get("weight", 0)
-    if dim is None:
-        a, b, _ = terms_of(module, "weight")
-        return factored_linear(x, a, b, whole_of(module, "weight"), _value(module, "bias"))
-    learned, weight = _operands(module, "weight")
-    learned_bias, bias = _operands(module, "bias")
-    return sliced_linear(x, learned, weight, learned_bias, bias, dim)
+        return F.linear(x, value(module, "weight"), value(module, "bias"))
+    return module.__dict__[KIND].get("weight", WHOLE).apply(module, x, None)
 
 
 SLICED_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -234,15 +194,15 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
 
     def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
         base._apply(self, fn, recurse)
-        join_slices(self)
+        settle(self)
         return self
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:  # noqa: N807
         base.__setstate__(self, state)
-        join_slices(self)
+        settle(self)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
-        return _restore, (base, leaves), {**self.__dict__, JOINS: {}}
+        return _restore, (base, leaves), {**self.__dict__, KEPT: {}}
 
     def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
         if name in leaves and isinstance(value, nn.Parameter) and not _fits(self, name, value):
@@ -250,7 +210,7 @@ def _sliced_class(base: Any, leaves: tuple[str, ...]) -> type[nn.Module]:
         base.__setattr__(self, name, value)
 
     def extra_repr(self: Any) -> str:
-        names = [n for leaf, dim in self.__dict__[DIMS].items() for n in _learned_names(leaf, dim)]
+        names = [name for leaf, kind in self.__dict__[KIND].items() for name in kind.names(leaf)]
         learned = [f"{name} {tuple(self._parameters[name].shape)}" for name in names]
         return ", ".join([base.extra_repr(self), "learned: " + ", ".join(learned)])
 
@@ -305,7 +265,7 @@ def _whole_property(leaf: str) -> property:
 
 def _read(module: nn.Module, leaf: str) -> Tensor:
     """The whole value for whoever asks, guarded unless that is a forward of such modules or a compiler."""
-    whole = whole_of(module, leaf)
+    whole: Tensor = module.__dict__[KIND][leaf].whole(module, leaf)
     if (
         torch.compiler.is_compiling()
         or _inside.depth

@@ -19,6 +19,7 @@ from sparsetune.train.metrics import (
     detection,
     diversity,
     predict_logits,
+    score,
     scores,
 )
 from sparsetune.train.processes import Processes, is_main, processes
@@ -42,6 +43,7 @@ __all__ = [
     "predict_logits",
     "processes",
     "read_history",
+    "score",
     "scores",
     "train",
 ]

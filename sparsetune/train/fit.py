@@ -31,7 +31,7 @@ from sparsetune.train.checkpoint import (
     write_checkpoint,
 )
 from sparsetune.train.inputs import meet_classes, pictures_for
-from sparsetune.train.metrics import Scores, joined_rows, predict_logits, scores
+from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.processes import Processes, is_main, processes
 from sparsetune.train.step import Stepper, recomputing
 
@@ -176,21 +176,8 @@ def train(
 ) -> list[Epoch]:
     """Do what :func:`fit` does for any classifier: those of its parameters learn that require gradients.
 
-    Args:
-        net: The classifier, adapted or not.
-        data: What to learn.
-        config: How.
-        same: Plain JSON values that say which model this is; a checkpoint of another is refused.
-        checkpoint: As for :func:`fit`.
-        resume: Likewise.
-        time_budget: Likewise.
-        watch: Likewise.
-
-    Returns:
-        A record for each finished epoch.
-
-    Raises:
-        SparsetuneError: As :func:`fit` raises.
+    Beside what ``fit`` takes, ``same`` are plain JSON values that say which model this is; a checkpoint of
+    another is refused.
     """
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
     keep_freed_memory()
@@ -202,7 +189,9 @@ def train(
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
-            training.restore(checkpoint)
+            training.position = read_checkpoint(
+                checkpoint, training.settings, training.stepper.parts, group.index
+            )
         try:
             while training.position.epoch < config.epochs and training.run_epoch(deadline, watch):
                 pass
@@ -243,9 +232,6 @@ class _Training:
         """Whatever must be the same for a training to go on from a checkpoint."""
         which = {DATA: self.data.name, COUNT: len(self.train), DIGEST: self.data.digest()}
         return {**self.config.decisive, **which, **self.same}
-
-    def restore(self, checkpoint: Path) -> None:
-        self.position = read_checkpoint(checkpoint, self.settings, self.stepper.parts, self.group.index)
 
     def run_epoch(self, deadline: float, watch: Watch | None) -> bool:
         """Take the rest of the current epoch; return whether it was finished before the deadline."""
@@ -316,7 +302,7 @@ class _Training:
     def _scores(self, feed: Feed) -> Scores:
         logits, labels = predict_logits(self.net, feed.epoch())
         logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
-        found = scores(logits.double().softmax(1), labels)
+        found = score(logits, labels)
         self._check_finite(found.nll)
         return found
 

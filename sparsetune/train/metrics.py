@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from sparsetune.backbone import logits_of
 
 ECE_BINS = 15
+HALVINGS = 60
+"""Steps of bisection, enough for float64."""
+COLDEST, HOTTEST = 1e-3, 1e3
+"""Temperatures between which the best one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,25 @@ class Diversity:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Detection:
+    """How well low confidence tells pictures of other things from those of the known classes.
+
+    Attributes:
+        auroc: Area under the curve of true against false alarms; 0.5 is chance.
+        aupr: Area under the curve of precision against recall, other things being the positives.
+        fpr95: Share of known pictures that are alarmed when 95 % of the other things are.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures as plain JSON values."""
+        return asdict(self)
+
+
 def scores(probabilities: Tensor, labels: Tensor) -> Scores:
     """Score predicted probabilities.
 
@@ -80,6 +103,16 @@ def scores(probabilities: Tensor, labels: Tensor) -> Scores:
         adaptive_ece=_adaptive_calibration_error(confidence, predicted == labels),
         count=len(labels),
     )
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """Score a classifier's outputs.
+
+    Args:
+        logits: ``(N, classes)``, of any floating dtype.
+        labels: True classes, ``(N,)`` int64.
+    """
+    return scores(logits.double().softmax(1), labels)
 
 
 def diversity(members: Tensor) -> Diversity:
@@ -114,30 +147,6 @@ def _adaptive_calibration_error(confidence: Tensor, correct: Tensor) -> float:
 def _entropy(probabilities: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(probabilities).sum(-1)
     return entropy
-
-
-HALVINGS = 60
-"""Steps of bisection, enough for float64."""
-COLDEST, HOTTEST = 1e-3, 1e3
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well low confidence tells pictures of other things from those of the known classes.
-
-    Attributes:
-        auroc: Area under the curve of true against false alarms; 0.5 is chance.
-        aupr: Area under the curve of precision against recall, other things being the positives.
-        fpr95: Share of known pictures that are alarmed when 95 % of the other things are.
-    """
-
-    auroc: float
-    aupr: float
-    fpr95: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return the figures as plain JSON values."""
-        return asdict(self)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

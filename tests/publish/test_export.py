@@ -119,9 +119,9 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, net, says):
 
 
 def test_a_wrong_file_never_appears(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)  # outputs that are equal are too different
     with pytest.raises(ConfigError, match=r"differ from torch's by .* so no file was written"):
-        export_onnx(net_of("densenet100_12"), tmp_path / "net.onnx", (3, 16, 16), {})
+        export_onnx(net_of("wrn28_4"), tmp_path / "net.onnx", (3, 16, 16), {})
     assert not list(tmp_path.iterdir())
 
 

@@ -59,18 +59,7 @@ def test_every_candidate_keeps_the_budget_and_uses_it(chosen):
     assert choice.learn == {trial.name: trial.learn for trial in choice.trials}[choice.name]
 
 
-def test_the_choice_is_the_best_or_the_default(chosen):
-    choice, seen = chosen
-    best = min(seen, key=lambda trial: trial.loss)
-    assert choice.name in (best.name, UNIFORM)
-    assert all(0 <= trial.top1 <= 1 for trial in seen)
-
-
-def test_the_same_arguments_choose_the_same(chosen, few):
-    assert st.choose(plain(), few, LONG, 25_000) == chosen[0]
-
-
-def test_test_pictures_are_not_looked_at(chosen, few):
+def test_again_the_same_is_chosen_and_test_pictures_are_not_looked_at(chosen, few):
     other = replace(few, test=few.test.take(few.test.rows[:1] * 0))
     assert st.choose(plain(), other, LONG, 25_000) == chosen[0]
 
@@ -132,14 +121,6 @@ def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):
 def test_without_training_pictures_nothing_is_chosen(few):
     with pytest.raises(DataError, match="no training pictures"):
         st.choose(plain(), replace(few, train=None), LONG, 25_000)
-
-
-def test_a_trial_that_diverges_is_not_chosen(few):
-    seen = []
-    choice = st.choose(plain(), few, replace(LONG, opt="sgdw", lr=1e30), 25_000, watch=seen.append)
-    assert any(trial.loss is None for trial in seen)
-    chosen = next(trial for trial in choice.trials if trial.name == choice.name)
-    assert choice.name == UNIFORM or chosen.loss is not None
 
 
 RUN = Run(

@@ -155,10 +155,9 @@ def killed_often(settings: Run, folder: Path, seed: int, longest: float, saves: 
     raise AssertionError
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_it_ends_the_same(straight, tmp_path, seed):
+def test_killed_at_random_it_ends_the_same(straight, tmp_path):
     folder = tmp_path / "killed"
-    kills = killed_often(SHORT, folder, seed, longest=0.4, saves=0.0)
+    kills = killed_often(SHORT, folder, seed=0, longest=0.4, saves=0.0)
     assert kills
     assert (folder / "delta.safetensors").read_bytes() == (straight / "delta.safetensors").read_bytes()
     assert metrics(folder) == metrics(straight)

@@ -151,7 +151,7 @@ def test_a_net_on_the_meta_device_tells_shapes_and_holds_no_memory():
     net = adapt_(wrn(), QUARTER["out"]).to("meta")
     assert net(X.to("meta")).shape == (8, 4)
     assert not any(value.untyped_storage().data_ptr() for value in [*net.parameters(), *net.buffers()])
-    assert not any(module.__dict__.get("_sliced_joins") for module in net.modules())
+    assert not any(module.__dict__.get("_sliced_kept") for module in net.modules())
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sparsetune.errors import ConfigError
-from sparsetune.sliced.module import slice_, unslice_
-from sparsetune.sliced.whole import frozen_rest
+from sparsetune.sliced.kind import KIND, frozen_rest
+from sparsetune.sliced.module import partly_, unslice_
+from sparsetune.sliced.slices import Slice
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -34,7 +35,7 @@ def sliced(plain: nn.Module, dim: int = 0, k: int = 2, leaves: tuple[str, ...] |
         whole, axis = module._parameters[leaf], dim if leaf == "weight" else 0
         if whole is not None and k < whole.shape[axis]:
             learned, rest = whole.detach().split([k, whole.shape[axis] - k], axis)
-            slice_(module, leaf, axis, nn.Parameter(learned.clone()), rest.clone())
+            partly_(module, leaf, Slice(axis), (nn.Parameter(learned.clone()),), rest.clone())
     return module
 
 
@@ -42,7 +43,7 @@ def merged(module: nn.Module) -> nn.Module:
     """A plain copy with a sliced module's values."""
     plain = copy.deepcopy(module)
     for part in plain.modules():
-        for leaf in list(part.__dict__.get("_sliced_dims", {})):
+        for leaf in list(part.__dict__.get(KIND, {})):
             unslice_(part, leaf)
     return plain
 
@@ -362,7 +363,7 @@ def test_a_slice_shared_by_two_modules_stays_shared():
     one = sliced(nn.Linear(5, 5), k=2)
     two = nn.Linear(5, 5)
     for leaf in ("weight", "bias"):
-        slice_(two, leaf, 0, one._parameters[leaf], frozen_rest(one, leaf))
+        partly_(two, leaf, Slice(0), (one._parameters[leaf],), frozen_rest(one, leaf))
     net = nn.Sequential(one, two)
     for same in (net, copy.deepcopy(net), copy.deepcopy(net).double().float()):
         move_in_place(same)
@@ -472,7 +473,7 @@ def test_export_gives_the_same_outputs(dim, strict):
 def test_a_whole_weight_cannot_take_the_place_of_a_slice():
     conv = nn.Conv2d(3, 8, 3)
     whole = conv.weight.detach()
-    slice_(conv, "weight", 0, nn.Parameter(whole[:4].clone()), whole[4:].clone())
+    partly_(conv, "weight", Slice(0), (nn.Parameter(whole[:4].clone()),), whole[4:].clone())
     with pytest.raises(ConfigError, match="'weight' of this Conv2d is partly learned and cannot be set"):
         conv.weight = nn.Parameter(whole)
     conv.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))

@@ -6,7 +6,7 @@ import pickle
 from torch import nn
 
 import sparsetune as st
-from sparsetune.sliced.taught import Taught, taught, teach
+from sparsetune.sliced.adapt import Taught, taught, teach
 
 
 def test_what_a_model_was_taught_goes_with_its_copies():

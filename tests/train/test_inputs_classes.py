@@ -12,7 +12,7 @@ from sparsetune.delta.saving import fill
 from sparsetune.errors import ConfigError, Notice
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
-from sparsetune.sliced.taught import Taught, teach
+from sparsetune.sliced.adapt import Taught, teach
 from sparsetune.train.inputs import meet_classes
 
 OLD, NEW = ("ant", "bee", "cat"), ("cat", "ant", "bee")

@@ -27,23 +27,29 @@ def launch(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
 
 
-def trained(folder: Path, name: str) -> list[tuple[dict, dict]]:
-    """What each of two processes came to: its state, and what it tells."""
-    done = launch(together.__file__, str(folder), name)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, list[tuple[dict, dict]]]:
+    """What each of two processes came to in each case, one after another: its state, and what it tells."""
+    folder, names = tmp_path_factory.mktemp("together"), ("vit", "wrn", "stopped")
+    done = launch(together.__file__, str(folder), *names)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("left") == 2
-    return [
-        (torch.load(folder / f"{name}-{rank}.pt"), json.loads((folder / f"{name}-{rank}.json").read_text()))
-        for rank in (0, 1)
-    ]
+    read = {
+        name: [(folder / f"{name}-{rank}.pt", folder / f"{name}-{rank}.json") for rank in (0, 1)]
+        for name in names
+    }
+    return {
+        name: [(torch.load(state), json.loads(told.read_text())) for state, told in both]
+        for name, both in read.items()
+    }
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_two_processes_learn_what_one_does_and_send_only_what_is_learned(tmp_path):
-    (first, told), (second, told_again) = trained(tmp_path, "vit")
+def test_two_processes_learn_what_one_does_and_send_only_what_is_learned(trained, tmp_path):
+    (first, told), (second, told_again) = trained["vit"]
     assert same(first, second)
     assert told["history"] == told_again["history"]
     alone, history = together.case("vit", tmp_path)
@@ -58,13 +64,13 @@ def test_two_processes_learn_what_one_does_and_send_only_what_is_learned(tmp_pat
     assert told["traffic"] == {"reduced": steps * learned, "broadcast": 0, "steps": steps}
 
 
-def test_statistics_are_the_main_process_and_a_stop_changes_no_bit(tmp_path):
-    (first, told), (second, _) = trained(tmp_path, "wrn")
+def test_statistics_are_the_main_process_and_a_stop_changes_no_bit(trained):
+    (first, told), (second, _) = trained["wrn"]
     assert same(first, second)
     plan = adapted(together.wrn()).plan
     statistics = sum(buffer.nbytes for buffer in plan.buffers)
     assert told["traffic"]["broadcast"] == 6 * statistics
-    (stopped, told_stopped), (again, _) = trained(tmp_path, "stopped")
+    (stopped, told_stopped), (again, _) = trained["stopped"]
     assert same(stopped, again)
     assert same(first, stopped)
     assert told_stopped["history"] == told["history"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsetune.sliced.whole import join_, joinable
+from sparsetune.sliced.slices import join_, joinable
 
 WEIGHTS = {
     "contiguous": lambda: torch.randn(6, 4, 3, 3),

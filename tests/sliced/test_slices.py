@@ -1,4 +1,4 @@
-"""``sliced_conv`` and ``sliced_linear``: the plain operations, differentiated for the learned slice alone."""
+"""``sliced``: the plain operations, differentiated for the learned slice alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from test_convolution import CONVOLVE, Kernels, convolutions
 from torch import nn
 from torch.nn import functional as F
 
-from sparsetune.sliced.functions import factored_linear, sliced_conv, sliced_linear
+from sparsetune.sliced.slices import sliced
+from sparsetune.sliced.sums import factored
 
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
 
@@ -53,7 +54,7 @@ def test_convolution_is_the_plain_one_with_the_slices_gradient(
         x, weight = (v.detach().to(memory_format=torch.channels_last).requires_grad_() for v in (x, weight))
     learned = learned_part(weight, dim, k)
     learned_bias = learned_part(bias, 0, data.draw(st.integers(0, shape[0]))) if biased else None
-    ours = sliced_conv(x, learned, weight, learned_bias, bias, dim, geometry)
+    ours = sliced(x, learned, weight, learned_bias, bias, dim, geometry)
     stride, padding, dilation, groups = geometry
     plain = CONVOLVE[len(stride)](x, weight, bias, stride, padding, dilation, groups)
     check(ours, plain, x, weight, bias, dim, learned, learned_bias, exact=double)
@@ -69,7 +70,7 @@ def test_linear_is_the_plain_one_with_the_slices_gradient(batch, inputs, outputs
     bias = leaf(outputs) if biased else None
     learned = learned_part(weight, dim, data.draw(st.integers(0, (outputs, inputs)[dim])))
     learned_bias = learned_part(bias, 0, data.draw(st.integers(0, outputs))) if biased else None
-    ours = sliced_linear(x, learned, weight, learned_bias, bias, dim)
+    ours = sliced(x, learned, weight, learned_bias, bias, dim)
     check(ours, F.linear(x, weight, bias), x, weight, bias, dim, learned, learned_bias)
 
 
@@ -84,9 +85,9 @@ def test_autocast_computes_what_plain_autocast_does(half, groups, dim, k):
     learned, learned_bias = learned_part(weight, dim, k), learned_part(bias, 0, k)
     flat, learned_flat = leaf(7, 14, dtype=torch.float32), learned_part(weight.flatten(1), 0, k)
     with torch.autocast("cpu", half):
-        ours = sliced_conv(x, learned, weight, learned_bias, bias, dim, (*GEOMETRY[:3], groups))
+        ours = sliced(x, learned, weight, learned_bias, bias, dim, (*GEOMETRY[:3], groups))
         plain = F.conv2d(x, weight, bias, 1, 1, 1, groups)
-        linear = sliced_linear(flat, None, flat, learned_flat, None, 0)
+        linear = sliced(flat, None, flat, learned_flat, None, 0)
         assert torch.equal(linear, F.linear(flat, flat))
     assert ours.dtype == plain.dtype == linear.dtype == half
     assert torch.equal(ours, plain)
@@ -105,7 +106,7 @@ def test_autocast_computes_what_plain_autocast_does(half, groups, dim, k):
 def test_autocast_leaves_doubles_alone():
     x, weight = leaf(2, 3), leaf(4, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert sliced_linear(x, None, weight, None, None, 0).dtype == torch.float64
+        assert sliced(x, None, weight, None, None, 0).dtype == torch.float64
 
 
 @pytest.mark.parametrize("size", [(), (2,), (2, 3), (2, 3, 5)])
@@ -114,22 +115,22 @@ def test_outputs_may_be_changed_in_place(size):
     x, weight, bias = torch.randn(*size, 4), leaf(6, 4, dtype=torch.float32), torch.randn(6)
     (wanted,) = torch.autograd.grad(F.linear(x, weight, bias).relu().sum(), weight)
     learned, a, b = learned_part(weight, 0, 2), torch.ones(1, 4), leaf(6, 1, dtype=torch.float32)
-    sliced_linear(x, learned, weight, None, bias, 0).relu_().sum().backward()
+    sliced(x, learned, weight, None, bias, 0).relu_().sum().backward()
     torch.testing.assert_close(learned.grad, wanted[:2])
-    factored_linear(x, a, b, weight, bias).relu_().sum().backward()
+    factored(x, a, b, weight, bias).relu_().sum().backward()
     torch.testing.assert_close(b.grad, wanted.sum(1, keepdim=True))
 
 
 def test_nothing_is_differentiated_where_nothing_before_or_inside_is_learned():
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
-    assert not sliced_conv(x, None, weight, None, None, 0, GEOMETRY).requires_grad
-    assert not sliced_linear(x, None, torch.randn(2, 5), None, None, 0).requires_grad
+    assert not sliced(x, None, weight, None, None, 0, GEOMETRY).requires_grad
+    assert not sliced(x, None, torch.randn(2, 5), None, None, 0).requires_grad
 
 
 def test_a_learned_layer_at_the_start_has_no_input_gradient():
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
     learned = learned_part(weight, 0, 1)
-    y = sliced_conv(x, learned, weight, None, None, 0, GEOMETRY)
+    y = sliced(x, learned, weight, None, None, 0, GEOMETRY)
     with Kernels() as kernels:
         y.sum().backward()
     assert kernels.way == "shifted"
@@ -141,9 +142,9 @@ def test_a_second_derivative_is_refused_rather_than_wrong(operation):
     weight = leaf(4, 3, 1, 1) if operation == "conv" else leaf(4, 3)
     learned = learned_part(weight, 0, 2)
     if operation == "conv":
-        y = sliced_conv(leaf(2, 3, 5, 5), learned, weight, None, None, 0, ([1, 1], [0, 0], [1, 1], 1))
+        y = sliced(leaf(2, 3, 5, 5), learned, weight, None, None, 0, ([1, 1], [0, 0], [1, 1], 1))
     else:
-        y = sliced_linear(leaf(2, 3), learned, weight, None, None, 0)
+        y = sliced(leaf(2, 3), learned, weight, None, None, 0)
     first = torch.autograd.grad(y.square().sum(), learned, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
@@ -151,4 +152,4 @@ def test_a_second_derivative_is_refused_rather_than_wrong(operation):
 
 def test_shapes_are_found_without_values():
     x, weight = torch.empty(2, 3, 5, 5, device="meta"), torch.empty(4, 3, 3, 3, device="meta")
-    assert sliced_conv(x, None, weight, None, None, 0, GEOMETRY).shape == (2, 4, 5, 5)
+    assert sliced(x, None, weight, None, None, 0, GEOMETRY).shape == (2, 4, 5, 5)

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from sparsetune.sliced.functions import (
+from sparsetune.sliced.sums import (
     Sum,
-    conv_factor_gradients,
-    factored_conv,
-    factored_linear,
+    factor_gradients,
+    factored,
     keepable,
     summed,
 )
@@ -76,7 +75,7 @@ def test_a_convolution_equals_autograd(case, channels_last, with_bias):
     wanted = by_autograd(plain[0], a, b, plain[1], operation, torch.cos)
     held = [value.clone().requires_grad_() for value in (x, a, b)]
     weight = summed(a, b, frozen)
-    y = factored_conv(*held, weight, bias, (*geometry, groups))
+    y = factored(*held, weight, bias, (*geometry, groups))
     y.backward(y.detach().cos())
     assert_agrees(y.detach(), wanted, held)
 
@@ -98,7 +97,7 @@ def test_a_linear_map_equals_autograd(leading, size, inputs, outputs, rank, with
     a, b = (torch.randn(shape, dtype=torch.float64) for shape in ((rank, inputs), (outputs, rank)))
     wanted = by_autograd(x, a, b, frozen, lambda x, weight: F.linear(x, weight, bias), torch.cos)
     held = [value.clone().requires_grad_() for value in (x, a, b)]
-    y = factored_linear(*held, summed(a, b, frozen), bias)
+    y = factored(*held, summed(a, b, frozen), bias)
     y.backward(y.detach().cos())
     assert_agrees(y.detach(), wanted, held)
 
@@ -118,7 +117,7 @@ def test_no_whole_weight_gradient_is_made(monkeypatch):
     monkeypatch.setattr(module, "_backward", watched)
     x, grad = torch.randn(2, 32, 8, 8), torch.randn(2, 64, 4, 4)
     a, b, weight = torch.randn(3, 32, 3, 3), torch.randn(64, 3), torch.randn(64, 32, 3, 3)
-    conv_factor_gradients(grad, x, a, b, weight, ((2, 2), (1, 1), (1, 1), 1))
+    factor_gradients(grad, x, a, b, weight, ((2, 2), (1, 1), (1, 1), 1))
     assert shapes == [3]
 
 
@@ -126,7 +125,7 @@ def test_an_empty_batch_has_zero_gradients():
     x = torch.empty(0, 4, 5, 5)
     a, b = (torch.randn(shape, requires_grad=True) for shape in ((1, 2, 3, 3), (64, 1)))
     geometry = ((1, 1), (1, 1), (1, 1), 2)
-    factored_conv(x, a, b, torch.randn(64, 2, 3, 3), None, geometry).sum().backward()
+    factored(x, a, b, torch.randn(64, 2, 3, 3), None, geometry).sum().backward()
     assert not a.grad.any()
     assert not b.grad.any()
 
