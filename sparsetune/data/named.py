@@ -12,7 +12,7 @@ import numpy as np
 from sparsetune.data.images import ArrayImages
 from sparsetune.data.splits import Split, Splits, split_in_two
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.host import explain
+from sparsetune.host import explain, reason
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
 
@@ -62,9 +62,8 @@ def read_cifar(name: str, cache: Path) -> Splits:
         with redirect_stdout(sys.stderr):
             parts = [kind(cache, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{name} is not in {str(cache)!r} and cannot be downloaded ({reason}); "
+            f"{name} is not in {str(cache)!r} and cannot be downloaded ({reason(error, None)}); "
             f"connect to the network, or put {kind.filename} there."
         ) from error
     train, test = (_split(part) for part in parts)

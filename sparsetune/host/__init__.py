@@ -4,7 +4,7 @@ Imports nothing of the house but errors. What a room above wants from the system
 
 - ``files``: files that appear whole or not at all; a delta's ``hf://`` address to a local file.
 - ``machine``: devices, free memory, what a measurement was taken on.
-- ``text``: counts, sizes and durations, in words and from words.
+- ``text``: counts, sizes, durations and errors, in words; sizes and durations from words.
 """
 
 from sparsetune.host.files import (
@@ -18,7 +18,7 @@ from sparsetune.host.files import (
     write_text,
 )
 from sparsetune.host.machine import describe_machine, free_bytes, keep_freed_memory, pick_device
-from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
+from sparsetune.host.text import bytes_from, duration, listed, reason, seconds_from, share, size
 
 __all__ = [
     "Address",
@@ -33,6 +33,7 @@ __all__ = [
     "keep_freed_memory",
     "listed",
     "pick_device",
+    "reason",
     "replacing",
     "seconds_from",
     "share",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -131,9 +132,9 @@ mount -t tmpfs -o size=256k none "$1" && cd "$1" && printf old > file && {
     if [ "$2" = readonly ]; then mount -o remount,ro none "$1"; fi
     "$3" -c '
 import sys, types
-package = types.ModuleType("sparsetune")
-package.__path__ = [sys.argv[1]]
-sys.modules["sparsetune"] = package
+for name in ("sparsetune", "sparsetune.host"):  # without what their doors import
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [f"{sys.argv[1]}/{name.replace(chr(46), chr(47))}"]
 from sparsetune.host.files import write_bytes
 from sparsetune.errors import StorageError
 try:
@@ -150,9 +151,9 @@ except StorageError as error:
     ("how", "reason"), [("full", errno.ENOSPC), ("readonly", errno.EROFS)], ids=["full", "readonly"]
 )
 def test_a_full_or_read_only_disk_leaves_the_old_file(tmp_path, how, reason):
-    package = os.path.join(os.path.dirname(os.path.dirname(__file__)), "sparsetune")  # noqa: PTH118, PTH120
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, package],
+        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, root],
         capture_output=True,
         text=True,
         check=False,
