@@ -70,6 +70,11 @@ class Folder:
         """The folders directly in it that hold pictures, at any depth."""
         return tuple(each for each in self.folders if each.count)
 
+    @cached_property
+    def all_tables(self) -> tuple[Path, ...]:
+        """The Parquet files in it, at any depth."""
+        return tuple(file for each in self.walk() for file in each.tables)
+
     def walk(self) -> Iterator[Folder]:
         """Yield it and every folder below."""
         yield self

@@ -23,6 +23,9 @@ Sample = tuple[NDArray[np.uint8], int, int]
 Batch = tuple[Tensor, Tensor]
 Rows = NDArray[np.int64]
 
+SHARE = 0.25
+"""Most of a device's free memory that a split's pixels may take to stay there."""
+
 
 def loader(
     split: Split,
@@ -33,11 +36,9 @@ def loader(
     augment: Augment | None = None,
     seed: int = 0,
     epoch: int = 0,
-    skip: int = 0,
     workers: int = 0,
-    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Batch]:
-    """Make the loader of one epoch.
+    """Make the loader of one epoch; :class:`Feed` makes those of many.
 
     The order depends on (seed, epoch) and the augmentation of sample ``i`` on (seed, epoch, i), whatever the
     number of workers. No global random state is read or changed. The last batch may be smaller; a training
@@ -52,23 +53,20 @@ def loader(
         augment: What may happen to a training picture; None for nothing.
         seed: Fixes order and augmentation, together with ``epoch``.
         epoch: The epoch's number, from 0.
-        skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
         workers: Processes that decode; 0 decodes in this one.
-        share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
-            where ``n`` train together.
 
     Returns:
         A loader of (x, y): float32 of shape (batch, channels, height, width), and int64 of shape (batch,).
 
     Raises:
-        ConfigError: When ``batch_size`` is below 1, or ``skip`` or ``workers`` is negative.
+        ConfigError: When ``batch_size`` is below 1, or ``workers`` is negative.
         DataError: While iterating, when a picture cannot be decoded.
     """
-    for name, value, low in (("batch_size", batch_size, 1), ("skip", skip, 0), ("workers", workers, 0)):
+    for name, value, low in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < low:
             raise ConfigError(f"{name} {value} is too small; expected {low} or more.")
     order = seed if train else None
-    rows = epoch_rows(len(split), batch_size, order, epoch, share)[skip:]
+    rows = epoch_rows(len(split), batch_size, order, epoch)
     recipe = Recipe.of_epoch(split, preprocessing, augment, order, epoch)
     return pixel_loader(split, preprocessing, rows, workers, recipe)
 
@@ -89,7 +87,7 @@ def epoch_rows(
         batch_size: Pictures a batch.
         seed: Fixes the order, together with ``epoch``; ``None`` for the stored order of a test.
         epoch: The epoch's number.
-        share: As for :func:`loader`.
+        share: As for :class:`Feed`.
     """
     starts = [*range(0, count, batch_size)]
     if seed is None:
@@ -212,10 +210,6 @@ class _Loader(DataLoader[Batch]):
         raise DataError(sentence)
 
 
-SHARE = 0.25
-"""Most of a device's free memory that a split's pixels may take to stay there."""
-
-
 class Feed:
     """Batches of one split, epoch after epoch; equal, bit for bit, to those of :func:`loader`.
 
@@ -229,7 +223,8 @@ class Feed:
         batch_size: Pictures a batch.
         augment: What may happen to a training picture.
         workers: Processes that decode; 0 decodes in this one.
-        share: As for :func:`loader`.
+        share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
+            where ``n`` train together.
     """
 
     def __init__(
@@ -259,7 +254,7 @@ class Feed:
             seed: Fixes order and augmentation, together with ``number``; ``None`` for the stored order, and
                 pictures as they are.
             number: The epoch's number, from 0.
-            skip: Batches to leave out at the start, undecoded.
+            skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
 
         Raises:
             DataError: When a picture cannot be decoded.
