@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from forge import bare
 
 from sparsetune.errors import StorageError
 from sparsetune.host.files import replacing, write_bytes, write_text
@@ -130,20 +130,19 @@ def test_a_kill_leaves_the_old_or_the_new_file_whole(tmp_path):
 MOUNTED = """
 mount -t tmpfs -o size=256k none "$1" && cd "$1" && printf old > file && {
     if [ "$2" = readonly ]; then mount -o remount,ro none "$1"; fi
-    "$3" -c '
-import sys, types
-for name in ("sparsetune", "sparsetune.host"):  # without what their doors import
-    package = sys.modules[name] = types.ModuleType(name)
-    package.__path__ = [f"{sys.argv[1]}/{name.replace(chr(46), chr(47))}"]
+    "$3" -c "$4"
+    cat file; echo; ls -A
+}
+"""
+
+
+WRITING = """
 from sparsetune.host.files import write_bytes
 from sparsetune.errors import StorageError
 try:
     write_bytes("file", bytes(1 << 20))
 except StorageError as error:
     print(error)
-' "$4"
-    cat file; echo; ls -A
-}
 """
 
 
@@ -151,9 +150,9 @@ except StorageError as error:
     ("how", "reason"), [("full", errno.ENOSPC), ("readonly", errno.EROFS)], ids=["full", "readonly"]
 )
 def test_a_full_or_read_only_disk_leaves_the_old_file(tmp_path, how, reason):
-    root = str(Path(__file__).parents[2])
+    code = bare("host") + WRITING
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, root],
+        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, code],
         capture_output=True,
         text=True,
         check=False,
