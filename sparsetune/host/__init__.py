@@ -2,7 +2,8 @@
 
 Imports nothing of the house but errors. What a room above wants from the system goes through here.
 
-- ``files``: files that appear whole or not at all; a delta's ``hf://`` address to a local file.
+- ``files``: files that appear whole or not at all; a safetensors file's texts; a delta's ``hf://`` address to
+  a local file.
 - ``machine``: devices, free memory, what a measurement was taken on.
 - ``text``: counts, sizes, durations and errors, in words; sizes and durations from words.
 """
@@ -13,6 +14,7 @@ from sparsetune.host.files import (
     explain,
     fetch,
     is_address,
+    metadata,
     replacing,
     write_bytes,
     write_text,
@@ -32,6 +34,7 @@ __all__ = [
     "is_address",
     "keep_freed_memory",
     "listed",
+    "metadata",
     "pick_device",
     "reason",
     "replacing",

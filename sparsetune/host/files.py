@@ -13,12 +13,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
 
 from sparsetune.errors import ConfigError, HubError, StorageError
 
 DELTA = "delta.safetensors"
 """Name of a delta in the folder of a run, and in a repository."""
 PREFIX = "hf://"
+"""What an address on the Hub starts with."""
 
 _FORM = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@/]+))?(/(?P<file>.+\.safetensors))?", re.ASCII
@@ -94,6 +96,15 @@ def write_text(path: str | Path, text: str) -> None:
         StorageError: When it cannot be written.
     """
     write_bytes(path, text.encode())
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """Return the texts in a safetensors file's header; none of what cannot be read as such a file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 @dataclass(frozen=True)
