@@ -75,6 +75,8 @@ RESERVED = frozenset(
 
 LARGEST = 1 << 20
 """Largest sum of all numbers among a model's arguments."""
+MOST_PARAMETERS = 10_000
+"""Most parameter tensors that a model may have; the largest of timm 1.0.31 has 1,853."""
 
 
 def plain_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -109,10 +111,6 @@ def _numbers(value: Any) -> Iterator[float]:
     elif isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _numbers(item)
-
-
-MOST_PARAMETERS = 10_000
-"""Most parameter tensors that a model may have; the largest of timm 1.0.31 has 1,853."""
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsetune.errors import BackboneError, ConfigError
 
+Net = TypeVar("Net", bound="CifarNet")
+
 
 class CifarNet(nn.Module):
     """A trunk (``forward_features``), global pooling, and one linear classifier.
@@ -145,9 +147,6 @@ def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
-
-
-Net = TypeVar("Net", bound=CifarNet)
 
 
 def default_cfg(first_conv: str, classifier: str, pool_size: int, **extra: Any) -> dict[str, Any]:
