@@ -15,6 +15,11 @@ from sparsetune.errors import ConfigError, DataError
 from sparsetune.host import explain, reason
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
+PREFIX = "hf://datasets/"
+"""What the addresses of data sets on the Hub start with."""
+CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+"""Our name -> torchvision's class."""
+DIGITS_MEAN, DIGITS_STD = (0.3057,) * 3, (0.3760,) * 3
 
 
 def is_folder(source: str) -> bool:
@@ -40,9 +45,6 @@ def namesake(source: str) -> str | None:
     if source in NAMES and Path(source).is_dir():
         return f"--data {source} is the built-in data set; write ./{source} for the folder of that name here."
     return None
-
-
-CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
 def read_cifar(name: str, cache: Path) -> Splits:
@@ -74,9 +76,6 @@ def _split(part: Any) -> Split:
     return Split.whole(ArrayImages(np.ascontiguousarray(part.data)), np.asarray(part.targets))
 
 
-DIGITS_MEAN, DIGITS_STD = (0.3057,) * 3, (0.3760,) * 3
-
-
 def read_digits() -> Splits:
     """Read the digits, with a fixed fifth of each class as the test split."""
     from sklearn.datasets import load_digits
@@ -86,9 +85,6 @@ def read_digits() -> Splits:
     images = ArrayImages(np.repeat(grey, 3, axis=3))
     train, test = split_in_two(Split.whole(images, labels), share=0.2, seed=0)
     return Splits(train, test, tuple("0123456789"))
-
-
-PREFIX = "hf://datasets/"
 
 
 def download(source: str) -> Path:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from forge import bare
+from safetensors.numpy import save
 
 from sparsetune.errors import StorageError
-from sparsetune.host.files import replacing, write_bytes, write_text
+from sparsetune.host.files import metadata, replacing, write_bytes, write_text
 
 
 def in_child(work):
@@ -164,3 +166,11 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(tmp_path, how, reason):
         "old",
         "file",
     ]
+
+
+def test_a_safetensors_file_tells_its_texts_and_any_other_tells_none(tmp_path):
+    write_bytes(tmp_path / "told", save({"x": np.ones(2)}, {"key": "text"}))
+    write_bytes(tmp_path / "plain", save({"x": np.ones(2)}))
+    write_bytes(tmp_path / "other", b"other")
+    assert metadata(tmp_path / "told") == {"key": "text"}
+    assert not any(metadata(tmp_path / name) for name in ("plain", "other", "none", "."))
