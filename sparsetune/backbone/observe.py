@@ -307,12 +307,7 @@ def _gives_views(func: Any) -> bool:
 
 
 def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
-    """Draw every random tensor of ``net`` whose law was observed; note the other ones as ``STORED``.
-
-    Args:
-        net: The model, just built.
-        seen: What was observed meanwhile.
-        seed: Seed of the values.
+    """Draw every random tensor of a new model whose law was observed; note the other ones as ``STORED``.
 
     Raises:
         BackboneError: When a random buffer follows no law and is not among those that a file holds.

@@ -87,13 +87,7 @@ def remedy(library: str, name: str, revision: str | None) -> str:
 
 
 def how_to_fetch(repository: str | None, revision: str | None, url: str | None) -> str:
-    """Return a remedy: what to fetch where there is a network, and where to put it.
-
-    Args:
-        repository: On the Hub, if the weights are there.
-        revision: Of the repository; ``None`` for the latest.
-        url: Of a file, if they are at no repository.
-    """
+    """Return a remedy: what to fetch, of a repository on the Hub or else from a URL, and where it goes."""
     if repository:
         pin = f" --revision {revision}" if revision else ""
         return f"run `hf download {repository}{pin}` where there is a network and bring its cache (HF_HOME)"

@@ -80,11 +80,7 @@ MOST_PARAMETERS = 10_000
 
 
 def plain_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's arguments as a delta file gives them back; tuples become lists.
-
-    Args:
-        name: The model's name, for errors.
-        arguments: By name.
+    """Return the arguments of the model ``name`` as a delta file gives them back; tuples become lists.
 
     Raises:
         ConfigError: When one is reserved, or no plain JSON value, or all together ask for too much.
@@ -114,10 +110,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return what ``build`` builds, on the meta device as far as it can be.
-
-    Args:
-        build: Calls a constructor; it may be called twice.
+    """Return what ``build`` builds, on the meta device as far as it can be; it may be called twice.
 
     Raises:
         ConfigError: When the model has more than ``MOST_PARAMETERS`` parameter tensors.

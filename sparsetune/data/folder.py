@@ -98,11 +98,7 @@ def read(path: Path, split_seed: int) -> Splits:
     """Read an ImageFolder tree, or a folder of Parquet files.
 
     Where validation and test pictures are labelled, both are kept; one of them alone is the test split.
-    Without any, about a fifth of the training pictures is held out, chosen by their content.
-
-    Args:
-        path: The folder.
-        split_seed: Fixes that choice.
+    Without any, about a fifth of the training pictures is held out, chosen by their content and the seed.
 
     Raises:
         DataError: When the folder is missing, holds no such data, can be read in two ways, or its splits do

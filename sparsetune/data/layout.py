@@ -76,10 +76,8 @@ def split_groups(names: Iterable[str]) -> list[dict[str, list[str]]]:
     """Find the names that are splits of one data set: kind -> names.
 
     A name with other words in it counts only beside one of another kind with the same words: ``seg_train``
-    and ``seg_test`` are splits, a ``train station`` is none.
-
-    Returns:
-        One group for each data set that the names tell apart.
+    and ``seg_test`` are splits, a ``train station`` is none. There is one group for each data set that the
+    names tell apart.
     """
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name in names:
@@ -126,11 +124,7 @@ class FileImages(Images):
 
 
 def read(folder: Folder) -> tuple[Split, tuple[str, ...]]:
-    """Read a folder that has one sub-folder a class; the sub-folders' sorted names are the class names.
-
-    Args:
-        folder: The folder; pictures may lie at any depth below a class folder.
-    """
+    """Read pictures, at any depth, of a folder with one sub-folder a class; and the classes' sorted names."""
     paths = [each.below() for each in folder.filled]
     labels = np.repeat(np.arange(len(paths)), [len(some) for some in paths])
     images = FileImages(tuple(path for some in paths for path in some), str(folder.path))

@@ -90,16 +90,16 @@ class Folder:
         return sum((each.left for each in self.walk()), Counter())
 
 
-def scan(path: Path) -> Folder:
+def scan(path: Path, around: tuple[tuple[int, int], ...] = ()) -> Folder:
     """Look at a folder and all below it, through links too; no file is opened.
+
+    Args:
+        path: The folder.
+        around: What identifies the folders around it, into which no link is followed.
 
     Raises:
         DataError: When a folder cannot be read.
     """
-    return _scan(path, ())
-
-
-def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
     pictures, tables, folders, left = [], [], [], Counter[Reason]()
     own = _identity(path)
     for entry in _entries(path):
@@ -110,7 +110,7 @@ def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
             elif _identity(Path(entry.path)) in (*around, own):
                 left[LINK, ""] += 1
             else:
-                folders.append(_scan(path / entry.name, (*around, own)))
+                folders.append(scan(path / entry.name, (*around, own)))
         elif hidden:
             left[HIDDEN, ""] += 1
         elif not _holds(entry.is_file):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import Any
 
@@ -80,14 +80,9 @@ def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
 def epoch_rows(
     count: int, batch_size: int, seed: int | None, epoch: int, share: tuple[int, int] = (0, 1)
 ) -> list[Rows]:
-    """Return which pictures make up each batch of an epoch, and of these a process' share.
+    """Return which of ``count`` pictures make up each batch of an epoch, and of these a process' share.
 
-    Args:
-        count: Pictures in all.
-        batch_size: Pictures a batch.
-        seed: Fixes the order, together with ``epoch``; ``None`` for the stored order of a test.
-        epoch: The epoch's number.
-        share: As for :class:`Feed`.
+    ``seed`` and ``epoch`` fix the order; without ``seed`` it is the stored one.
     """
     starts = [*range(0, count, batch_size)]
     if seed is None:
@@ -144,11 +139,9 @@ def pixel_loader(
     workers: int,
     recipe: Recipe | None = None,
 ) -> DataLoader[Batch]:
-    """Make a loader that decodes given pictures, batch by batch.
+    """Make a loader of (x, y) that decodes given pictures, batch by batch.
 
-    Returns:
-        A loader of (x, y): x as ``recipe`` makes it; without one uint8 of shape (batch, height, width,
-        channels).
+    x is what ``recipe`` makes; without one it is uint8 of shape (batch, height, width, channels).
     """
     return _Loader(
         _Samples(split, preprocessing),
@@ -210,6 +203,7 @@ class _Loader(DataLoader[Batch]):
         raise DataError(sentence)
 
 
+@dataclass(eq=False)
 class Feed:
     """Batches of one split, epoch after epoch; equal, bit for bit, to those of :func:`loader`.
 
@@ -227,25 +221,22 @@ class Feed:
             where ``n`` train together.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        *,
-        batch_size: int,
-        augment: Augment | None = None,
-        workers: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.split, self.preprocessing, self.device = split, preprocessing, device
-        self.batch_size, self.augment, self.workers, self.share = batch_size, augment, workers, share
-        channels, height, width = preprocessing.size
-        shape = (len(split), height, width, channels)
-        self._held = np.zeros(len(split), dtype=bool)
+    split: Split
+    preprocessing: Preprocessing
+    device: torch.device
+    _: KW_ONLY
+    batch_size: int
+    augment: Augment | None = None
+    workers: int = 0
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.preprocessing.size
+        shape = (len(self.split), height, width, channels)
+        self._held = np.zeros(len(self.split), dtype=bool)
         self._pixels = None
-        if prod(shape) <= SHARE * free_bytes(device):
-            self._pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        if prod(shape) <= SHARE * free_bytes(self.device):
+            self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def epoch(self, seed: int | None = None, number: int = 0, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch: x on the device, y on the CPU.

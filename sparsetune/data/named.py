@@ -48,11 +48,7 @@ def namesake(source: str) -> str | None:
 
 
 def read_cifar(name: str, cache: Path) -> Splits:
-    """Read one of the two sets, downloading it on first use; torchvision checks each file's MD5.
-
-    Args:
-        name: ``cifar10`` or ``cifar100``.
-        cache: The folder that keeps the download.
+    """Read one of the two sets, downloaded into ``cache`` on first use; torchvision checks each file's MD5.
 
     Raises:
         DataError: When it is not there and cannot be downloaded.
@@ -88,13 +84,7 @@ def read_digits() -> Splits:
 
 
 def download(source: str) -> Path:
-    """Bring the Parquet files of a data set into the Hub's own cache.
-
-    Args:
-        source: ``hf://datasets/OWNER/NAME``, or ``hf://datasets/OWNER/NAME/FOLDER`` for one folder of it.
-
-    Returns:
-        The local folder with the files.
+    """Bring the Parquet files of ``hf://datasets/OWNER/NAME[/FOLDER]`` into the Hub's cache; return where.
 
     Raises:
         ConfigError: When ``source`` is not of that form.

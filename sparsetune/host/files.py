@@ -99,7 +99,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """Return the texts in a safetensors file's header; none of what cannot be read as such a file."""
+    """Return the texts in a safetensors file's header; nothing where it cannot be read as such a file."""
     try:
         with safe_open(path, framework="np") as file:
             return file.metadata() or {}
