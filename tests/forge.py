@@ -189,6 +189,16 @@ def stirred(net, seed):
     return net
 
 
+def bare(*rooms):
+    """Python code after which files of these rooms are imported without what the rooms' doors import."""
+    root = Path(st.__file__).parent
+    places = {"sparsetune": root, **{f"sparsetune.{room}": root / room for room in rooms}}
+    return "import sys, types\n" + "".join(
+        f"package = sys.modules[{name!r}] = types.ModuleType({name!r}); package.__path__ = [{str(path)!r}]\n"
+        for name, path in places.items()
+    )
+
+
 def fresh(code, *args, **env):
     """Run Python code in a new process; give the JSON that its last line prints."""
     path = os.pathsep.join(filter(None, sys.path))

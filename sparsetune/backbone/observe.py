@@ -28,6 +28,10 @@ from sparsetune.parts import STORED
 _ARITHMETIC = {"mul": operator.mul, "div": operator.truediv, "add": operator.add, "sub": operator.sub}
 _SQRT_HALF = math.sqrt(0.5)
 _UNCLAMPED = "erfinv_ of a uniform draw, without the clamp_ that ends a truncated normal draw"
+_UNIFORM, _NORMAL = {"uniform_", "rand", "rand_like"}, {"normal_", "randn", "randn_like"}
+_OVERWRITES = {"zero_", "fill_", "copy_"}
+_SHAPE_ONLY = {"resize_", "set_", "empty_like", "zeros_like", "ones_like", "full_like"}
+_BUILDING = RLock()  # random state and torch.nn.init are the process's, so one thread observes at a time
 
 
 def after(name: str, law: Law, why: str, *numbers: Any) -> tuple[Law, str] | None:
@@ -64,12 +68,6 @@ def _arithmetic(name: str, law: Law, number: float) -> Law:
     if (name, law.b) == ("mul", _SQRT_HALF):
         std = float(f"{std:.15g}")  # of a truncated normal draw, which multiplies by std * sqrt(2)
     return Law(law.kind, a, std, min(low, high), max(low, high))
-
-
-_UNIFORM, _NORMAL = {"uniform_", "rand", "rand_like"}, {"normal_", "randn", "randn_like"}
-_OVERWRITES = {"zero_", "fill_", "copy_"}
-_SHAPE_ONLY = {"resize_", "set_", "empty_like", "zeros_like", "ones_like", "full_like"}
-_BUILDING = RLock()  # random state and torch.nn.init are the process's, so one thread observes at a time
 
 
 @dataclass(eq=False)
@@ -309,12 +307,7 @@ def _gives_views(func: Any) -> bool:
 
 
 def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
-    """Draw every random tensor of ``net`` whose law was observed; note the other ones as ``STORED``.
-
-    Args:
-        net: The model, just built.
-        seen: What was observed meanwhile.
-        seed: Seed of the values.
+    """Draw every random tensor of a new model whose law was observed; note the other ones as ``STORED``.
 
     Raises:
         BackboneError: When a random buffer follows no law and is not among those that a file holds.

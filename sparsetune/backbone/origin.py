@@ -241,7 +241,7 @@ def file_digest(path: str | Path) -> str:
 def _bare(found: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """A checkpoint's values by the names of the model inside its wrappers."""
     own = net.state_dict().keys()
-    found = {name.replace(COMPILED, ""): value for name, value in found.items()}
+    found = {plain_name(name): value for name, value in found.items()}
     while prefix := next((p for p in WRAPPED if found and all(name.startswith(p) for name in found)), None):
         if any(name.startswith(prefix) for name in own):
             break

@@ -21,6 +21,10 @@ from torch import Tensor, nn
 from sparsetune.backbone.origin import origin_of
 from sparsetune.errors import UnknownNameError
 
+TORCHVISION = "torchvision/"
+"""What the names of torchvision's models start with; all other names are timm's."""
+HUB = ("hf-hub:", "hf_hub:")
+"""What timm's names of models on the Hub start with."""
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Environment variable that torch.load obeys."""
 SECONDS = 5.0
@@ -41,6 +45,14 @@ def hub_if_reachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+def _reachable() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception:  # whatever its HTTP library raises, in any version
+        return False
+    return True
+
+
 @contextmanager
 def read_as_data() -> Iterator[None]:
     """Let torch take nothing but tensors from a checkpoint, whatever the library that reads it asks for."""
@@ -52,34 +64,6 @@ def read_as_data() -> Iterator[None]:
         del os.environ[FORCED]
         if before is not None:
             os.environ[FORCED] = before
-
-
-def how_to_fetch(repository: str | None, revision: str | None, url: str | None) -> str:
-    """Return a remedy: what to fetch where there is a network, and where to put it.
-
-    Args:
-        repository: On the Hub, if the weights are there.
-        revision: Of the repository; ``None`` for the latest.
-        url: Of a file, if they are at no repository.
-    """
-    if repository:
-        pin = f" --revision {revision}" if revision else ""
-        return f"run `hf download {repository}{pin}` where there is a network and bring its cache (HF_HOME)"
-    if url:
-        return f"download {url} where there is a network and put it into {torch.hub.get_dir()}/checkpoints"
-    return "name a model that has some, or leave pretrained out"
-
-
-def _reachable() -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception:  # whatever its HTTP library raises, in any version
-        return False
-    return True
-
-
-TORCHVISION = "torchvision/"
-HUB = ("hf-hub:", "hf_hub:")
 
 
 def pinned(name: str, revision: str) -> tuple[str, dict[str, Any]]:
@@ -100,6 +84,16 @@ def remedy(library: str, name: str, revision: str | None) -> str:
         return how_to_fetch(repository, revision or pinned, None)
     config = timm.get_pretrained_cfg(name)
     return how_to_fetch(config and config.hf_hub_id, revision, config and config.url)
+
+
+def how_to_fetch(repository: str | None, revision: str | None, url: str | None) -> str:
+    """Return a remedy: what to fetch, of a repository on the Hub or else from a URL, and where it goes."""
+    if repository:
+        pin = f" --revision {revision}" if revision else ""
+        return f"run `hf download {repository}{pin}` where there is a network and bring its cache (HF_HOME)"
+    if url:
+        return f"download {url} where there is a network and put it into {torch.hub.get_dir()}/checkpoints"
+    return "name a model that has some, or leave pretrained out"
 
 
 def weights_of(name: str, revision: str | None) -> Any:

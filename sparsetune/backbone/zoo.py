@@ -75,14 +75,12 @@ RESERVED = frozenset(
 
 LARGEST = 1 << 20
 """Largest sum of all numbers among a model's arguments."""
+MOST_PARAMETERS = 10_000
+"""Most parameter tensors that a model may have; the largest of timm 1.0.31 has 1,853."""
 
 
 def plain_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's arguments as a delta file gives them back; tuples become lists.
-
-    Args:
-        name: The model's name, for errors.
-        arguments: By name.
+    """Return the arguments of the model ``name`` as a delta file gives them back; tuples become lists.
 
     Raises:
         ConfigError: When one is reserved, or no plain JSON value, or all together ask for too much.
@@ -111,15 +109,8 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
 
 
-MOST_PARAMETERS = 10_000
-"""Most parameter tensors that a model may have; the largest of timm 1.0.31 has 1,853."""
-
-
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return what ``build`` builds, on the meta device as far as it can be.
-
-    Args:
-        build: Calls a constructor; it may be called twice.
+    """Return what ``build`` builds, on the meta device as far as it can be; it may be called twice.
 
     Raises:
         ConfigError: When the model has more than ``MOST_PARAMETERS`` parameter tensors.

@@ -23,6 +23,7 @@ from sparsetune.bench.peft import adapter_bytes, lora, switching
 from sparsetune.bench.timing import Figure, figure, held_bytes, learning_bytes, peak_bytes, take_turns
 from sparsetune.delta import load, save
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.host import reason
 from sparsetune.parts import Plan, plan
 from sparsetune.serve import Tasks
 from sparsetune.sliced import adapt_
@@ -282,5 +283,6 @@ def _outputs(model: nn.Module, x: Tensor, what: str) -> int:
         raise
     except Exception as error:
         shape = "x".join(map(str, x.shape[1:]))
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise ConfigError(f"{what} cannot take pictures of {shape} ({reason}); try another size.") from error
+        raise ConfigError(
+            f"{what} cannot take pictures of {shape} ({reason(error)}); try another size."
+        ) from error

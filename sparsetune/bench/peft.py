@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsetune.errors import ConfigError
+from sparsetune.host import reason
 from sparsetune.parts import Plan, plan
 from sparsetune.spec import Learn
 
@@ -88,8 +89,7 @@ def _peft(net: nn.Module, made: Plan, layers: list[str], **sizes: Any) -> nn.Mod
         try:
             found: nn.Module = get_peft_model(net, config)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise ConfigError(f"PEFT cannot adapt this model ({reason}).") from error
+            raise ConfigError(f"PEFT cannot adapt this model ({reason(error)}).") from error
     return found
 
 

@@ -15,10 +15,14 @@ from sparsetune.data.layout import TEST, TRAIN, VALIDATION
 from sparsetune.data.listing import IN, Folder, Reason, scan
 from sparsetune.data.splits import Split, Splits, shared_pictures, split_by_content
 from sparsetune.errors import DataError
+from sparsetune.host import listed
 
-BESIDE = "beside the class folders"
+TEST_SHARE = 0.2
+UNUSED_TABLES: Reason = ("Parquet files of no split", "")
 
-LONGEST = 400
+_LONGEST_LINE, _LONGEST_NAME = 400, 40
+_MOST_COMPARED = 1 << 28
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass
@@ -49,17 +53,17 @@ class Finding:
             f"{kind} {count:,}" + (f" ({self.names[kind]})" if kind in self.names else "")
             for kind, count in there.items()
         )
-        parts = [f"{total:,} pictures of {len(classes)} classes ({listed(classes)}){place}: {sizes}"]
+        parts = [f"{total:,} pictures of {len(classes)} classes ({_listed(classes)}){place}: {sizes}"]
         parts += self.notes
         for kind in (VALIDATION, TEST):
             if train is not None and (split := splits[kind]) is not None:
                 held = set(split.labels.unique().tolist())
                 lacking = [name for number, name in enumerate(classes) if number not in held]
-                parts += [f"no {kind} pictures of {listed(lacking)}"] * bool(lacking)
+                parts += [f"no {kind} pictures of {_listed(lacking)}"] * bool(lacking)
         if self.left:
             parts.append("left out: " + ", ".join(self._left()))
         text = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(parts))
-        return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+        return _cut(text, _LONGEST_LINE)
 
     def _left(self) -> Iterable[str]:
         whys = dict.fromkeys(why for why, _ in self.left)
@@ -69,19 +73,15 @@ class Finding:
                 yield from (f"{count:,} in {what}" for what, count in sorted(counts.items()))
             else:
                 named = sorted(what for what in counts if what)
-                yield f"{sum(counts.values()):,} {why}" + (f" ({listed(named)})" if named else "")
+                yield f"{sum(counts.values()):,} {why}" + (f" ({_listed(named)})" if named else "")
 
 
-def listed(names: Iterable[str]) -> str:
-    """Give the first few names, and how many more there are."""
-    every = [name if len(name) <= 40 else name[:39] + "…" for name in names]
-    return ", ".join(every[:3] + [f"{len(every) - 3} more"] * (len(every) > 3))
+def _listed(names: Iterable[str]) -> str:
+    return listed([_cut(name, _LONGEST_NAME) for name in names], before_more=", ")
 
 
-TEST_SHARE = 0.2
-
-_MOST_COMPARED = 1 << 28
-_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,7 @@ def read(path: Path, split_seed: int) -> Splits:
     """Read an ImageFolder tree, or a folder of Parquet files.
 
     Where validation and test pictures are labelled, both are kept; one of them alone is the test split.
-    Without any, about a fifth of the training pictures is held out, chosen by their content.
-
-    Args:
-        path: The folder.
-        split_seed: Fixes that choice.
+    Without any, about a fifth of the training pictures is held out, chosen by their content and the seed.
 
     Raises:
         DataError: When the folder is missing, holds no such data, can be read in two ways, or its splits do
@@ -159,9 +155,8 @@ def _labelled(path: Path, parts: dict[str, _Part], finding: Finding) -> dict[str
 
 def _is_of_tables(root: Folder) -> bool:
     """Decide between Parquet files and pictures, where a folder has both."""
-    tables = any(each.tables for each in root.walk())
-    if not (tables and root.count):
-        return tables
+    if not (root.all_tables and root.count):
+        return bool(root.all_tables)
     as_tables, as_pictures = _reads(parquet.find, root), _reads(layout.find, root)
     if as_tables and as_pictures:
         raise DataError(
@@ -185,11 +180,9 @@ def _read_tables(root: Folder) -> tuple[dict[str, _Part], Finding]:
     for kind, files in found.items():
         split, classes = parquet.read(files, required=kind == TRAIN or len(found) == 1)
         parts[kind] = _Part(kind, parquet.count(files), split, classes)
-    used = sum(map(len, found.values()))
-    unused = sum(len(each.tables) for each in root.walk()) - used
-    left: Counter[Reason] = Counter({("Parquet files of no split", ""): unused})
-    if root.count:
-        left["pictures beside the Parquet files", ""] = root.count
+    left = Counter[Reason]()
+    left[UNUSED_TABLES] = len(root.all_tables) - sum(map(len, found.values()))
+    left["pictures beside the Parquet files", ""] = root.count
     return parts, Finding("", +left)
 
 
@@ -205,9 +198,8 @@ def _read_pictures(root: Folder) -> tuple[dict[str, _Part], Finding]:
     for each in found.others:
         left[f"in {each.name}, which is no split", ""] += each.count
     known = sum(part.count for part in parts.values()) + sum(each.count for each in found.others)
-    left[BESIDE, ""] += root.count - known
-    tables = sum(len(each.tables) for each in root.walk())
-    left["Parquet files of no split", ""] += tables
+    left["beside the class folders", ""] += root.count - known
+    left[UNUSED_TABLES] += len(root.all_tables)
     inside = found.node.path.relative_to(root.path).as_posix()
     return parts, Finding("" if inside == "." else inside, +left, [found.note] if found.note else [])
 

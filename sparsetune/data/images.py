@@ -5,22 +5,27 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from sparsetune.errors import DataError
+from sparsetune.host import reason
 
 BACKGROUND = (255, 255, 255)
 """The colour behind transparent pixels: white, as on a page."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is decoded, as far as this Pillow can: common formats, none of which runs another program."""
 
+_NEEDS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,73 +90,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     return seen.convert("RGB")
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""What is decoded, as far as this Pillow can: common formats, none of which runs another program."""
-
-
-_NEEDS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-
-
-class Images(Protocol):
-    """A numbered collection of pictures."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Image.Image:
-        """Decode one picture to RGB.
-
-        Raises:
-            DataError: When it cannot be decoded; the message says which one it is.
-        """
-        ...
-
-    def key(self, index: int) -> bytes:
-        """Return 8 bytes that one picture's content fixes; identical pictures have the same.
-
-        Raises:
-            DataError: When it cannot be read.
-        """
-        ...
-
-    def size(self, index: int) -> int:
-        """Return how many bytes one picture takes where it is stored."""
-        ...
-
-    def mark(self, index: int) -> str:
-        """Return what tells a picture from others without reading it: its name and size in bytes."""
-        ...
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ArrayImages:
-    """Decoded pictures of one size: uint8 of shape (count, height, width, 3)."""
-
-    pixels: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-    def key(self, index: int) -> bytes:
-        """Hash one picture as it is stored."""
-        return content_key(self.pixels[index].tobytes())
-
-    def size(self, index: int) -> int:
-        """Return how many bytes one picture takes where it is stored."""
-        return int(self.pixels[index].nbytes)
-
-    def mark(self, index: int) -> str:
-        """Tell one picture from others without reading it."""
-        return self.key(index).hex()
-
-
-def content_key(content: bytes) -> bytes:
-    """Return the 8 bytes by which a picture with this content is known."""
-    return blake2b(content, digest_size=8).digest()
-
-
 @functools.cache
 def _readable() -> tuple[str, ...]:
     """Name those of ``FORMATS`` that this Pillow decodes."""
@@ -183,8 +121,67 @@ def decode(source: str | Path | IO[bytes], name: str) -> Image.Image:
         with quiet(), Image.open(source, formats=_readable()) as image:
             return convert(image, "RGB")
     except Exception as error:  # a decoder that is given damaged bytes may raise anything
-        text = getattr(error, "strerror", None) or str(error)
-        reason = " ".join(text.split()).rstrip(".") or type(error).__name__
+        why = getattr(error, "strerror", None) or reason(error, None)
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is none of {', '.join(_readable())}"
-        raise DataError(f"{name} cannot be decoded ({reason}); replace it or take it out.") from error
+            why = f"it is none of {', '.join(_readable())}"
+        raise DataError(f"{name} cannot be decoded ({why}); replace it or take it out.") from error
+
+
+class Images(ABC):
+    """A numbered collection of pictures."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Image.Image:
+        """Decode one picture to RGB.
+
+        Raises:
+            DataError: When it cannot be decoded; the message says which one it is.
+        """
+
+    @abstractmethod
+    def stored(self, index: int) -> bytes:
+        """Return one picture as it is stored.
+
+        Raises:
+            DataError: When it cannot be read.
+        """
+
+    @abstractmethod
+    def mark(self, index: int) -> str:
+        """Return what tells a picture from others without reading it: its name and size in bytes."""
+
+    def size(self, index: int) -> int:
+        """Return how many bytes one picture takes where it is stored."""
+        return len(self.stored(index))
+
+    def key(self, index: int) -> bytes:
+        """Return 8 bytes that one picture's content fixes; identical pictures have the same.
+
+        Raises:
+            DataError: When it cannot be read.
+        """
+        return blake2b(self.stored(index), digest_size=8).digest()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ArrayImages(Images):
+    """Decoded pictures of one size: uint8 of shape (count, height, width, 3)."""
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def stored(self, index: int) -> bytes:
+        """Return one picture's pixels."""
+        return bytes(self.pixels[index])
+
+    def mark(self, index: int) -> str:
+        """Tell one picture from others by its content, which is at hand."""
+        return self.key(index).hex()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sparsetune.data.images import content_key, decode
+from sparsetune.data.images import Images, decode
 from sparsetune.data.listing import FORMAT, Folder
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
@@ -76,10 +76,8 @@ def split_groups(names: Iterable[str]) -> list[dict[str, list[str]]]:
     """Find the names that are splits of one data set: kind -> names.
 
     A name with other words in it counts only beside one of another kind with the same words: ``seg_train``
-    and ``seg_test`` are splits, a ``train station`` is none.
-
-    Returns:
-        One group for each data set that the names tell apart.
+    and ``seg_test`` are splits, a ``train station`` is none. There is one group for each data set that the
+    names tell apart.
     """
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for name in names:
@@ -89,7 +87,7 @@ def split_groups(names: Iterable[str]) -> list[dict[str, list[str]]]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FileImages:
+class FileImages(Images):
     """Picture files, decoded on access; ``root`` is the folder that their names are relative to."""
 
     paths: tuple[str, ...]
@@ -101,58 +99,36 @@ class FileImages:
     def __getitem__(self, index: int) -> Image.Image:
         return decode(self.paths[index], f"image {self.paths[index]!r}")
 
-    def key(self, index: int) -> bytes:
-        """Hash one picture as it is stored."""
-        path = Path(self.paths[index])
+    def stored(self, index: int) -> bytes:
+        """Return one file's bytes."""
         try:
-            return content_key(path.read_bytes())
+            return Path(self.paths[index]).read_bytes()
         except OSError as error:
-            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror}).") from error
+            raise self._unreadable(index, error) from error
 
     def size(self, index: int) -> int:
-        """Return how many bytes one picture takes where it is stored."""
-        path = self.paths[index]
+        """Return one file's size in bytes."""
         try:
-            return os.stat(path).st_size  # noqa: PTH116 (a third of the time of Path's)
+            return os.stat(self.paths[index]).st_size  # noqa: PTH116 (a third of the time of Path's)
         except OSError as error:
-            raise DataError(f"image {path!r} cannot be read ({error.strerror}).") from error
+            raise self._unreadable(index, error) from error
 
     def mark(self, index: int) -> str:
-        """Tell one picture from others without reading it."""
+        """Return the path inside ``root``, and the size."""
         path = Path(self.paths[index])
         name = Path(os.path.relpath(path, self.root or path.parent)).as_posix()
         return f"{name} {self.size(index)}"
 
+    def _unreadable(self, index: int, error: OSError) -> DataError:
+        return DataError(f"image {self.paths[index]!r} cannot be read ({error.strerror}).")
+
 
 def read(folder: Folder) -> tuple[Split, tuple[str, ...]]:
-    """Read a folder that has one sub-folder a class; the sub-folders' sorted names are the class names.
-
-    Args:
-        folder: The folder; pictures may lie at any depth below a class folder.
-    """
+    """Read pictures, at any depth, of a folder with one sub-folder a class; and the classes' sorted names."""
     paths = [each.below() for each in folder.filled]
     labels = np.repeat(np.arange(len(paths)), [len(some) for some in paths])
     images = FileImages(tuple(path for some in paths for path in some), str(folder.path))
     return Split.whole(images, labels), tuple(each.name for each in folder.filled)
-
-
-def check_classes(folder: Folder) -> None:
-    """Refuse a class folder without pictures; a folder that only has other files is no class.
-
-    Raises:
-        DataError: When there is one.
-    """
-    for each in folder.folders:
-        if each.count:
-            continue
-        left = each.left_below()
-        unreadable = sorted(suffix for kind, suffix in left if kind == FORMAT)
-        but = f" that can be read, only {', '.join(unreadable)}" if unreadable else ""
-        if unreadable or not left:
-            raise DataError(
-                f"class folder {str(each.path)!r} holds no images{but}; "
-                "put .bmp, .gif, .jpg, .png, .tif, .webp or other picture files into it, or remove it."
-            )
 
 
 @dataclass(frozen=True)
@@ -215,10 +191,7 @@ def _with_splits(node: Folder, groups: Sequence[dict[str, list[str]]]) -> Layout
                 "expected one, so merge them, or rename the rest."
             )
     if TRAIN in found and not found[TRAIN]:
-        raise DataError(
-            f"folder {str(node.path / groups[0][TRAIN][0])!r} holds no images that can be used; "
-            "expected one sub-folder a class, or Parquet files."
-        )
+        raise _no_images(node.path / groups[0][TRAIN][0])
     if not labelled or (TRAIN in found and TRAIN not in labelled):
         bare = [each for each in named if not each.filled]
         raise DataError(
@@ -249,9 +222,8 @@ def _perhaps_classes(
     """Read split-like names beside others as classes, if that is the only way."""
     plain = not any(each.filled or says_nothing(each.name) for each in others)
     if len(named) == 1 and not labelled and plain:
-        found = _classes_alone(node)
         note = f"{named[0].name} is a class like the others, as its pictures lie directly in it"
-        return Layout(node, found.splits, found.names, note=note)
+        return replace(_classes_alone(node), note=note)
     raise DataError(
         f"{_list(named)} of {str(node.path)!r} can be read as {_plural(named, 'split')} beside which "
         f"{_list(others)} would be left out, or as {_plural(named, 'class')} like these; "
@@ -260,23 +232,22 @@ def _perhaps_classes(
 
 
 def _classes_alone(node: Folder) -> Layout:
-    if not node.filled and not node.folders:
-        raise DataError(
-            f"folder {str(node.path)!r} holds no images that can be used; "
-            "expected one sub-folder a class, or Parquet files."
-        )
     _check(node)
     return Layout(node, {TRAIN: node}, {})
 
 
+def _no_images(path: Path) -> DataError:
+    return DataError(
+        f"folder {str(path)!r} holds no images that can be used; "
+        "expected one sub-folder a class, or Parquet files."
+    )
+
+
 def _check(node: Folder) -> None:
     """Refuse class folders that are none, or may be something else."""
-    check_classes(node)
+    _check_filled(node)
     if not node.filled:
-        raise DataError(
-            f"folder {str(node.path)!r} holds no images that can be used; "
-            "expected one sub-folder a class, or Parquet files."
-        )
+        raise _no_images(node.path)
     if len(node.filled) == 1:
         raise DataError(
             f"{str(node.path)!r} holds a single class, {node.filled[0].name!r}, so that any answer is right; "
@@ -317,6 +288,21 @@ def _check(node: Folder) -> None:
             f"{_list(node.filled)} of {str(node.path)!r} can be read as classes, or as parts that each hold "
             f"the classes {', '.join(sorted(names)[:4])}; name one of them, or leave one level of folders."
         )
+
+
+def _check_filled(folder: Folder) -> None:
+    """Refuse a class folder without pictures; a folder that only has other files is no class."""
+    for each in folder.folders:
+        if each.count:
+            continue
+        left = each.left_below()
+        unreadable = sorted(suffix for kind, suffix in left if kind == FORMAT)
+        but = f" that can be read, only {', '.join(unreadable)}" if unreadable else ""
+        if unreadable or not left:
+            raise DataError(
+                f"class folder {str(each.path)!r} holds no images{but}; "
+                "put .bmp, .gif, .jpg, .png, .tif, .webp or other picture files into it, or remove it."
+            )
 
 
 def _inner(folder: Folder, known: frozenset[str] | None) -> Folder:

@@ -70,6 +70,11 @@ class Folder:
         """The folders directly in it that hold pictures, at any depth."""
         return tuple(each for each in self.folders if each.count)
 
+    @cached_property
+    def all_tables(self) -> tuple[Path, ...]:
+        """The Parquet files in it, at any depth."""
+        return tuple(file for each in self.walk() for file in each.tables)
+
     def walk(self) -> Iterator[Folder]:
         """Yield it and every folder below."""
         yield self
@@ -85,16 +90,16 @@ class Folder:
         return sum((each.left for each in self.walk()), Counter())
 
 
-def scan(path: Path) -> Folder:
+def scan(path: Path, around: tuple[tuple[int, int], ...] = ()) -> Folder:
     """Look at a folder and all below it, through links too; no file is opened.
+
+    Args:
+        path: The folder.
+        around: What identifies the folders around it, into which no link is followed.
 
     Raises:
         DataError: When a folder cannot be read.
     """
-    return _scan(path, ())
-
-
-def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
     pictures, tables, folders, left = [], [], [], Counter[Reason]()
     own = _identity(path)
     for entry in _entries(path):
@@ -105,7 +110,7 @@ def _scan(path: Path, around: tuple[tuple[int, int], ...]) -> Folder:
             elif _identity(Path(entry.path)) in (*around, own):
                 left[LINK, ""] += 1
             else:
-                folders.append(_scan(path / entry.name, (*around, own)))
+                folders.append(scan(path / entry.name, (*around, own)))
         elif hidden:
             left[HIDDEN, ""] += 1
         elif not _holds(entry.is_file):

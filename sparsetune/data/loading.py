@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import Any
 
@@ -23,6 +23,9 @@ Sample = tuple[NDArray[np.uint8], int, int]
 Batch = tuple[Tensor, Tensor]
 Rows = NDArray[np.int64]
 
+SHARE = 0.25
+"""Most of a device's free memory that a split's pixels may take to stay there."""
+
 
 def loader(
     split: Split,
@@ -33,11 +36,9 @@ def loader(
     augment: Augment | None = None,
     seed: int = 0,
     epoch: int = 0,
-    skip: int = 0,
     workers: int = 0,
-    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Batch]:
-    """Make the loader of one epoch.
+    """Make the loader of one epoch; :class:`Feed` makes those of many.
 
     The order depends on (seed, epoch) and the augmentation of sample ``i`` on (seed, epoch, i), whatever the
     number of workers. No global random state is read or changed. The last batch may be smaller; a training
@@ -52,23 +53,20 @@ def loader(
         augment: What may happen to a training picture; None for nothing.
         seed: Fixes order and augmentation, together with ``epoch``.
         epoch: The epoch's number, from 0.
-        skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
         workers: Processes that decode; 0 decodes in this one.
-        share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
-            where ``n`` train together.
 
     Returns:
         A loader of (x, y): float32 of shape (batch, channels, height, width), and int64 of shape (batch,).
 
     Raises:
-        ConfigError: When ``batch_size`` is below 1, or ``skip`` or ``workers`` is negative.
+        ConfigError: When ``batch_size`` is below 1, or ``workers`` is negative.
         DataError: While iterating, when a picture cannot be decoded.
     """
-    for name, value, low in (("batch_size", batch_size, 1), ("skip", skip, 0), ("workers", workers, 0)):
+    for name, value, low in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < low:
             raise ConfigError(f"{name} {value} is too small; expected {low} or more.")
     order = seed if train else None
-    rows = epoch_rows(len(split), batch_size, order, epoch, share)[skip:]
+    rows = epoch_rows(len(split), batch_size, order, epoch)
     recipe = Recipe.of_epoch(split, preprocessing, augment, order, epoch)
     return pixel_loader(split, preprocessing, rows, workers, recipe)
 
@@ -82,14 +80,9 @@ def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
 def epoch_rows(
     count: int, batch_size: int, seed: int | None, epoch: int, share: tuple[int, int] = (0, 1)
 ) -> list[Rows]:
-    """Return which pictures make up each batch of an epoch, and of these a process' share.
+    """Return which of ``count`` pictures make up each batch of an epoch, and of these a process' share.
 
-    Args:
-        count: Pictures in all.
-        batch_size: Pictures a batch.
-        seed: Fixes the order, together with ``epoch``; ``None`` for the stored order of a test.
-        epoch: The epoch's number.
-        share: As for :func:`loader`.
+    ``seed`` and ``epoch`` fix the order; without ``seed`` it is the stored one.
     """
     starts = [*range(0, count, batch_size)]
     if seed is None:
@@ -146,11 +139,9 @@ def pixel_loader(
     workers: int,
     recipe: Recipe | None = None,
 ) -> DataLoader[Batch]:
-    """Make a loader that decodes given pictures, batch by batch.
+    """Make a loader of (x, y) that decodes given pictures, batch by batch.
 
-    Returns:
-        A loader of (x, y): x as ``recipe`` makes it; without one uint8 of shape (batch, height, width,
-        channels).
+    x is what ``recipe`` makes; without one it is uint8 of shape (batch, height, width, channels).
     """
     return _Loader(
         _Samples(split, preprocessing),
@@ -212,10 +203,7 @@ class _Loader(DataLoader[Batch]):
         raise DataError(sentence)
 
 
-SHARE = 0.25
-"""Most of a device's free memory that a split's pixels may take to stay there."""
-
-
+@dataclass(eq=False)
 class Feed:
     """Batches of one split, epoch after epoch; equal, bit for bit, to those of :func:`loader`.
 
@@ -229,28 +217,26 @@ class Feed:
         batch_size: Pictures a batch.
         augment: What may happen to a training picture.
         workers: Processes that decode; 0 decodes in this one.
-        share: As for :func:`loader`.
+        share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
+            where ``n`` train together.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        *,
-        batch_size: int,
-        augment: Augment | None = None,
-        workers: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.split, self.preprocessing, self.device = split, preprocessing, device
-        self.batch_size, self.augment, self.workers, self.share = batch_size, augment, workers, share
-        channels, height, width = preprocessing.size
-        shape = (len(split), height, width, channels)
-        self._held = np.zeros(len(split), dtype=bool)
+    split: Split
+    preprocessing: Preprocessing
+    device: torch.device
+    _: KW_ONLY
+    batch_size: int
+    augment: Augment | None = None
+    workers: int = 0
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.preprocessing.size
+        shape = (len(self.split), height, width, channels)
+        self._held = np.zeros(len(self.split), dtype=bool)
         self._pixels = None
-        if prod(shape) <= SHARE * free_bytes(device):
-            self._pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        if prod(shape) <= SHARE * free_bytes(self.device):
+            self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def epoch(self, seed: int | None = None, number: int = 0, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch: x on the device, y on the CPU.
@@ -259,7 +245,7 @@ class Feed:
             seed: Fixes order and augmentation, together with ``number``; ``None`` for the stored order, and
                 pictures as they are.
             number: The epoch's number, from 0.
-            skip: Batches to leave out at the start, undecoded.
+            skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
 
         Raises:
             DataError: When a picture cannot be decoded.

@@ -12,9 +12,14 @@ import numpy as np
 from sparsetune.data.images import ArrayImages
 from sparsetune.data.splits import Split, Splits, split_in_two
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.host import explain
+from sparsetune.host import explain, reason
 
 NAMES = ("digits", "cifar10", "cifar100", "tiny-imagenet")
+PREFIX = "hf://datasets/"
+"""What the addresses of data sets on the Hub start with."""
+CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+"""Our name -> torchvision's class."""
+DIGITS_MEAN, DIGITS_STD = (0.3057,) * 3, (0.3760,) * 3
 
 
 def is_folder(source: str) -> bool:
@@ -42,15 +47,8 @@ def namesake(source: str) -> str | None:
     return None
 
 
-CIFAR = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-
-
 def read_cifar(name: str, cache: Path) -> Splits:
-    """Read one of the two sets, downloading it on first use; torchvision checks each file's MD5.
-
-    Args:
-        name: ``cifar10`` or ``cifar100``.
-        cache: The folder that keeps the download.
+    """Read one of the two sets, downloaded into ``cache`` on first use; torchvision checks each file's MD5.
 
     Raises:
         DataError: When it is not there and cannot be downloaded.
@@ -62,9 +60,8 @@ def read_cifar(name: str, cache: Path) -> Splits:
         with redirect_stdout(sys.stderr):
             parts = [kind(cache, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{name} is not in {str(cache)!r} and cannot be downloaded ({reason}); "
+            f"{name} is not in {str(cache)!r} and cannot be downloaded ({reason(error, None)}); "
             f"connect to the network, or put {kind.filename} there."
         ) from error
     train, test = (_split(part) for part in parts)
@@ -73,9 +70,6 @@ def read_cifar(name: str, cache: Path) -> Splits:
 
 def _split(part: Any) -> Split:
     return Split.whole(ArrayImages(np.ascontiguousarray(part.data)), np.asarray(part.targets))
-
-
-DIGITS_MEAN, DIGITS_STD = (0.3057,) * 3, (0.3760,) * 3
 
 
 def read_digits() -> Splits:
@@ -89,17 +83,8 @@ def read_digits() -> Splits:
     return Splits(train, test, tuple("0123456789"))
 
 
-PREFIX = "hf://datasets/"
-
-
 def download(source: str) -> Path:
-    """Bring the Parquet files of a data set into the Hub's own cache.
-
-    Args:
-        source: ``hf://datasets/OWNER/NAME``, or ``hf://datasets/OWNER/NAME/FOLDER`` for one folder of it.
-
-    Returns:
-        The local folder with the files.
+    """Bring the Parquet files of ``hf://datasets/OWNER/NAME[/FOLDER]`` into the Hub's cache; return where.
 
     Raises:
         ConfigError: When ``source`` is not of that form.

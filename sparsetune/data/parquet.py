@@ -17,17 +17,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from sparsetune.data.images import content_key, decode
+from sparsetune.data.images import Images, decode
 from sparsetune.data.layout import SplitName
 from sparsetune.data.listing import Folder
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
+from sparsetune.host import reason
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MAX_CLASSES = 1_000_000
 UNLABELLED = -1
 _BUFFER = 1 << 22
+_OF = re.compile(r"-\d+-of-(\d+).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,13 +48,9 @@ class Shard:
     data: NDArray[np.uint8]
     ends: NDArray[np.int64]
 
-    def encoded(self, row: int) -> bytes:
-        """Return one picture as it is stored."""
-        return self.data[self.ends[row] : self.ends[row + 1]].tobytes()
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ParquetImages:
+class ParquetImages(Images):
     """Pictures held as encoded bytes; ``starts`` numbers each shard's first one."""
 
     shards: tuple[Shard, ...]
@@ -63,20 +61,20 @@ class ParquetImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         shard, row = self._place(index)
-        return decode(io.BytesIO(shard.encoded(row)), f"image in row {shard.row + row} of {shard.file!r}")
+        return decode(io.BytesIO(self.stored(index)), f"image in row {shard.row + row} of {shard.file!r}")
 
-    def key(self, index: int) -> bytes:
-        """Hash one picture as it is stored."""
+    def stored(self, index: int) -> bytes:
+        """Return one picture as its row holds it."""
         shard, row = self._place(index)
-        return content_key(shard.encoded(row))
+        return shard.data[shard.ends[row] : shard.ends[row + 1]].tobytes()
 
     def size(self, index: int) -> int:
-        """Return how many bytes one picture takes where it is stored."""
+        """Return one picture's bytes, which need not be read for that."""
         shard, row = self._place(index)
         return int(shard.ends[row + 1] - shard.ends[row])
 
     def mark(self, index: int) -> str:
-        """Tell one picture from others without reading it."""
+        """Return the file's name, the row and the size."""
         shard, row = self._place(index)
         return f"{Path(shard.file).name} {shard.row + row} {self.size(index)}"
 
@@ -151,9 +149,8 @@ def _read_file(
                 labels.append(batch.column(1))
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{str(file)!r} cannot be read as a Parquet file ({reason}); fetch it again."
+            f"{str(file)!r} cannot be read as a Parquet file ({reason(error, None)}); fetch it again."
         ) from error
     column = pa.chunked_array(labels, schema.field(label).type)
     return classes, shards, None if _bare(column) and not required else _labels(column, classes, file)
@@ -240,18 +237,14 @@ def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-_OF = re.compile(r"-\d+-of-(\d+).*", re.IGNORECASE)
-
-
 @dataclass(frozen=True)
-class _Shard:
-    """A file as part of a split: ``home`` and ``prefix`` tell its data set, ``place`` what it follows."""
+class _Found:
+    """A file as part of a split; ``home`` and ``prefix`` tell its data set."""
 
     file: Path
     home: Path
     prefix: tuple[str, ...]
     name: SplitName | None
-    place: Path
 
 
 def find(root: Folder) -> dict[str, list[Path]]:
@@ -263,22 +256,22 @@ def find(root: Folder) -> dict[str, list[Path]]:
     Raises:
         DataError: When the files are no splits, of several data sets, or not all there.
     """
-    files = root.tables or tuple(file for each in root.walk() for file in each.tables)
-    shards = [_read(file, root.path) for file in files]
-    homes = sorted({shard.home for shard in shards})
+    files = root.tables or root.all_tables
+    found = [_tell(file, root.path) for file in files]
+    homes = sorted({each.home for each in found})
     if len(homes) > 1:
         names = ", ".join(home.relative_to(root.path).as_posix() for home in homes)
         raise DataError(
             f"{str(root.path)!r} holds Parquet files in {names}; "
             "expected one data set; name one of these folders."
         )
-    known = [shard for shard in shards if shard.name]
-    if shards and not known:
+    known = [each for each in found if each.name]
+    if found and not known:
         raise DataError(
             f"{files[0].name} in {str(homes[0])!r} is of no known split; expected names like "
             "train-00000-of-00001.parquet and test-00000-of-00001.parquet, or folders train and test."
         )
-    prefixes = sorted({shard.prefix for shard in known})
+    prefixes = sorted({each.prefix for each in known})
     if len(prefixes) > 1:
         names = ", ".join(" ".join(each) or "no name" for each in prefixes)
         raise DataError(
@@ -286,34 +279,30 @@ def find(root: Folder) -> dict[str, list[Path]]:
         )
     splits: dict[str, list[Path]] = {}
     places: dict[str, tuple[str, Path]] = {}
-    for shard in known:
-        assert shard.name is not None
-        kind, place = shard.name.kind, (shard.name.word, shard.place)
+    for each in known:
+        assert each.name is not None
+        kind, place = each.name.kind, (each.name.word, each.file.parent)
         if places.setdefault(kind, place) != place:
             raise DataError(
-                f"{splits[kind][0].relative_to(root.path)} and {shard.file.relative_to(root.path)} of "
+                f"{splits[kind][0].relative_to(root.path)} and {each.file.relative_to(root.path)} of "
                 f"{str(root.path)!r} can each be the {kind} split; expected one, so move the other away."
             )
-        splits.setdefault(kind, []).append(shard.file)
+        splits.setdefault(kind, []).append(each.file)
     for some in splits.values():
         _check_complete(some)
     return splits
 
 
-def _read(file: Path, root: Path) -> _Shard:
-    name = SplitName.read(_OF.sub("", file.stem)) or _by_first(file.stem)
+def _tell(file: Path, root: Path) -> _Found:
+    """Read a file's name, or else by the word in front of its first hyphen, or else its folder's."""
+    name = SplitName.read(_OF.sub("", file.stem)) or SplitName.read(file.stem.partition("-")[0])
     if name is not None or file.parent == root:
         prefix = name.affix if name and not name.first else ()
-        return _Shard(file, file.parent, prefix, name, file.parent)
+        return _Found(file, file.parent, prefix, name)
     name = SplitName.read(file.parent.name)
     if name is None or name.affix not in ((), ("partial",)):
-        return _Shard(file, file.parent, (), None, file.parent)
-    return _Shard(file, file.parent.parent, (), name, file.parent)
-
-
-def _by_first(stem: str) -> SplitName | None:
-    """Read a name by the word in front of its first hyphen."""
-    return SplitName.read(stem.partition("-")[0])
+        return _Found(file, file.parent, (), None)
+    return _Found(file, file.parent.parent, (), name)
 
 
 def _check_complete(files: Sequence[Path]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from sparsetune.backbone import file_digest
 from sparsetune.delta.container import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.host import write_bytes
+from sparsetune.host import metadata, write_bytes
 
 KEY, FORMAT = "sparsetune.bundle", 1
 MOST = 10_000
@@ -79,11 +79,7 @@ def bundle(deltas: Mapping[str, str | Path], out: str | Path, backbone: str | Pa
 
 def is_bundle(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file that says it is a bundle; it may still be damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return KEY in metadata(path)
 
 
 @contextmanager

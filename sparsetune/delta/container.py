@@ -33,7 +33,7 @@ from sparsetune.delta.header import (
     text_digest,
 )
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.host import fetch, write_bytes
+from sparsetune.host import fetch, metadata, write_bytes
 from sparsetune.parts import CODES, FROZEN, VARIANCE, Precision, decode, encode, scales
 
 KEY = "sparsetune"
@@ -141,12 +141,7 @@ def read_delta(path: str | Path, header: Header | None = None) -> dict[str, Tens
 
 def is_delta(path: str | Path) -> bool:
     """Whether ``path`` is a safetensors file that says it is a delta; it may still be damaged."""
-    local = fetch(path)
-    try:
-        with safe_open(local, framework="pt") as file:
-            return KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return KEY in metadata(fetch(path))
 
 
 class _Opened:
@@ -170,9 +165,9 @@ class _Opened:
 
     def header(self) -> Header:
         """Parse the metadata and the index."""
-        metadata = self.file.metadata() or {}
-        text = metadata.get(KEY)
-        for key in OTHERS.keys() & metadata.keys():
+        texts = self.file.metadata() or {}
+        text = texts.get(KEY)
+        for key in OTHERS.keys() & texts.keys():
             raise DeltaError(f"{self.path} is {OTHERS[key]}.")
         if text is None:
             raise DeltaError(

@@ -2,9 +2,10 @@
 
 Imports nothing of the house but errors. What a room above wants from the system goes through here.
 
-- ``files``: files that appear whole or not at all; a delta's ``hf://`` address to a local file.
+- ``files``: files that appear whole or not at all; a safetensors file's texts; a delta's ``hf://`` address to
+  a local file.
 - ``machine``: devices, free memory, what a measurement was taken on.
-- ``text``: counts, sizes and durations, in words and from words.
+- ``text``: counts, sizes, durations and errors, in words; sizes and durations from words.
 """
 
 from sparsetune.host.files import (
@@ -13,12 +14,13 @@ from sparsetune.host.files import (
     explain,
     fetch,
     is_address,
+    metadata,
     replacing,
     write_bytes,
     write_text,
 )
 from sparsetune.host.machine import describe_machine, free_bytes, keep_freed_memory, pick_device
-from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
+from sparsetune.host.text import bytes_from, duration, listed, reason, seconds_from, share, size
 
 __all__ = [
     "Address",
@@ -32,7 +34,9 @@ __all__ = [
     "is_address",
     "keep_freed_memory",
     "listed",
+    "metadata",
     "pick_device",
+    "reason",
     "replacing",
     "seconds_from",
     "share",

@@ -13,11 +13,36 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
 
 from sparsetune.errors import ConfigError, HubError, StorageError
 
 DELTA = "delta.safetensors"
 """Name of a delta in the folder of a run, and in a repository."""
+PREFIX = "hf://"
+"""What an address on the Hub starts with."""
+
+_FORM = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@/]+))?(/(?P<file>.+\.safetensors))?", re.ASCII
+)
+
+_NOBODY = "(no such repository, or a private one); check the name, or log in with `hf auth login`."
+_ANSWERS: dict[str | int | None, str] = {
+    "RepoNotFound": _NOBODY,
+    404: _NOBODY,
+    "RevisionNotFound": "(no such revision); name a branch, tag or commit of the repository.",
+    "EntryNotFound": "(no such file); name a delta that is there, as hf://OWNER/NAME/FILE.safetensors.",
+    "GatedRepo": "(access is gated); ask for it on the repository's page, then `hf auth login`.",
+    401: "(the Hub asks who you are); log in with `hf auth login`, or set HF_TOKEN to a valid token.",
+    403: "(your token does not allow it); use one with the right to, and check the owner's name.",
+}
+"""What the Hub's error codes and HTTP statuses mean to a user."""
+
+_REMEDIES = {
+    "HFValidationError": "check the name.",
+    "OfflineModeIsEnabled": "unset HF_HUB_OFFLINE where there is a network.",
+    "LocalProtocolError": "check the token.",
+}
 
 
 @contextlib.contextmanager
@@ -73,29 +98,13 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-PREFIX = "hf://"
-
-_FORM = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@/]+))?(/(?P<file>.+\.safetensors))?", re.ASCII
-)
-
-_NOBODY = "(no such repository, or a private one); check the name, or log in with `hf auth login`."
-_ANSWERS: dict[str | int | None, str] = {
-    "RepoNotFound": _NOBODY,
-    404: _NOBODY,
-    "RevisionNotFound": "(no such revision); name a branch, tag or commit of the repository.",
-    "EntryNotFound": "(no such file); name a delta that is there, as hf://OWNER/NAME/FILE.safetensors.",
-    "GatedRepo": "(access is gated); ask for it on the repository's page, then `hf auth login`.",
-    401: "(the Hub asks who you are); log in with `hf auth login`, or set HF_TOKEN to a valid token.",
-    403: "(your token does not allow it); use one with the right to, and check the owner's name.",
-}
-"""What the Hub's error codes and HTTP statuses mean to a user."""
-
-_REMEDIES = {
-    "HFValidationError": "check the name.",
-    "OfflineModeIsEnabled": "unset HF_HUB_OFFLINE where there is a network.",
-    "LocalProtocolError": "check the token.",
-}
+def metadata(path: str | Path) -> dict[str, str]:
+    """Return the texts in a safetensors file's header; nothing where it cannot be read as such a file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ import torch
 
 from sparsetune.errors import ConfigError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of what ``mallopt`` sets."""
+KEPT = 2**30
+"""Bytes: blocks up to this size come from memory that is kept, and so much free memory is."""
+
 
 def pick_device(name: str | None = None) -> torch.device:
     """Return the device of that name; without one CUDA where there is any, else the CPU.
@@ -81,12 +86,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's numbers of what ``mallopt`` sets."""
-BYTES = 2**30
-"""Blocks up to this size come from memory that is kept, and so much free memory is."""
-
-
 def keep_freed_memory() -> bool:
     """Let this process keep memory that it frees, instead of taking each page from the system anew.
 
@@ -103,4 +102,4 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     settings = (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)
-    return all(library.mallopt(setting, BYTES) for setting in settings)
+    return all(library.mallopt(setting, KEPT) for setting in settings)

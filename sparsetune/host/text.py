@@ -1,4 +1,4 @@
-"""Counts, sizes and durations, in words and from words."""
+"""Counts, sizes, durations and errors, in words; sizes and durations from words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 
 from sparsetune.errors import ConfigError
+
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def size(count: float) -> str:
@@ -29,13 +32,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names with commas, and how many others there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: Sequence[str], before_more: str = " and ") -> str:
+    """Return the first three names with commas, and how many more there are."""
+    more = f"{before_more}{len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
-BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+def reason(error: BaseException, most: int | None = 200) -> str:
+    """Return what a library says went wrong, on one line and without a full stop, to stand in parentheses.
+
+    Args:
+        error: What it raised; the name of its class stands for one that says nothing.
+        most: Characters that are kept; ``None`` for all.
+    """
+    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
 
 
 def bytes_from(text: str) -> int:
@@ -49,9 +59,6 @@ def bytes_from(text: str) -> int:
     if size < 1:
         raise ConfigError(f"size '{text}' is not a number with KB, MB, KiB or MiB behind it, such as 200KB.")
     return size
-
-
-SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def seconds_from(text: str) -> float:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.host import reason
 
 Values = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -164,9 +165,10 @@ def follow(net: nn.Module, inputs: Tensor, filters: Mapping[str, int]) -> Channe
     except SparsetuneError:
         raise
     except Exception as error:
-        shape, reason = "x".join(map(str, inputs.shape)), " ".join(str(error).split())[:200].rstrip(".")
+        shape = "x".join(map(str, inputs.shape))
         raise ConfigError(
-            f"this {type(net).__name__} cannot take a batch of {shape} ({reason}); pass one that it takes."
+            f"this {type(net).__name__} cannot take a batch of {shape} ({reason(error)}); "
+            "pass one that it takes."
         ) from error
     finally:
         for handle in handles:

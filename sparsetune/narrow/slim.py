@@ -24,6 +24,7 @@ from sparsetune.delta import (
     write_plain,
 )
 from sparsetune.errors import BackboneError, ConfigError, DeltaError
+from sparsetune.host import reason
 from sparsetune.narrow.follow import follow
 from sparsetune.narrow.narrow import Narrowing, narrow_
 from sparsetune.sliced import UNSENT, adapted, merge_
@@ -265,9 +266,8 @@ def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
                 raise ValueError("its description does not match its checksum")
             return parse_header(value, ()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
         raise DeltaError(
-            f"{path} is not an intact slim network ({reason}); get a fresh copy of the file."
+            f"{path} is not an intact slim network ({reason(error, None)}); get a fresh copy of the file."
         ) from error
 
 
@@ -293,7 +293,6 @@ def _check_runs(path: str | Path, header: Header, net: nn.Module) -> None:
         with torch.no_grad():
             copy.deepcopy(net).to("meta")(torch.empty(2, *size, device="meta"))
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise DeltaError(
-            f"{path} holds layers that do not fit each other ({reason}); get a fresh copy."
+            f"{path} holds layers that do not fit each other ({reason(error)}); get a fresh copy."
         ) from error

@@ -20,6 +20,8 @@ STORED = "_sparsetune_stored"
 COMPILED = "_orig_mod"
 """Name of the module inside the one that ``torch.compile`` gives."""
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -41,9 +43,6 @@ class Site:
     def module_name(self) -> str:
         """Name of the first module that holds it."""
         return self.homes[0][0]
-
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def plain_class(kind: type[nn.Module]) -> type[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -55,7 +56,7 @@ class Part:
     @property
     def numel(self) -> int:
         """Number of values, learned and frozen."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def learned_shape(self) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ class Part:
     @property
     def learned_numel(self) -> int:
         """Number of learned values."""
-        return sum(torch.Size(shape).numel() for shape in self.learned.values())
+        return sum(math.prod(shape) for shape in self.learned.values())
 
     @property
     def share(self) -> str:
@@ -104,7 +105,7 @@ class Buffer:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def factor_names(name: str) -> tuple[str, str]:
@@ -114,4 +115,4 @@ def factor_names(name: str) -> tuple[str, str]:
 
 def full_rank(shape: tuple[int, ...]) -> int:
     """Return the smaller side of a weight as a matrix with a row for each first index; 0 for a bias."""
-    return min(shape[0], torch.Size(shape[1:]).numel()) if len(shape) > 1 else 0
+    return min(shape[0], math.prod(shape[1:])) if len(shape) > 1 else 0

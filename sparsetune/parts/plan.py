@@ -35,48 +35,6 @@ FUSED = ("qkv", "Wqkv", "to_qkv", "query_key_value", "c_attn", "in_proj")
 """Names of linear maps whose rows are queries, then keys, then values."""
 
 
-def notes_on(learn: Learn, parts: Iterable[Part]) -> Iterator[str]:
-    """Say which layers a spec covers and yet leaves frozen, wholly or but for the queries.
-
-    Args:
-        learn: The spec.
-        parts: What it came to.
-
-    Yields:
-        One sentence for empty slices, one for queries.
-    """
-    empty: list[str] = []
-    queries: list[str] = []
-    for part in parts:
-        own = learn.at(part.homes[0][0]) if part.layer and len(part.shape) > 1 else None
-        if own is None or own.rank or not (own.fraction or own.filters):
-            continue
-        name = f"{part.name.removesuffix('.weight')} ({'x'.join(map(str, part.shape))})"
-        if not part.k:
-            empty.append(name)
-        elif part.dim == 0 and 3 * part.k <= part.size and _is_fused(part):
-            queries.append(name)
-    if empty:
-        yield (
-            f"learning nothing of {_count(empty, 'layer')}, for {learn.amount} of so few filters is none: "
-            f"{listed(empty)}; a larger fraction or filters=1 learns some of each."
-        )
-    if queries:
-        yield (
-            f"learning only the queries of {_count(queries, 'attention layer')}, for their rows come before "
-            f"those of keys and values: {listed(queries)}; dim='in' or a rank learns of all three."
-        )
-
-
-def _is_fused(part: Part) -> bool:
-    module, leaf = part.homes[0]
-    return module.rpartition(".")[2] in FUSED or leaf == "in_proj_weight"
-
-
-def _count(names: list[str], noun: str) -> str:
-    return f"{len(names):,} {noun}{'s' * (len(names) != 1)}"
-
-
 @dataclass(frozen=True)
 class Plan:
     """Every parameter's part, every buffer that travels, and the sums.
@@ -124,7 +82,7 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of this spec learns less than one might think, and what to do: a sentence each."""
-        return tuple(notes_on(self.learn, self.parts))
+        return tuple(_notes(self))
 
     def bytes_in(self, precision: Precision | None) -> int:
         """Return ``delta_bytes`` of a file that keeps float32 values in fewer bits; ``None`` for all bits."""
@@ -168,20 +126,53 @@ class Plan:
         width = max((len(part.name) for part in self.parts), default=4)
         rows = [f"{'parameter':<{width}}  {'shape':<20} {'learned':>12}  values"]
         for part in self.parts:
-            shape = "x".join(map(str, part.shape))
-            rows.append(f"{part.name:<{width}}  {shape:<20} {part.share:>12}  {part.learned_numel:,}")
-        rows += [summary(self), *self.notes]
-        return "\n".join(rows)
+            columns = f"{part.name:<{width}}  {_by(part.shape):<20} {part.share:>12}"
+            rows.append(f"{columns}  {part.learned_numel:,}")
+        share = self.learned_parameters / max(self.total_parameters, 1)
+        stored = f", with {self.stored_bytes / 1024:,.1f} KiB that no seed gives" if self.stored_bytes else ""
+        rows.append(
+            f"{self.learned_parameters:,} of {self.total_parameters:,} values learned ({share:.1%}); "
+            f"delta about {self.delta_bytes / 1024:,.1f} KiB{stored}"
+        )
+        return "\n".join([*rows, *self.notes])
 
 
-def summary(plan: Plan) -> str:
-    """Return one line with the sums of ``plan``."""
-    share = plan.learned_parameters / max(plan.total_parameters, 1)
-    stored = f", with {plan.stored_bytes / 1024:,.1f} KiB that no seed gives" if plan.stored_bytes else ""
-    return (
-        f"{plan.learned_parameters:,} of {plan.total_parameters:,} values learned ({share:.1%}); "
-        f"delta about {plan.delta_bytes / 1024:,.1f} KiB{stored}"
-    )
+def _notes(made: Plan) -> Iterator[str]:
+    """Say which layers a spec covers and yet leaves frozen, wholly or but for the queries."""
+    empty: list[str] = []
+    queries: list[str] = []
+    for part in made:
+        own = made.learn.at(part.homes[0][0]) if part.layer and len(part.shape) > 1 else None
+        if own is None or own.rank or not (own.fraction or own.filters):
+            continue
+        name = f"{part.name.removesuffix('.weight')} ({_by(part.shape)})"
+        if not part.k:
+            empty.append(name)
+        elif part.dim == 0 and 3 * part.k <= part.size and _is_fused(part):
+            queries.append(name)
+    if empty:
+        yield (
+            f"learning nothing of {_count(empty, 'layer')}, for {made.learn.amount} of so few filters is "
+            f"none: {listed(empty)}; a larger fraction or filters=1 learns some of each."
+        )
+    if queries:
+        yield (
+            f"learning only the queries of {_count(queries, 'attention layer')}, for their rows come before "
+            f"those of keys and values: {listed(queries)}; dim='in' or a rank learns of all three."
+        )
+
+
+def _is_fused(part: Part) -> bool:
+    module, leaf = part.homes[0]
+    return module.rpartition(".")[2] in FUSED or leaf == "in_proj_weight"
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names):,} {noun}{'s' * (len(names) != 1)}"
 
 
 def plan(net: nn.Module, learn: Learn) -> Plan:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsetune.backbone import logits_of
 from sparsetune.errors import ConfigError
-from sparsetune.host import replacing
+from sparsetune.host import reason, replacing
 
 LIMIT = 2**31 - 2**24
 """Bytes of values that one ONNX file can hold, some room left for the graph."""
@@ -88,7 +88,7 @@ def _classifier(net: nn.Module, size: tuple[int, int, int]) -> nn.Module:
             outputs = net(pictures)
     except Exception as error:
         shape = "x".join(map(str, size))
-        raise ConfigError(f"the model cannot take pictures of {shape} ({_reason(error)}).") from error
+        raise ConfigError(f"the model cannot take pictures of {shape} ({reason(error)}).") from error
     if isinstance(outputs, Tensor):
         return net
     try:
@@ -115,7 +115,7 @@ def _program(net: nn.Module, size: tuple[int, int, int]) -> Any:
             )
     except Exception as error:
         raise ConfigError(
-            f"torch cannot export this {type(net).__name__} to ONNX ({_reason(error.__cause__ or error)}); "
+            f"torch cannot export this {type(net).__name__} to ONNX ({reason(error.__cause__ or error)}); "
             "write a checkpoint with sparsetune merge instead."
         ) from error
 
@@ -144,10 +144,6 @@ def _difference(net: nn.Module, path: Path, size: tuple[int, int, int]) -> float
             "no file was written; write a checkpoint with sparsetune merge instead."
         )
     return difference
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from sparsetune.errors import ConfigError
+from sparsetune.host import reason
 from sparsetune.studies.jobs import Job
 from sparsetune.studies.store import Place
 from sparsetune.studies.worker import do
@@ -166,9 +167,8 @@ class Cluster:
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
             raise ConfigError(
-                f"no Ray cluster answers at '{address}' ({reason}); start one with `ray start --head`."
+                f"no Ray cluster answers at '{address}' ({reason(error)}); start one with `ray start --head`."
             ) from error
         has = ray.cluster_resources()
         gpus = has.get("GPU", 0.0)

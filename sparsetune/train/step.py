@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import sparsetune.train.optim  # noqa: F401  (registers YellowFin with timm)
 from sparsetune.backbone import logits_of, loss_of
 from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.host import reason
 from sparsetune.narrow import slimming
 from sparsetune.parts import ADAPTED, COMPILED, plain_name, unwrapped
 from sparsetune.sliced import UNSENT, adapted
@@ -187,5 +188,4 @@ def _explaining(what: str, remedy: str) -> Iterator[None]:
     except SparsetuneError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise ConfigError(f"{what} ({reason}); {remedy}.") from error
+        raise ConfigError(f"{what} ({reason(error)}); {remedy}.") from error

@@ -14,6 +14,7 @@ from torchvision.models.inception import InceptionOutputs
 
 import sparsetune as st
 from sparsetune.backbone.outputs import check_classifier, logits_of, loss_of
+from sparsetune.data.preprocessing import Augment
 from sparsetune.errors import ConfigError
 from sparsetune.train.metrics import predict_logits
 
@@ -145,7 +146,7 @@ def test_a_step_descends_the_gradient_of_the_whole_loss(digits):
     data = st.open_data("digits", train_limit=50, test_limit=10)
     x = torch.stack([data.preprocessing.apply(data.train[i][0]) for i in range(50)])
     y = torch.tensor([data.train[i][1] for i in range(50)])
-    plain = replace(data, augment=st.data.Augment())
+    plain = replace(data, augment=Augment())
     start = net.fc.weight.detach().clone()
     loss = F.cross_entropy(net.train()(x).logits, y)
     (wanted,) = torch.autograd.grad(loss, net.fc.weight)

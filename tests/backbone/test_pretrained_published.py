@@ -1,8 +1,9 @@
-"""Published weights from a hub that answers, does not, or is not asked; in processes of their own."""
+"""Published weights from a hub that answers, does not, or is not asked."""
 
 import os
 import re
 import threading
+import time
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -10,7 +11,8 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
-from forge import fresh
+from forge import moved
+from huggingface_hub import constants
 from safetensors.torch import save
 
 import sparsetune as st
@@ -31,25 +33,34 @@ def test_the_remedy_says_what_to_fetch_and_where_it_goes(where, words):
     assert re.search(words, how_to_fetch(*where))
 
 
-UNREACHABLE = """
-import json, time
-import sparsetune as st
-from huggingface_hub import constants
-started = time.monotonic()
-try:
-    st.create("test_resnet", pretrained=True)
-except st.SparsetuneError as error:
-    print(json.dumps([str(error), time.monotonic() - started, constants.HF_HUB_OFFLINE]))
-"""
+@pytest.fixture
+def move_to(monkeypatch):
+    """Let the Hub's client know one home folder and one endpoint, as its variables would at its start."""
+    own = {
+        name: value for name, value in vars(constants).items() if isinstance(value, str) and name.isupper()
+    }
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def move(home, endpoint):
+        for name, value in own.items():
+            value = value.replace(own["ENDPOINT"], endpoint).replace(own["HF_HOME"], str(home))
+            monkeypatch.setattr(constants, name, value)
+
+    return move
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
-    message, seconds, offline = fresh(
-        UNREACHABLE, HF_HOME=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=0
-    )
-    assert "run `hf download timm/test_resnet.r160_in1k` where there is a network" in message
-    assert seconds < 10
-    assert not offline
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, move_to):
+    move_to(tmp_path, NOWHERE)
+    started = time.monotonic()
+    with pytest.raises(
+        BackboneError, match=r"run `hf download timm/test_resnet\.r160_in1k` where there is a network"
+    ):
+        st.create("test_resnet", pretrained=True)
+    assert time.monotonic() - started < 10
+    assert not constants.HF_HUB_OFFLINE
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -84,32 +95,22 @@ def hub():
         server.shutdown()
 
 
-FETCH = """
-import json, sys
-import sparsetune as st
-from forge import moved
-net = st.create("test_resnet", pretrained=True, num_classes=3)
-st.save(moved(st.adapt_(net, st.Learn(fraction=0.2))), sys.argv[1])
-backbone = st.inspect(sys.argv[1]).backbone
-print(json.dumps([backbone.source, backbone.revision, st.adapted(net).fingerprint]))
-"""
-
-LOAD = """
-import json, sys
-import sparsetune as st
-print(json.dumps(st.adapted(st.load(sys.argv[1], allow_network=True)).fingerprint))
-"""
-
-
-def test_weights_come_from_a_hub_at_the_revision_of_then_and_without_it_from_the_cache(hub, tmp_path):
+def test_weights_come_from_a_hub_at_the_revision_of_then_and_without_it_from_the_cache(
+    hub, tmp_path, move_to
+):
     first, second = (save(timm.create_model("test_resnet").state_dict()) for _ in range(2))
     Hub.commits = {"main": ("a" * 40, first), "a" * 40: ("a" * 40, first)}
     delta, one, two = (tmp_path / name for name in ("delta", "one", "two"))
-    source, revision, found = fresh(FETCH, delta, HF_HOME=one, HF_ENDPOINT=hub)
-    assert (source, revision) == ("timm/test_resnet.r160_in1k", "a" * 40)
+    move_to(one, hub)
+    net = st.create("test_resnet", pretrained=True, num_classes=3)
+    st.save(moved(st.adapt_(net, st.Learn(fraction=0.2))), delta)
+    backbone = st.inspect(delta).backbone
+    assert (backbone.source, backbone.revision) == ("timm/test_resnet.r160_in1k", "a" * 40)
     Hub.commits["main"] = ("b" * 40, second)
-    assert fresh(LOAD, delta, HF_HOME=two, HF_ENDPOINT=hub) == found
-    assert fresh(LOAD, delta, HF_HOME=one, HF_ENDPOINT="http://127.0.0.1:9") == found
+    for home, endpoint in ((two, hub), (one, NOWHERE)):
+        move_to(home, endpoint)
+        loaded = st.load(delta, allow_network=True)
+        assert st.adapted(loaded).fingerprint == st.adapted(net).fingerprint
 
 
 class Payload:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forge import fresh
 
 import sparsetune as st
 from sparsetune.sliced import functions as ops
@@ -18,16 +18,24 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "results" / "zoo.py"
 NAMES = ["test_vit", "test_nfnet", "torchvision/squeezenet1_1"]
 
 
-def run(out, *arguments):
-    command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in out.read_text().splitlines()]
+RUNS = f"""
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import zoo
+out, *names = sys.argv[1:]
+found = []
+for some in (names[:2], names):
+    sys.argv = ["zoo", "--out", out, *some]
+    zoo.main()
+    found.append(Path(out).read_text())
+print(json.dumps(found))
+"""
 
 
 def test_small_models_pass_and_are_done_once(tmp_path):
-    out = tmp_path / "zoo.jsonl"
-    head, *rows = run(out, *NAMES[:2])
+    before, after = fresh(RUNS, tmp_path / "zoo.jsonl", *NAMES)
+    head, *rows = map(json.loads, before.splitlines())
     assert head["run"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     for row in rows:
         assert row["round_trip"]
@@ -39,10 +47,8 @@ def test_small_models_pass_and_are_done_once(tmp_path):
         made = st.plan(st.create(row["name"]), st.Learn(fraction=0.25))
         assert row["learned"] == made.learned_parameters
         assert row["file_bytes"] < 1.03 * made.delta_bytes
-    before = out.read_text()
-    found = run(out, *NAMES)[1:]
-    assert out.read_text().startswith(before)
-    assert [row["name"] for row in found] == NAMES
+    assert after.startswith(before)
+    assert [json.loads(line)["name"] for line in after.splitlines()[1:]] == NAMES
 
 
 @pytest.fixture

@@ -82,15 +82,6 @@ def test_the_number_of_workers_changes_nothing(digits: Data) -> None:
     assert same(epoch(digits), epoch(digits, workers=2))
 
 
-@pytest.mark.parametrize("skip", [1, 3, 5, 9])
-def test_skip_gives_the_tail(digits: Data, skip: int) -> None:
-    assert same(epoch(digits)[skip:], epoch(digits, skip=skip))
-
-
-def test_skip_with_workers_gives_the_tail(digits: Data) -> None:
-    assert same(epoch(digits)[2:], epoch(digits, skip=2, workers=2))
-
-
 def test_a_sample_s_augmentation_does_not_depend_on_its_batch(digits: Data) -> None:
     small, large = (torch.cat([x for x, _ in epoch(digits, batch_size=size)]) for size in (7, 150))
     assert torch.equal(small, large)
@@ -142,15 +133,10 @@ def test_a_damaged_picture_is_one_sentence_with_file_and_row(damaged: Path, work
     assert "\n" not in str(error.value)
 
 
-def test_skipped_batches_are_not_decoded(damaged: Path) -> None:
-    assert len(list(loader(read(damaged, split_seed=0).test, PLAIN, batch_size=2, skip=2))) == 1
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"batch_size": 0}, "batch_size 0 is too small; expected 1 or more"),
-        ({"skip": -1}, "skip -1 is too small; expected 0 or more"),
         ({"workers": -2}, "workers -2 is too small; expected 0 or more"),
     ],
 )

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import numpy as np
 import pytest
+from forge import bare
+from safetensors.numpy import save
 
 from sparsetune.errors import StorageError
-from sparsetune.host.files import replacing, write_bytes, write_text
+from sparsetune.host.files import metadata, replacing, write_bytes, write_text
 
 
 def in_child(work):
@@ -130,20 +132,19 @@ def test_a_kill_leaves_the_old_or_the_new_file_whole(tmp_path):
 MOUNTED = """
 mount -t tmpfs -o size=256k none "$1" && cd "$1" && printf old > file && {
     if [ "$2" = readonly ]; then mount -o remount,ro none "$1"; fi
-    "$3" -c '
-import sys, types
-for name in ("sparsetune", "sparsetune.host"):  # without what their doors import
-    sys.modules[name] = package = types.ModuleType(name)
-    package.__path__ = ["/".join([sys.argv[1], *name.split(".")])]
+    "$3" -c "$4"
+    cat file; echo; ls -A
+}
+"""
+
+
+WRITING = """
 from sparsetune.host.files import write_bytes
 from sparsetune.errors import StorageError
 try:
     write_bytes("file", bytes(1 << 20))
 except StorageError as error:
     print(error)
-' "$4"
-    cat file; echo; ls -A
-}
 """
 
 
@@ -151,9 +152,9 @@ except StorageError as error:
     ("how", "reason"), [("full", errno.ENOSPC), ("readonly", errno.EROFS)], ids=["full", "readonly"]
 )
 def test_a_full_or_read_only_disk_leaves_the_old_file(tmp_path, how, reason):
-    package = str(Path(__file__).parents[2])
+    code = bare("host") + WRITING
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, package],
+        ["unshare", "-m", "sh", "-c", MOUNTED, "sh", str(tmp_path), how, sys.executable, code],
         capture_output=True,
         text=True,
         check=False,
@@ -165,3 +166,11 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(tmp_path, how, reason):
         "old",
         "file",
     ]
+
+
+def test_a_safetensors_file_tells_its_texts_and_any_other_tells_none(tmp_path):
+    write_bytes(tmp_path / "told", save({"x": np.ones(2)}, {"key": "text"}))
+    write_bytes(tmp_path / "plain", save({"x": np.ones(2)}))
+    write_bytes(tmp_path / "other", b"other")
+    assert metadata(tmp_path / "told") == {"key": "text"}
+    assert not any(metadata(tmp_path / name) for name in ("plain", "other", "none", "."))

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsetune.errors import BackboneError, ConfigError
 
+Net = TypeVar("Net", bound="CifarNet")
+
 
 class CifarNet(nn.Module):
     """A trunk (``forward_features``), global pooling, and one linear classifier.
@@ -147,17 +149,11 @@ def _running_statistics_kept(layer: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-Net = TypeVar("Net", bound=CifarNet)
-
-
 def default_cfg(first_conv: str, classifier: str, pool_size: int, **extra: Any) -> dict[str, Any]:
     """Return timm's description of a CIFAR-10 network: input, normalisation, names of its ends.
 
-    Args:
-        first_conv: Name of the first convolution.
-        classifier: Name of the classifier.
-        pool_size: Side of the feature map that is pooled, for 32x32 images.
-        **extra: Further entries of timm's ``PretrainedCfg``.
+    ``pool_size`` is the side of the feature map that is pooled, for 32x32 images; ``extra`` are further
+    entries of timm's ``PretrainedCfg``.
     """
     return {
         "input_size": (3, 32, 32),
@@ -175,16 +171,10 @@ def default_cfg(first_conv: str, classifier: str, pool_size: int, **extra: Any) 
 
 
 def build(kind: type[Net], name: str, pretrained: bool, **kwargs: Any) -> Net:
-    """Build a registered network the way timm does.
-
-    Args:
-        kind: The network's class.
-        name: Its registered name.
-        pretrained: Load weights. There are none but those that the caller names in ``pretrained_cfg``.
-        **kwargs: Arguments of ``kind`` and of timm's builder.
+    """Build a registered network the way timm does, with arguments of ``kind`` and of timm's builder.
 
     Raises:
-        BackboneError: When ``pretrained`` is set and no weights are named.
+        BackboneError: When ``pretrained`` is set and the caller names no weights in ``pretrained_cfg``.
     """
     weights = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if pretrained and not (weights.has_weights or weights.state_dict):
