@@ -8,15 +8,14 @@ Imports whatever it needs; only ``cli`` imports it.
 - ``compare``: our methods beside PEFT's; ``paper``: the paper's experiments.
 """
 
-from sparsetune.studies.crew import Cluster, Crew, Event, Processes
-from sparsetune.studies.jobs import DEFAULTS, TRAINING, VERSION, Job
+from sparsetune.studies.crew import Cluster, Event, Processes
+from sparsetune.studies.jobs import DEFAULTS, TRAINING, VERSION, Job, in_order
 from sparsetune.studies.runner import Progress, estimate, go, unused
 from sparsetune.studies.sources import Noted, glance, look, missing, sources_from
 from sparsetune.studies.store import Place, Row, Store, open_store
 
 __all__ = [
     "Cluster",
-    "Crew",
     "DEFAULTS",
     "Event",
     "Job",
@@ -31,6 +30,7 @@ __all__ = [
     "estimate",
     "glance",
     "go",
+    "in_order",
     "look",
     "missing",
     "open_store",
