@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -38,28 +38,6 @@ class Event:
     job: str
     kind: str
     value: dict[str, Any] = field(default_factory=dict)
-
-
-class Crew(Protocol):
-    """Whoever does jobs side by side.
-
-    Attributes:
-        count: How many at a time.
-    """
-
-    count: int
-
-    def idle(self) -> int:
-        """Return how many more jobs can be given now."""
-
-    def give(self, job: Job, budget: float | None) -> None:
-        """Have a job done; ``budget`` is in seconds."""
-
-    def events(self, seconds: float) -> list[Event]:
-        """Wait so long for something to happen; return what did."""
-
-    def close(self) -> None:
-        """End all workers, at once."""
 
 
 class Processes:
@@ -201,6 +179,10 @@ class Cluster:
         except self.ray.exceptions.RayError:
             return Event(job, "lost")
         return Event(job, value["kind"], value)
+
+
+Crew = Processes | Cluster
+"""Whoever does jobs, ``count`` of them side by side."""
 
 
 def _knock(address: str) -> None:
