@@ -36,6 +36,7 @@ ONLY = {
     "rich": {"cli"},
     "accelerate": {"train.processes"},
     "matplotlib": {"runs.run", "bench.chart", "studies.paper.figures", "studies.compare.shown"},
+    "jinja2": {"studies.paper.report"},
     "peft": {"bench.peft"},
     "ray": {"studies.crew"},
     "sqlite3": {"studies.store"},

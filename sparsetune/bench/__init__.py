@@ -6,7 +6,7 @@ Imports ``serve`` and ``train``.
 - ``peft``: PEFT's LoRA as an opponent; ``chart``: the picture.
 """
 
-from sparsetune.bench.bench import MEASURES, Row, bench
+from sparsetune.bench.bench import MEASURES, Row, Workload, bench
 from sparsetune.bench.chart import amount, describe, draw_bench
 from sparsetune.bench.peft import is_installed, learned_tensors, uniform_lora
 from sparsetune.bench.timing import take_turns
@@ -14,6 +14,7 @@ from sparsetune.bench.timing import take_turns
 __all__ = [
     "MEASURES",
     "Row",
+    "Workload",
     "amount",
     "bench",
     "describe",

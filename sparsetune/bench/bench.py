@@ -25,44 +25,43 @@ from sparsetune.delta import load, save
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import reason
 from sparsetune.parts import Plan, plan
+from sparsetune.runs import BLUE
 from sparsetune.serve import Tasks
 from sparsetune.sliced import adapt_
 from sparsetune.spec import Learn
 
+Keep = Callable[[nn.Module, Path, str], Mapping[str, Any]]
+"""Saves a contestant's model in a folder; takes its device too. Returns what there is of the bytes of the
+``file``, what does a ``load`` of it onto the CPU, and what does a ``switch`` to another task."""
 
-def contestants(net: nn.Module, learn: Learn) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Make the models: ``full`` training, ``ours``, ``masked`` gradients, and PEFT's ``lora``.
 
-    Args:
-        net: A plain model; it is copied, not changed.
-        learn: What is learned by all but full training; LoRA learns about as many values.
+@dataclass(frozen=True)
+class Contestant:
+    """A way to train a model.
 
-    Returns:
-        The models by name, and why others are missing.
+    Attributes:
+        title: What it is called in pictures.
+        colour: There.
+        make: Makes it of a plain model, a learn spec and its plan; may change the model.
+        keep: Saves what is kept of it for a task.
+        count: How many values it learns; takes the plan too.
+        optional: What its model is called where it can be left out; what stops another one stops the bench.
     """
-    made = plan(net, learn)
-    found = {"full": copy.deepcopy(net), "ours": adapt_(copy.deepcopy(net), learn)}
-    missing = {}
-    if learn.rank is None:
-        found["masked"] = _masked(copy.deepcopy(net), made)
-    else:
-        missing["masked"] = "no mask makes a gradient one of low rank."
-    try:
-        found["lora"] = lora(copy.deepcopy(net), made)
-    except ConfigError as error:
-        missing["lora"] = str(error)
-    return found, missing
+
+    title: str
+    colour: str
+    make: Callable[[nn.Module, Learn, Plan], nn.Module]
+    keep: Keep = lambda *_: {}
+    count: Callable[[nn.Module, Plan], int] = lambda model, _: sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
+    optional: str = ""
 
 
-def learned_parameters(name: str, model: nn.Module, made: Plan) -> int:
-    """Return how many values a contestant learns; of masked gradients those that the masks leave."""
-    if name == "masked":
-        return made.learned_parameters
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _masked(net: nn.Module, made: Plan) -> nn.Module:
+def _masked(net: nn.Module, learn: Learn, made: Plan) -> nn.Module:
     """What users write today: every gradient is computed whole, then the frozen part is zeroed."""
+    if learn.rank is not None:
+        raise ConfigError("no mask makes a gradient one of low rank.")
     parameters = dict(net.named_parameters())
     for part in made:
         if part.k == 0:
@@ -76,16 +75,86 @@ def _masked(net: nn.Module, made: Plan) -> nn.Module:
     return net
 
 
+def _keep_whole(model: nn.Module, folder: Path, _: str) -> Mapping[str, Any]:
+    """A checkpoint by ``torch.save``; loading it is ``torch.load`` alone, without building a model."""
+    path = folder / "full.pt"
+    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, path)
+    return {"file": path.stat().st_size, "load": lambda: torch.load(path, weights_only=True)}
+
+
+def _keep_delta(model: nn.Module, folder: Path, device: str) -> Mapping[str, Any]:
+    """A delta; :func:`sparsetune.load` builds the model, its backbone and the fingerprint as well.
+
+    There is none of a model that ``create`` did not make. That the two tasks' deltas are alike changes
+    nothing.
+    """
+    if not origin_of(model):
+        return {}
+    path = folder / "ours.safetensors"
+    save(model, path)
+    tasks = Tasks.load({"one": path, "other": path}, allow_network=True).to(device)
+    names = cycle(("one", "other"))
+
+    def switch() -> None:
+        with tasks.use(next(names)):
+            pass
+
+    return {
+        "file": path.stat().st_size,
+        "load": lambda: load(path, allow_network=True),
+        "switch": switch,
+    }
+
+
+CONTESTANTS = {
+    "full": Contestant("full training", "#c4c4c4", lambda net, *_: net, _keep_whole),
+    "ours": Contestant("sparsetune", BLUE, lambda net, learn, _: adapt_(net, learn), _keep_delta),
+    "masked": Contestant(
+        "masked gradients",
+        "#e0a84c",
+        _masked,
+        count=lambda _, made: made.learned_parameters,
+        optional="the masked model",
+    ),
+    "lora": Contestant(
+        "PEFT LoRA",
+        "#b5546a",
+        lambda net, _, made: lora(net, made),
+        lambda model, folder, _: {"file": adapter_bytes(model, folder), "switch": switching(model)},
+        optional="PEFT's model",
+    ),
+}
+"""By name, in the order in which they take turns."""
+
+
+def contestants(net: nn.Module, learn: Learn) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Make the models.
+
+    Args:
+        net: A plain model; it is copied, not changed.
+        learn: What is learned by all but full training; LoRA learns about as many values.
+
+    Returns:
+        The models by name, and why others are missing.
+    """
+    made = plan(net, learn)
+    found, missing = {}, {}
+    for name, each in CONTESTANTS.items():
+        try:
+            found[name] = each.make(copy.deepcopy(net), learn, made)
+        except ConfigError as error:
+            if not each.optional:
+                raise
+            missing[name] = str(error)
+    return found, missing
+
+
 SWITCHES = 20
 """Switches in a counted round: one is much quicker than whatever else is timed."""
 
 
 def keep(models: Mapping[str, nn.Module], device: str, rounds: int) -> dict[tuple[str, str], list[float]]:
     """Save the contestants' models, then time loading them and switching between two tasks.
-
-    Full training's file is a checkpoint by ``torch.save``, and loading it ``torch.load`` alone, without
-    building a model. Ours is a delta, and :func:`sparsetune.load` builds the model, its backbone and the
-    fingerprint as well. Both end on the CPU.
 
     Args:
         models: The contestants' models by name; a second task is added to LoRA's.
@@ -94,42 +163,18 @@ def keep(models: Mapping[str, nn.Module], device: str, rounds: int) -> dict[tupl
 
     Returns:
         Bytes by ``(name, "file")``; milliseconds by ``(name, "load")`` and ``(name, "switch")``, for those
-        that have such. Ours has none for a model that ``create`` did not make.
+        that have such.
     """
-    sizes: dict[tuple[str, str], list[float]] = {}
-    loads: dict[tuple[str, str], Callable[[], object]] = {}
-    switches: dict[tuple[str, str], Callable[[], object]] = {}
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        whole, delta = folder / "full.pt", folder / "ours.safetensors"
-        torch.save({key: value.cpu() for key, value in models["full"].state_dict().items()}, whole)
-        sizes["full", "file"] = [whole.stat().st_size]
-        loads["full", "load"] = lambda: torch.load(whole, weights_only=True)
-        if origin_of(models["ours"]):
-            save(models["ours"], delta)
-            sizes["ours", "file"] = [delta.stat().st_size]
-            loads["ours", "load"] = lambda: load(delta, allow_network=True)
-            switches["ours", "switch"] = _switching(delta, device)
-        if "lora" in models:
-            sizes["lora", "file"] = [adapter_bytes(models["lora"], folder)]
-            switches["lora", "switch"] = switching(models["lora"])
+    with TemporaryDirectory() as folder:
+        found: dict[str, dict[tuple[str, str], Any]] = {"file": {}, "load": {}, "switch": {}}
+        for name, model in models.items():
+            for measure, value in CONTESTANTS[name].keep(model, Path(folder), device).items():
+                found[measure][name, measure] = value
         return {
-            **sizes,
-            **take_turns(loads, "cpu", rounds=rounds, warmup=1),
-            **take_turns(switches, device, rounds=rounds * SWITCHES, warmup=SWITCHES),
+            **{key: [count] for key, count in found["file"].items()},
+            **take_turns(found["load"], "cpu", rounds=rounds, warmup=1),
+            **take_turns(found["switch"], device, rounds=rounds * SWITCHES, warmup=SWITCHES),
         }
-
-
-def _switching(delta: Path, device: str) -> Callable[[], object]:
-    """Switch between two tasks; that their deltas are alike changes nothing."""
-    tasks = Tasks.load({"one": delta, "other": delta}, allow_network=True).to(device)
-    names = cycle(("one", "other"))
-
-    def switch() -> None:
-        with tasks.use(next(names)):
-            pass
-
-    return switch
 
 
 MEASURES = {
@@ -172,16 +217,31 @@ class Row:
         return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What each contestant is given to do.
+
+    Attributes:
+        batch_size: Images a step.
+        size: Channels, height and width of an image.
+        device: Where to run.
+        rounds: Counted rounds; a round is one step and one forward pass of every contestant.
+        warmup: Rounds before, not counted.
+        amp: Autocast dtype, or ``None`` for full precision.
+    """
+
+    batch_size: int = 32
+    size: tuple[int, int, int] = (3, 32, 32)
+    device: str = "cpu"
+    rounds: int = 10
+    warmup: int = 2
+    amp: torch.dtype | None = None
+
+
 def bench(
     net: nn.Module,
     learn: Learn,
-    *,
-    batch_size: int = 32,
-    size: tuple[int, int, int] = (3, 32, 32),
-    device: str = "cpu",
-    rounds: int = 10,
-    warmup: int = 2,
-    amp: torch.dtype | None = None,
+    work: Workload = Workload(),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
     """Measure full training, ours, masked gradients and PEFT's LoRA side by side.
@@ -189,12 +249,7 @@ def bench(
     Args:
         net: A plain model; it is copied, not changed.
         learn: What ours and masked gradients learn.
-        batch_size: Images a step.
-        size: Channels, height and width of an image.
-        device: Where to run.
-        rounds: Counted rounds; a round is one step and one forward pass of every contestant.
-        warmup: Rounds before, not counted.
-        amp: Autocast dtype, or ``None`` for full precision.
+        work: What each is given to do.
         progress: Called with the rounds done and the rounds in all.
 
     Returns:
@@ -203,29 +258,31 @@ def bench(
     Raises:
         ConfigError: When the model cannot take pictures of that size.
     """
-    made = plan(net, learn)
+    made, device = plan(net, learn), work.device
     models, missing = contestants(net, learn)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch_size, *size, generator=generator).to(device)
-    classes = _outputs(models["full"].to(device), x, "the model")
-    y = torch.randint(classes, (batch_size,), generator=generator).to(device)
-    if "lora" in models:
+    x = torch.randn(work.batch_size, *work.size, generator=generator).to(device)
+    outputs = {}
+    for name, model in [*models.items()]:
         try:
-            _outputs(models["lora"].to(device), x, "PEFT's model")
+            outputs[name] = _outputs(model.to(device), x, CONTESTANTS[name].optional or "the model")
         except ConfigError as error:
-            missing["lora"] = str(error)
-            del models["lora"]
-    learned = {name: learned_parameters(name, model, made) for name, model in models.items()}
-    runs = {name: _Run(model.to(device), x, y, amp) for name, model in models.items()}
+            if not CONTESTANTS[name].optional:
+                raise
+            missing[name] = str(error)
+            del models[name]
+    y = torch.randint(outputs["full"], (work.batch_size,), generator=generator).to(device)
+    runs = {name: _Run(model, x, y, work.amp) for name, model in models.items()}
+    learned = {name: CONTESTANTS[name].count(model, made) for name, model in models.items()}
     actions = {
         (name, measure): action
         for name, run in runs.items()
         for measure, action in (("step", run.step), ("infer", run.infer))
     }
-    found = take_turns(actions, device, rounds=rounds, warmup=warmup, progress=progress)
+    found = take_turns(actions, device, rounds=work.rounds, warmup=work.warmup, progress=progress)
     found |= {(name, "peak"): [run.peak_bytes(device)] for name, run in runs.items()}
-    found |= {(name, "state"): [run.state_bytes()] for name, run in runs.items()}
-    found |= keep(models, device, rounds)
+    found |= {(name, "state"): [learning_bytes(run.model, run.optimizer)] for name, run in runs.items()}
+    found |= keep(models, device, work.rounds)
     return [
         Row(
             name,
@@ -264,9 +321,6 @@ class _Run:
     def peak_bytes(self, device: str) -> int:
         self.optimizer.zero_grad()
         return held_bytes(self.model, self.optimizer) + peak_bytes(self.step, device)
-
-    def state_bytes(self) -> int:
-        return learning_bytes(self.model, self.optimizer)
 
     def infer(self) -> None:
         self.model.eval()

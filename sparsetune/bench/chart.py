@@ -6,17 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsetune.bench.bench import MEASURES
+from sparsetune.bench.bench import CONTESTANTS, MEASURES
 from sparsetune.host import replacing, size
-from sparsetune.runs import BLUE
-
-STYLES = {
-    "full": ("full training", "#c4c4c4"),
-    "ours": ("sparsetune", BLUE),
-    "masked": ("masked gradients", "#e0a84c"),
-    "lora": ("PEFT LoRA", "#b5546a"),
-}
-"""What contestants are called in the picture, and their colours."""
 
 SIZES = ("fraction", "filters", "rank")
 """Settings of a learn spec of which one says how much is learned."""
@@ -54,8 +45,9 @@ def draw_bench(measurements: Sequence[Mapping[str, Any]], path: str | Path) -> N
         _draw_panel(panel, measure, measurements)
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
-    present = [name for name in STYLES if any(name in _names(found) for found in measurements)]
-    patches = [Patch(color=STYLES[name][1], label=STYLES[name][0]) for name in present]
+    present = {row["name"] for found in measurements for row in found["rows"]}
+    drawn = [each for name, each in CONTESTANTS.items() if name in present]
+    patches = [Patch(color=each.colour, label=each.title) for each in drawn]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
@@ -97,7 +89,7 @@ def _draw_panel(panel: Any, measure: str, measurements: Sequence[Mapping[str, An
             if (length := ratio if relative else value) is None:
                 continue
             place = group + _LINE * (index + 0.5 - len(values) / 2)
-            panel.barh(place, length, 0.9 * _LINE, color=STYLES[name][1])
+            panel.barh(place, length, 0.9 * _LINE, color=CONTESTANTS[name].colour)
             text = amount(value, unit)
             panel.annotate(
                 f"{length:.2f}  ({text})" if relative else text,
@@ -126,7 +118,3 @@ def _values(found: Mapping[str, Any], measure: str) -> list[tuple[str, float, fl
     """Name, median and ratio of each contestant that has the measure."""
     key = f"{measure}_{MEASURES[measure][1]}"
     return [(row["name"], row[key], row[f"{measure}_ratio"]) for row in found["rows"] if key in row]
-
-
-def _names(found: Mapping[str, Any]) -> list[str]:
-    return [row["name"] for row in found["rows"]]

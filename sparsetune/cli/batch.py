@@ -1,23 +1,24 @@
-"""What commands share that go through many jobs: seeds, workers, what is still to be done, progress."""
+"""What commands share that go through many jobs: their options, what is still to be done, progress."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.live import Live
 from rich.table import Table
 
 from sparsetune.cli import console
-from sparsetune.errors import ConfigError
-from sparsetune.host import duration
+from sparsetune.errors import ConfigError, DataError
+from sparsetune.host import duration, seconds_from
 from sparsetune.studies import (
-    Crew,
+    Cluster,
     Event,
     Job,
     Noted,
@@ -29,11 +30,17 @@ from sparsetune.studies import (
     estimate,
     glance,
     go,
+    in_order,
     look,
     missing,
     open_store,
+    sources_from,
     unused,
 )
+from sparsetune.studies.compare import Comparison
+from sparsetune.studies.paper import Selection
+
+Study = TypeVar("Study", Comparison, Selection)
 
 
 class Shown:
@@ -129,75 +136,101 @@ def seeds_from(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def crew_of(address: str | None, jobs: int, place: Place) -> Crew:
-    """Return workers: processes here, or those of a Ray cluster."""
-    if address is None:
-        return Processes(jobs, place)
-    from sparsetune.studies import Cluster
+@dataclass(frozen=True)
+class Options:
+    """What is said to every command that goes through many jobs.
 
-    return Cluster(address, jobs, place)
+    Attributes:
+        data: Words ``NAME=FOLDER``.
+        jobs: How many jobs are done side by side.
+        deadline: Of ``time.monotonic``, for a clean stop; ``None`` for none.
+        out: Folder of the results.
+        dry_run: Only say what there is to do.
+        as_json: Print JSON.
+        ray: Address of a cluster that does them; ``None`` for processes here.
+    """
 
-
-def absent_data(wanted: Sequence[Job], sources: Mapping[str, str]) -> list[str]:
-    """Return the names of the data that is not here; what needs it is left out with a word."""
-    absent = missing(wanted, sources)
-    for name, reason in absent.items():
-        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
-    return sorted(absent)
-
-
-def possible(wanted: Sequence[Job], absent: Sequence[str]) -> list[Job]:
-    """Return the jobs that need none of the absent data."""
-    return [job for job in wanted if not job.data & {*absent}]
-
-
-def names_of(jobs: Sequence[Job]) -> set[str]:
-    """Return the names of all data that jobs take."""
-    return set().union(*(job.data for job in jobs))
+    data: Sequence[str]
+    jobs: int
+    deadline: float | None
+    out: Path
+    dry_run: bool
+    as_json: bool
+    ray: str | None = None
 
 
-def digests_in(store: Store, names: set[str], sources: Mapping[str, str]) -> dict[str, str]:
-    """Look at the data sets of these names and note it; of others there is what was noted before."""
-    noted = {**(store.noted(DATA) or {}), **look(names, sources)}
-    store.note(DATA, noted)
-    return _digests(noted)
+def deadline_of(time_budget: str | None) -> float | None:
+    """Return when the time of ``--time-budget`` is up, by ``time.monotonic``."""
+    return None if time_budget is None else time.monotonic() + seconds_from(time_budget)
 
 
-def stored_in(folder: Path, names: set[str], sources: Mapping[str, str]) -> tuple[list[Row], dict[str, str]]:
-    """Return all results in a folder and the digests of the data, without a download, writing nothing."""
-    rows: list[Row] = []
-    noted: Noted = {}
-    with contextlib.suppress(OSError), open_store(folder, write=False) as store:
-        rows, noted = store.rows(), store.noted(DATA) or {}
-    return rows, _digests(glance(names, sources, noted))
-
-
-def _digests(noted: Noted) -> dict[str, str]:
-    return {name: value["digest"] for name, value in noted.items()}
-
-
-def work_through(
-    chosen: list[Job], groups: Mapping[str, list[Job]], store: Store, crew: Crew, deadline: float | None
-) -> Progress:
-    """Do the jobs, and show how far they are.
+def go_through(
+    study: Study,
+    options: Options,
+    words: tuple[str, str],
+    begin: Callable[[Store, Study, list[str]], None],
+    end: Callable[[Store, Study], Mapping[str, str]],
+) -> None:
+    """Do what a study has left to do, and say how far it came; with ``--dry-run`` only say what that is.
 
     Args:
-        chosen: Those that are not in ``store`` are done.
-        groups: What stands in a row of the table -> its jobs.
-        store: Takes the results.
-        crew: Does the jobs.
-        deadline: Of ``time.monotonic``, for a clean stop.
+        study: Without digests of its data.
+        options: How.
+        words: What the study, and what a group of its jobs, is called.
+        begin: Called before the first job, with the names of the data that is not here.
+        end: Called after the last; returns what the files are called that it wrote.
+
+    Raises:
+        DataError: When no data is here.
+        ConfigError: When jobs failed.
     """
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    _tell_unused(chosen, store.rows())
-    with Shown(groups, chosen, store.rows()) as shown:
-        return go(chosen, store, crew, time_budget=left, watch=shown)
+    sources = sources_from(options.data)
+    names = set[str]().union(*(job.data for job in _jobs(study)))
+    if options.dry_run:
+        rows: list[Row] = []
+        noted: Noted = {}
+        with contextlib.suppress(OSError), open_store(options.out, write=False) as store:
+            rows, noted = store.rows(), store.noted(DATA) or {}
+        study = _resting_on(study, glance(names, sources, noted))  # without a download
+        tell_open(words[1], study.groups, rows, options.jobs, options.as_json)
+        return
+    absent = missing(_jobs(study), sources)
+    for name, reason in absent.items():
+        console.err.print(f"left out, with --data {name}=FOLDER it is run: {reason}")
+    if not any(job.data.isdisjoint(absent) for job in _jobs(study)):
+        raise DataError(f"no {words[0]} has its data here; say where it is with --data NAME=FOLDER.")
+    with open_store(options.out, write=True) as store:
+        noted = {**(store.noted(DATA) or {}), **look(names.difference(absent), sources)}
+        store.note(DATA, noted)
+        study = _resting_on(study, noted)
+        begin(store, study, sorted(absent))
+        chosen = [job for job in _jobs(study) if job.data.isdisjoint(absent)]
+        place = Place(options.out.absolute(), sources)
+        crew = (
+            Processes(options.jobs, place)
+            if options.ray is None
+            else Cluster(options.ray, options.jobs, place)
+        )
+        left = None if options.deadline is None else max(0.0, options.deadline - time.monotonic())
+        _tell_unused(chosen, store.rows())
+        with Shown(study.groups, chosen, store.rows()) as shown:
+            progress = go(chosen, store, crew, time_budget=left, watch=shown)
+        files = end(store, study)
+    tell_done(progress, chosen, files, options.as_json)
+
+
+def _resting_on(study: Study, noted: Noted) -> Study:
+    return replace(study, digests={name: value["digest"] for name, value in noted.items()})
+
+
+def _jobs(study: Study) -> list[Job]:
+    """Every job once, each after those that it needs."""
+    return [*in_order(job for jobs in study.groups.values() for job in jobs)]
 
 
 def tell_open(
     what: str,
     groups: Mapping[str, Sequence[Job]],
-    wanted: Sequence[Job],
     rows: list[Row],
     at_a_time: int,
     as_json: bool,
@@ -207,7 +240,6 @@ def tell_open(
     Args:
         what: A group is called.
         groups: Name -> jobs; groups may share some.
-        wanted: All of them, once each.
         rows: All results so far.
         at_a_time: How many jobs are done side by side.
         as_json: Print JSON.
@@ -218,6 +250,7 @@ def tell_open(
         waiting = [job for job in jobs if job.id not in finished]
         return {"jobs": len(jobs), "open": len(waiting), "seconds": estimate(waiting, rows, at_a_time)}
 
+    wanted = [*in_order(job for jobs in groups.values() for job in jobs)]
     table = {name: told(jobs) for name, jobs in groups.items()}
     total = told(wanted)
     _tell_unused(wanted, rows)

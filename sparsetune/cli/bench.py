@@ -10,7 +10,7 @@ import torch
 import typer
 
 from sparsetune.backbone import create
-from sparsetune.bench import MEASURES, Row, amount, draw_bench
+from sparsetune.bench import MEASURES, Row, Workload, amount, draw_bench
 from sparsetune.bench import bench as measure
 from sparsetune.cli import console, options
 from sparsetune.host import describe_machine, pick_device
@@ -58,11 +58,13 @@ def bench(
         rows, missing = measure(
             create(model, num_classes=10, **kwargs),
             learn,
-            batch_size=batch_size,
-            size=(channels, size, size),
-            device=place,
-            rounds=rounds,
-            amp=torch.bfloat16 if amp else None,
+            Workload(
+                batch_size=batch_size,
+                size=(channels, size, size),
+                device=place,
+                rounds=rounds,
+                amp=torch.bfloat16 if amp else None,
+            ),
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     for name, reason in missing.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,23 +10,10 @@ import typer
 
 from sparsetune.bench import is_installed
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import (
-    DryRun,
-    TimeBudget,
-    absent_data,
-    crew_of,
-    digests_in,
-    names_of,
-    possible,
-    seeds_from,
-    stored_in,
-    tell_done,
-    tell_open,
-    work_through,
-)
-from sparsetune.errors import ConfigError, DataError
-from sparsetune.host import describe_machine, seconds_from, write_text
-from sparsetune.studies import VERSION, Place, Row, open_store, sources_from
+from sparsetune.cli.batch import DryRun, Options, TimeBudget, deadline_of, go_through, seeds_from
+from sparsetune.errors import ConfigError
+from sparsetune.host import describe_machine, write_text
+from sparsetune.studies import VERSION, Row, Store
 from sparsetune.studies.compare import (
     FAMILIES,
     THEIRS,
@@ -83,32 +69,22 @@ def compare(
     Each method's learning rate is tuned on held-out pictures; at the end a step of each is timed, in
     turn. What is finished is kept; the same command goes on. Ends in results.jsonl and comparison.png.
     """
-    deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
-    families = tuple(only.split(",")) if only else None
+    given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json)
     here = describe_machine()
-    machine = str(here["accelerator"] or here["processor"])
     comparison = Comparison(
-        preset=preset, only=families, seeds=seeds_from(seeds), version=VERSION, machine=machine
+        preset=preset,
+        only=tuple(only.split(",")) if only else None,
+        seeds=seeds_from(seeds),
+        version=VERSION,
+        machine=str(here["accelerator"] or here["processor"]),
     )
-    sources = sources_from(data or ())
     if not is_installed():
         comparison = _without_peft(comparison)
-    names = names_of(comparison.jobs)
-    if dry_run:
-        rows, digests = stored_in(out, names, sources)
-        comparison = replace(comparison, digests=digests)
-        tell_open("group", comparison.groups, comparison.jobs, rows, jobs, as_json)
-        return
-    absent = absent_data(comparison.jobs, sources)
-    if not possible(comparison.jobs, absent):
-        raise DataError("no comparison has its data here; say where it is with --data NAME=FOLDER.")
-    with open_store(out, write=True) as store:
-        comparison = replace(comparison, digests=digests_in(store, names.difference(absent), sources))
-        chosen = possible(comparison.jobs, absent)
-        crew = crew_of(None, jobs, Place(out.absolute(), sources))
-        progress = work_through(chosen, comparison.groups, store, crew, deadline)
-        files = _write(store.rows(), comparison, out, as_json)
-    tell_done(progress, chosen, files, as_json)
+
+    def end(store: Store, comparison: Comparison) -> dict[str, str]:
+        return _write(store.rows(), comparison, out, as_json)
+
+    go_through(comparison, given, ("comparison", "group"), lambda *_: None, end)
 
 
 def _without_peft(comparison: Comparison) -> Comparison:

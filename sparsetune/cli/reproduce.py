@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import (
-    DryRun,
-    TimeBudget,
-    absent_data,
-    crew_of,
-    digests_in,
-    names_of,
-    possible,
-    seeds_from,
-    stored_in,
-    tell_done,
-    tell_open,
-    work_through,
-)
-from sparsetune.errors import DataError
-from sparsetune.host import seconds_from
-from sparsetune.studies import VERSION, Job, Place, open_store, sources_from
+from sparsetune.cli.batch import DryRun, Options, TimeBudget, deadline_of, go_through, seeds_from
+from sparsetune.studies import VERSION, Store, open_store
 from sparsetune.studies.paper import Selection, read_results, write_report
 
 SELECTION = "selection"
@@ -79,7 +62,7 @@ def paper(
 
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
-    deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
+    given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json, ray)
     selection = Selection(
         preset=preset,
         only=tuple(only.split(",")) if only else None,
@@ -89,29 +72,15 @@ def paper(
         test_limit=test_limit,
         version=VERSION,
     )
-    sources = sources_from(data or ())
-    names = names_of(selection.jobs())
-    if dry_run:
-        rows, digests = stored_in(out, names, sources)
-        selection = replace(selection, digests=digests)
-        tell_open("experiment", _groups(selection), selection.jobs(), rows, jobs, as_json)
-        return
-    absent = absent_data(selection.jobs(), sources)
-    if not possible(selection.jobs(), absent):
-        raise DataError("no experiment has its data here; say where it is with --data NAME=FOLDER.")
-    with open_store(out, write=True) as store:
-        selection = replace(selection, digests=digests_in(store, names.difference(absent), sources))
-        chosen = possible(selection.jobs(), absent)
+
+    def begin(store: Store, selection: Selection, absent: list[str]) -> None:
         store.note(SELECTION, {**selection.to_json(), "absent": absent})
-        crew = crew_of(ray, jobs, Place(out.absolute(), sources))
-        progress = work_through(chosen, _groups(selection), store, crew, deadline)
+
+    def end(store: Store, _: Selection) -> dict[str, str]:
         console.err.print("writing the report ...")
-        page = write_report(store.rows(), store.noted(SELECTION), out / REPORT)
-    tell_done(progress, chosen, {"report": str(page)}, as_json)
+        return {"report": str(write_report(store.rows(), store.noted(SELECTION), out / REPORT))}
 
-
-def _groups(selection: Selection) -> dict[str, list[Job]]:
-    return {each.id: selection.jobs(each) for each in selection.experiments}
+    go_through(selection, given, ("experiment", "experiment"), begin, end)
 
 
 def report(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -41,28 +41,6 @@ class Event:
     value: dict[str, Any] = field(default_factory=dict)
 
 
-class Crew(Protocol):
-    """Whoever does jobs side by side.
-
-    Attributes:
-        count: How many at a time.
-    """
-
-    count: int
-
-    def idle(self) -> int:
-        """Return how many more jobs can be given now."""
-
-    def give(self, job: Job, budget: float | None) -> None:
-        """Have a job done; ``budget`` is in seconds."""
-
-    def events(self, seconds: float) -> list[Event]:
-        """Wait so long for something to happen; return what did."""
-
-    def close(self) -> None:
-        """End all workers, at once."""
-
-
 class Processes:
     """Workers that are processes of this machine.
 
@@ -83,7 +61,7 @@ class Processes:
     def give(self, job: Job, budget: float | None) -> None:
         """Have a job done by an idle worker; one is started if there is none."""
         free = [worker for worker in self.workers if worker.job is None]
-        worker = free[0] if free else self._start()
+        worker = free[0] if free else _Worker(self)
         worker.job = job.id
         line = json.dumps({"id": job.id, "settings": job.settings, "budget": budget})
         with contextlib.suppress(BrokenPipeError):  # it died; its end of file says so
@@ -111,11 +89,6 @@ class Processes:
         for worker in self.workers:
             worker.process.wait()
 
-    def _start(self) -> _Worker:
-        worker = _Worker(self)
-        self.workers.append(worker)
-        return worker
-
 
 class _Worker:
     """A process, and the thread that reads what it says."""
@@ -123,11 +96,10 @@ class _Worker:
     def __init__(self, crew: Processes) -> None:
         self.job: str | None = None
         threads = max(1, torch.get_num_threads() // crew.count)
-        command = [sys.executable, "-m", "sparsetune.studies.worker"]
-        log = crew.place.folder / "worker.log"
-        with log.open("a") as told:
+        folder, sources = crew.place.folder, json.dumps(crew.place.sources)
+        with (folder / "worker.log").open("a") as told:
             self.process = subprocess.Popen(
-                [*command, str(crew.place.folder), json.dumps(crew.place.sources)],
+                [sys.executable, "-m", "sparsetune.studies.worker", str(folder), sources],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=told,
@@ -135,6 +107,7 @@ class _Worker:
                 env={THREADS: str(threads), **os.environ},
             )
         self.stdin: Any = self.process.stdin
+        crew.workers.append(self)
         threading.Thread(target=self._read, args=(crew, self.process.stdout), daemon=True).start()
 
     def _read(self, crew: Processes, lines: Any) -> None:
@@ -206,6 +179,10 @@ class Cluster:
         except self.ray.exceptions.RayError:
             return Event(job, "lost")
         return Event(job, value["kind"], value)
+
+
+Crew = Processes | Cluster
+"""Whoever does jobs, ``count`` of them side by side."""
 
 
 def _knock(address: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Settings = dict[str, Any]
+from sparsetune.studies.store import Settings, Task
 
 VERSION = 1
 """Of results: raised by whoever changes code so that a job gives another result, or measures it otherwise.
@@ -66,12 +66,6 @@ A result rests on its data, whose ``digest`` this is, on code, by the ``version`
 BASIS = ("digest", "version", "machine", "init_from")
 """What a result rests on beside what is asked for: data, code, of times the machine, and the backbone."""
 
-TRAININGS = ("fit", "ours", "lora")
-"""Kinds of jobs that train."""
-
-APART = 1000
-"""Between the seeds of an ensemble's members, so that ensembles of seeds 0, 1, 2 … share none."""
-
 LEARN = ("fraction", "filters", "rank", "dim", "layers", "norm", "head", "frozen")
 TRAINING = (
     "epochs",
@@ -109,10 +103,8 @@ class Job:
     def name(self) -> str:
         """A few words for people."""
         held = self.settings
-        if held["kind"] == "weights" and held["of"] is None:
-            return f"{held['model']} weights as drawn"
-        if held["kind"] == "pace":
-            return f"{held['model']} {held['data']} steps of {len(held['of'])} methods"
+        if own := KINDS[held["kind"]].name(held):
+            return own
         sizes = {"f": held["fraction"], "n": held["filters"], "r": held["rank"], "B": held["budget"]}
         size = next(f"{letter}{size:g}" for letter, size in sizes.items() if size is not None)
         words = [] if held["kind"] == "fit" else [held["kind"]]
@@ -130,18 +122,50 @@ class Job:
         return {self.settings["data"]}.union(*(needed.data for needed in self.needs))
 
 
+Result = dict[str, Any]
+"""What was measured, plain JSON values."""
+Doing = Callable[[Task], Result | None]
+"""Does a job; ``None`` says that the time was up before the end."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the kind of a job decides.
+
+    Attributes:
+        do: Does one.
+        make: Makes one, and before it those that it needs.
+        name: Its words for people where they are not the usual ones, or an empty text.
+        trains: Whether it is a training.
+    """
+
+    do: Doing
+    make: Callable[[Settings], Job] = Job
+    name: Callable[[Settings], str] = lambda _: ""
+    trains: bool = False
+
+
+KINDS: dict[str, Kind] = {}
+"""All kinds, by the name that settings have; filled by :func:`kind`."""
+
+
+def kind(*names: str, **decides: Any) -> Callable[[Doing], Doing]:
+    """Register the decorated function, which does a job, as that of kinds; ``decides`` is as in ``Kind``."""
+
+    def register(do: Doing) -> Doing:
+        KINDS.update(dict.fromkeys(names, Kind(do, **decides)))
+        return do
+
+    return register
+
+
 def job(settings: Settings) -> Job:
     """Make the job of ``settings``, and before it those that it needs.
 
     Args:
         settings: All settings; an ensemble's are those of its members.
     """
-    if settings["kind"] == "ensemble":
-        return _ensemble(settings)
-    if settings["kind"] == "weights" and (settings["fraction"], settings["filters"]) != (None, None):
-        run = Job({**settings, "kind": "fit"})
-        return Job({**settings, "of": run.id}, (run,))
-    return Job(settings)
+    return KINDS[settings["kind"]].make(settings)
 
 
 def based(settings: Settings, digests: Mapping[str, str], version: int | None) -> Settings:
@@ -156,7 +180,12 @@ def check_seeds(seeds: Sequence[int]) -> list[str]:
     return []
 
 
-def in_order(jobs: list[Job]) -> Iterator[Job]:
+def with_tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values with a tuple in place of each list."""
+    return {name: tuple(each) if isinstance(each, list) else each for name, each in value.items()}
+
+
+def in_order(jobs: Iterable[Job]) -> Iterator[Job]:
     """Yield every job once, each after those that it needs."""
     seen: set[str] = set()
 
@@ -169,16 +198,3 @@ def in_order(jobs: list[Job]) -> Iterator[Job]:
 
     for each in jobs:
         yield from walk(each)
-
-
-def _ensemble(settings: Settings) -> Job:
-    """Members that start from one model that learned everything (paper, Section 4.3)."""
-    slices = {name: DEFAULTS[name] for name in LEARN}
-    training = {name: DEFAULTS[name] for name in ("opt", "lr")}
-    fit = {**settings, "kind": "fit", "members": None}
-    start = Job({**fit, **slices, **training, "fraction": 1.0})
-    members = tuple(
-        Job({**fit, "init_from": start.id, "seed": settings["seed"] + APART * number}, (start,))
-        for number in range(1, settings["members"] + 1)
-    )
-    return Job({**settings, "init_from": start.id, "of": [member.id for member in members]}, members)

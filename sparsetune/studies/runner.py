@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,11 +9,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sparsetune.host import describe_machine
 from sparsetune.studies.crew import Crew, Event
-from sparsetune.studies.jobs import BASIS, DEFAULTS, TRAININGS, Job, Settings
-from sparsetune.studies.sources import KNOWN, forward_work
-from sparsetune.studies.store import Row, Store
+from sparsetune.studies.jobs import BASIS, DEFAULTS, KINDS, Job
+from sparsetune.studies.sources import KNOWN, forward_work, here
+from sparsetune.studies.store import Row, Settings, Store
 
 TRIES = 3
 """How often a job is begun again whose worker died without a word."""
@@ -67,7 +65,9 @@ def go(
         while waiting or running:
             left = None if end is None else end - time.monotonic()
             while waiting and crew.idle() and (left is None or left > 0):
-                ready = next((job for job in waiting if _is_ready(job, progress)), None)
+                ready = next(
+                    (job for job in waiting if {each.id for each in job.needs} <= progress.finished), None
+                )
                 if ready is None:
                     break
                 waiting.remove(ready)
@@ -114,23 +114,18 @@ def unused(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Row]:
     finished = {row.id for row in rows}
     waiting = {_asked(job.settings): job.settings for job in jobs if job.id not in finished}
     own = {job.id for job in jobs}
-    found = []
-    for row in rows:
-        settings = {**DEFAULTS, **row.settings}
+
+    def is_for_other(settings: Settings) -> bool:
         job = waiting.get(_asked(settings))
-        if job and row.id not in own and any(settings[name] != job[name] for name in BASIS):
-            found.append(row)
-    return found
+        return job is not None and any(settings[name] != job[name] for name in BASIS)
+
+    return [row for row in rows if row.id not in own and is_for_other({**DEFAULTS, **row.settings})]
 
 
 def _asked(settings: Settings) -> str:
     """Settings without what a result rests on, and without the names of other jobs, which contain that."""
     left = {name: value for name, value in settings.items() if name not in (*BASIS, "of")}
     return json.dumps(left, sort_keys=True)
-
-
-def _is_ready(job: Job, progress: Progress) -> bool:
-    return all(needed.id in progress.finished for needed in job.needs)
 
 
 PASSES = 3
@@ -151,12 +146,12 @@ def estimate(jobs: Iterable[Job], rows: Sequence[Row], at_a_time: int = 1) -> fl
     Returns:
         Seconds, or ``None`` when nothing was trained on this machine yet.
     """
-    here = _here()
+    machine = here()
     rates: dict[str, list[float]] = {}
     for row in rows:
-        same = all(row.about.get(name) == here[name] for name in ("processor", "accelerator"))
+        same = all(row.about.get(name) == machine[name] for name in ("processor", "accelerator"))
         seconds = row.result.get("seconds")
-        if same and seconds and row.settings["kind"] in TRAININGS:
+        if same and seconds and KINDS[row.settings["kind"]].trains:
             rates.setdefault(row.settings["model"], []).append(seconds / work(row.settings))
     if not rates:
         return None
@@ -164,7 +159,7 @@ def estimate(jobs: Iterable[Job], rows: Sequence[Row], at_a_time: int = 1) -> fl
     total = sum(
         work(job.settings) * median(rates.get(job.settings["model"], [usual]))
         for job in jobs
-        if job.settings["kind"] in TRAININGS
+        if KINDS[job.settings["kind"]].trains
     )
     return total / at_a_time
 
@@ -174,8 +169,3 @@ def work(settings: Settings) -> float:
     known = KNOWN[settings["data"]]
     train, test = settings["train_limit"] or known.train, settings["test_limit"] or known.test
     return float(forward_work(settings) * settings["epochs"] * (PASSES * train + test))
-
-
-@functools.cache
-def _here() -> dict[str, object]:
-    return describe_machine()

@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsetune.backbone import Backbone, Origin, skeleton
 from sparsetune.data import ParquetImages, open_data
 from sparsetune.errors import ConfigError, DataError, SparsetuneError, UnknownNameError
-from sparsetune.parts import plan
+from sparsetune.host import describe_machine
+from sparsetune.parts import Plan, plan
 from sparsetune.spec import Learn
-from sparsetune.studies.jobs import LEARN, Job, Settings
+from sparsetune.studies.jobs import LEARN, Job
+from sparsetune.studies.store import Settings
 
 Noted = dict[str, dict[str, str]]
 """Data name -> the ``source`` that it was read from, and the ``digest`` of its pictures."""
@@ -86,7 +88,8 @@ def missing(jobs: Iterable[Job], sources: Mapping[str, str]) -> dict[str, str]:
             than a job's limit.
     """
     reasons = {}
-    for name, train, test in sorted({_pictures(job.settings) for job in jobs}, key=str):
+    limits = ("data", "train_limit", "test_limit")
+    for name, train, test in sorted({tuple(job.settings[key] for key in limits) for job in jobs}, key=str):
         try:
             data = open_data(sources.get(name, name), train_limit=train, test_limit=test)
             count = len(data.classes)
@@ -137,8 +140,10 @@ def check_digest(settings: Settings, source: str) -> None:
         )
 
 
-def _pictures(settings: Settings) -> tuple[str, int | None, int | None]:
-    return settings["data"], settings["train_limit"], settings["test_limit"]
+@functools.cache
+def here() -> dict[str, Any]:
+    """Return what ``describe_machine`` says, asked once."""
+    return dict(describe_machine())
 
 
 @functools.cache
@@ -151,12 +156,12 @@ def describe_source(name: str, source: str) -> dict[str, Any]:
 
 def learned_parameters(settings: Settings) -> int:
     """Return how many values are learned; by all members of an ensemble together."""
-    return _planned(*_model(settings), _learn(settings))[0] * (settings["members"] or 1)
+    return _planned(settings).learned_parameters * (settings["members"] or 1)
 
 
 def total_parameters(settings: Settings) -> int:
     """Return how many values the model has."""
-    return _planned(*_model(settings), _learn(settings))[1]
+    return _planned(settings).total_parameters
 
 
 def forward_work(settings: Settings) -> int:
@@ -168,23 +173,19 @@ def _model(settings: Settings) -> tuple[str, str, int]:
     return settings["model"], json.dumps(settings["model_kwargs"]), class_count(settings)
 
 
-def _learn(settings: Settings) -> str:
-    return json.dumps({name: settings[name] for name in LEARN})
+def _planned(settings: Settings) -> Plan:
+    return _plan(*_model(settings), json.dumps({name: settings[name] for name in LEARN}))
 
 
 @functools.cache
 def _skeleton(model: str, kwargs: str, classes: int) -> nn.Module:
-    arguments: dict[str, Any] = json.loads(kwargs) or {}
-    seeded = Backbone(kind="seed")
-    return skeleton(
-        Origin(library="timm", name=model, kwargs=arguments, num_classes=classes, backbone=seeded)
-    )
+    given: dict[str, Any] = {"kwargs": json.loads(kwargs) or {}, "num_classes": classes}
+    return skeleton(Origin(library="timm", name=model, backbone=Backbone(kind="seed"), **given))
 
 
 @functools.cache
-def _planned(model: str, kwargs: str, classes: int, learn: str) -> tuple[int, int]:
-    made = plan(_skeleton(model, kwargs, classes), Learn.from_json(json.loads(learn)))
-    return made.learned_parameters, made.total_parameters
+def _plan(model: str, kwargs: str, classes: int, learn: str) -> Plan:
+    return plan(_skeleton(model, kwargs, classes), Learn.from_json(json.loads(learn)))
 
 
 @functools.cache

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsetune.delta import load, write_plain
-from sparsetune.errors import StorageError
+from sparsetune.errors import DataError, StorageError
 from sparsetune.host import DELTA
 from sparsetune.sliced import merge_
-from sparsetune.studies.jobs import Settings
+from sparsetune.train import Watch
 
+Settings = dict[str, Any]
+"""Of a job, plain JSON values; those that there are, and their defaults, are in ``jobs``."""
+T = TypeVar("T")
 NAME = "results.sqlite"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (
@@ -37,13 +40,32 @@ class Row:
     """
 
     id: str
-    settings: dict[str, Any]
+    settings: Settings
     result: dict[str, Any]
     about: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+
+def to_lines(first: dict[str, Any], rows: Iterable[Row]) -> str:
+    """Return JSON lines: ``first``, which says what was asked for, then a line for each result."""
+    return "".join(json.dumps(value) + "\n" for value in (first, *map(asdict, rows)))
+
+
+def from_lines(path: Path, maker: str, read: Callable[[Any], T]) -> tuple[list[Row], T]:
+    """Read what :func:`to_lines` gave.
+
+    Args:
+        path: Of the file.
+        maker: What writes such files, for people.
+        read: Makes its value of the first line.
+
+    Raises:
+        DataError: When the file is none of these.
+    """
+    try:
+        first, *rest = map(json.loads, path.read_text().splitlines())
+        return [Row(**line) for line in rest], read(first)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a results.jsonl of {maker} ({error}); name one.") from error
 
 
 class Store:
@@ -153,6 +175,11 @@ class Place:
         """Return the folder of a training."""
         return self.folder / RUNS / identity
 
+    def rows(self, jobs: Collection[str]) -> dict[str, Row]:
+        """Return the results of jobs, by id; those that there are."""
+        with open_store(self.folder, write=False) as store:
+            return {row.id: row for row in store.rows() if row.id in jobs}
+
     def data(self, settings: Settings) -> str:
         """Return where a job's data is read from."""
         name = str(settings["data"])
@@ -167,3 +194,27 @@ class Place:
         if not path.is_file():
             write_plain(merge_(load(folder / DELTA)), path)
         return path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job at work, whose needs are done.
+
+    Attributes:
+        id: The job's.
+        settings: All of them.
+        place: Where.
+        budget: Seconds after which a training is saved and stopped.
+        watch: Called after each step and each epoch of a training.
+    """
+
+    id: str
+    settings: Settings
+    place: Place
+    budget: float | None = None
+    watch: Watch | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of its training."""
+        return self.place.run(self.id)

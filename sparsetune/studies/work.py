@@ -1,8 +1,7 @@
-"""Do one job: a training, an ensemble's evaluation, a look at a training's weights, an entry, its pace."""
+"""Do one job: a training, an ensemble's evaluation, a look at a training's weights."""
 
 from __future__ import annotations
 
-import functools
 import shutil
 from os.path import realpath
 from pathlib import Path
@@ -13,25 +12,25 @@ from torch import Tensor, nn
 from sparsetune.backbone import create
 from sparsetune.delta import inspect, load
 from sparsetune.errors import DivergedError
-from sparsetune.host import DELTA, describe_machine
+from sparsetune.host import DELTA
 from sparsetune.runs import Run, measure, recorded, run
 from sparsetune.sliced import adapt_, adapted, merge_
 from sparsetune.spec import FitConfig, Learn
-from sparsetune.studies.compare.entry import contend, pace
-from sparsetune.studies.jobs import LEARN, TRAINING, Settings
-from sparsetune.studies.sources import KNOWN, check_digest, describe_source
-from sparsetune.studies.store import Place
+from sparsetune.studies.compare.training import scored
+from sparsetune.studies.jobs import DEFAULTS, KINDS, LEARN, TRAINING, Job, Result, kind
+from sparsetune.studies.sources import KNOWN, check_digest, describe_source, here
+from sparsetune.studies.store import Place, Settings, Task
 from sparsetune.train import Watch
 
 
 def perform(
     identity: str, settings: Settings, place: Place, budget: float | None = None, watch: Watch | None = None
-) -> dict[str, Any] | None:
-    """Do a job whose needs are done.
+) -> Result | None:
+    """Do a job of any kind.
 
     Args:
         identity: The job's id.
-        settings: Of the job.
+        settings: Of the job, whose needs are done.
         place: Where.
         budget: Seconds after which a training is saved and stopped.
         watch: Called after each step and each epoch of a training.
@@ -45,36 +44,23 @@ def perform(
         SparsetuneError: As ``run`` raises.
     """
     check_digest(settings, place.data(settings))
-    if settings["kind"] == "fit":
-        return _fit(identity, settings, place, budget, watch)
-    if settings["kind"] in ("ours", "lora"):
-        return contend(settings, place, place.run(identity), budget, watch)
-    if settings["kind"] == "ensemble":
-        return _ensemble(settings, place)
-    if settings["kind"] == "pace":
-        return {"steps": pace(settings, place)}
-    return {"layers": _weights(settings, place)}
+    return KINDS[settings["kind"]].do(Task(identity, settings, place, budget, watch))
 
 
 def about(settings: Settings, place: Place) -> dict[str, Any]:
     """Return what a result was measured on and from."""
-    return {**_machine(), "data": describe_source(settings["data"], place.data(settings))}
+    return {**here(), "data": describe_source(settings["data"], place.data(settings))}
 
 
-@functools.cache
-def _machine() -> dict[str, Any]:
-    return dict(describe_machine())
-
-
-def _settings(settings: Settings, place: Place) -> Run:
+def _run_of(task: Task) -> Run:
     """The run that ``sparsetune fit`` would do for a training's settings."""
-    start = place.start(settings)
+    settings, start = task.settings, task.place.start(task.settings)
     return Run(
         model=settings["model"],
         model_kwargs=settings["model_kwargs"],
         learn=Learn(**{name: settings[name] for name in LEARN}),
         config=FitConfig(**{name: settings[name] for name in TRAINING}),
-        data=place.data(settings),
+        data=task.place.data(settings),
         size=settings["size"],
         train_limit=settings["train_limit"],
         test_limit=settings["test_limit"],
@@ -83,22 +69,17 @@ def _settings(settings: Settings, place: Place) -> Run:
     )
 
 
-def _fit(
-    identity: str, settings: Settings, place: Place, budget: float | None, watch: Watch | None
-) -> dict[str, Any] | None:
-    folder, asked = place.run(identity), _settings(settings, place)
+@kind("fit", trains=True)
+def _fit(task: Task) -> Result | None:
+    folder, asked = task.folder, _run_of(task)
     if folder.exists() and not _is_here(folder, asked):
         shutil.rmtree(folder)
-    outcome = run(asked, folder, resume=folder.exists(), time_budget=budget, watch=watch)
+    outcome = run(asked, folder, resume=folder.exists(), time_budget=task.budget, watch=task.watch)
     if not outcome.finished:
         return None
     last, plan, delta = outcome.history[-1], outcome.plan, folder / DELTA
     return {
-        "top1": last.test_top1,
-        "top5": last.test_top5,
-        "loss": last.test_loss,
-        "train_top1": last.train_top1,
-        "train_loss": last.train_loss,
+        **scored(last),
         "seconds": sum(record.seconds for record in outcome.history),
         "train_pictures": inspect(delta).training["train_pictures"],
         "learned_parameters": plan.learned_parameters,
@@ -113,11 +94,30 @@ def _is_here(folder: Path, asked: Run) -> bool:
     return all(realpath(path or "") == realpath(getattr(asked, name) or "") for name, path in began.items())
 
 
-def _ensemble(settings: Settings, place: Place) -> dict[str, Any]:
-    deltas = [place.run(member) / DELTA for member in settings["of"]]
+APART = 1000
+"""Between the seeds of an ensemble's members, so that ensembles of seeds 0, 1, 2 … share none."""
+
+
+def _with_members(settings: Settings) -> Job:
+    """Members that start from one model that learned everything (paper, Section 4.3)."""
+    slices = {name: DEFAULTS[name] for name in LEARN}
+    training = {name: DEFAULTS[name] for name in ("opt", "lr")}
+    fit = {**settings, "kind": "fit", "members": None}
+    start = Job({**fit, **slices, **training, "fraction": 1.0})
+    members = tuple(
+        Job({**fit, "init_from": start.id, "seed": settings["seed"] + APART * number}, (start,))
+        for number in range(1, settings["members"] + 1)
+    )
+    return Job({**settings, "init_from": start.id, "of": [member.id for member in members]}, members)
+
+
+@kind("ensemble", make=_with_members)
+def _ensemble(task: Task) -> Result:
+    """``members`` trainings judged together."""
+    deltas = [task.place.run(member) / DELTA for member in task.settings["of"]]
     if not all(delta.is_file() for delta in deltas):
         raise DivergedError("a member's training did not converge.")
-    together, variety = measure(deltas, _settings(settings, place))
+    together, variety = measure(deltas, _run_of(task))
     members = [inspect(delta).training["result"]["test_top1"] for delta in deltas]
     scores = {name: value for name, value in together.to_json().items() if not isinstance(value, list)}
     return {
@@ -128,14 +128,29 @@ def _ensemble(settings: Settings, place: Place) -> dict[str, Any]:
     }
 
 
-def _weights(settings: Settings, place: Place) -> list[dict[str, Any]]:
+def _with_training(settings: Settings) -> Job:
+    """Magnitudes are those of a training; without anything to learn, as drawn."""
+    if settings["fraction"] is None and settings["filters"] is None:
+        return Job(settings)
+    run = Job({**settings, "kind": "fit"})
+    return Job({**settings, "of": run.id}, (run,))
+
+
+def _as_drawn(settings: Settings) -> str:
+    return "" if settings["of"] else f"{settings['model']} weights as drawn"
+
+
+@kind("weights", make=_with_training, name=_as_drawn)
+def _weights(task: Task) -> Result:
+    """The magnitudes that a training left."""
+    settings = task.settings
     if settings["of"] is None:
         net = create(settings["model"], num_classes=KNOWN[settings["data"]].classes, seed=settings["seed"])
-        return _magnitudes(adapt_(net, Learn(filters=0)))
-    delta = place.run(settings["of"]) / DELTA
+        return {"layers": _magnitudes(adapt_(net, Learn(filters=0)))}
+    delta = task.place.run(settings["of"]) / DELTA
     if not delta.is_file():
         raise DivergedError("the training did not converge.")
-    return _magnitudes(load(delta))
+    return {"layers": _magnitudes(load(delta))}
 
 
 def _magnitudes(net: nn.Module) -> list[dict[str, Any]]:

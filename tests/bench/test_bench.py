@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import sparsetune as st
-from sparsetune.bench.bench import MEASURES, bench
+from sparsetune.bench.bench import MEASURES, Workload, bench
+
+SHORT = Workload(batch_size=2, rounds=1, warmup=0)
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
@@ -13,9 +15,8 @@ def test_times_every_contestant_and_leaves_the_model_alone(amp):
     net = st.create("test_resnet", num_classes=10)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     told = []
-    rows, missing = bench(
-        net, st.Learn(fraction=0.1), batch_size=2, rounds=3, amp=amp, progress=lambda *n: told.append(n)
-    )
+    work = Workload(batch_size=2, rounds=3, amp=amp)
+    rows, missing = bench(net, st.Learn(fraction=0.1), work, lambda *n: told.append(n))
     assert missing == {}
     assert [row.name for row in rows] == ["full", "ours", "masked", "lora"]
     assert told == [(i, 5) for i in range(1, 6)]
@@ -41,7 +42,7 @@ def test_times_every_contestant_and_leaves_the_model_alone(amp):
 
 
 def test_figures_as_json():
-    rows, _ = bench(st.create("test_resnet"), st.Learn(filters=0), batch_size=2, rounds=1, warmup=0)
+    rows, _ = bench(st.create("test_resnet"), st.Learn(filters=0), SHORT)
     assert [row.name for row in rows] == ["full", "ours", "masked"]
     value = rows[1].to_json()
     assert value["step_ms"] == rows[1].figures["step"].median
@@ -59,6 +60,6 @@ class Padded(nn.Conv2d):
 
 def test_what_peft_cannot_run_is_left_out():
     net = nn.Sequential(Padded(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
-    rows, missing = bench(net, st.Learn(fraction=0.5), batch_size=2, rounds=1, warmup=0)
+    rows, missing = bench(net, st.Learn(fraction=0.5), SHORT)
     assert [row.name for row in rows] == ["full", "ours", "masked"]
     assert missing["lora"].startswith("PEFT's model cannot take pictures of 3x32x32 (")

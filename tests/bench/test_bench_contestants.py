@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import sparsetune as st
-from sparsetune.bench.bench import contestants, learned_parameters
+from sparsetune.bench.bench import CONTESTANTS, contestants
 
 LEARN = st.Learn(fraction=0.25)
 
@@ -40,7 +40,7 @@ def test_masked_gradients_are_the_whole_ones_where_ours_learns_and_zero_elsewher
         assert torch.allclose(own.narrow(part.dim, 0, part.k), whole.narrow(part.dim, 0, part.k), atol=1e-6)
         assert own.narrow(part.dim, part.k, part.size - part.k).count_nonzero() == 0
         count += part.learned_numel
-    assert learned_parameters("masked", masked, st.plan(net, learn)) == count
+    assert CONTESTANTS["masked"].count(masked, st.plan(net, learn)) == count
 
 
 def test_a_rank_is_compared_with_peft_at_as_many_values():

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import sparsetune as st
-from sparsetune.bench.bench import Row
-from sparsetune.bench.chart import STYLES, amount, describe, draw_bench
+from sparsetune.bench.bench import CONTESTANTS, Row
+from sparsetune.bench.chart import amount, describe, draw_bench
 from sparsetune.bench.timing import Figure
 from sparsetune.errors import StorageError
 
@@ -31,7 +31,7 @@ def measured(*names: str) -> dict:
 
 def area(path, name: str) -> int:
     """Pixels of a contestant's colour."""
-    colour = [int(STYLES[name][1][i : i + 2], 16) for i in (1, 3, 5)]
+    colour = [int(CONTESTANTS[name].colour[i : i + 2], 16) for i in (1, 3, 5)]
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -46,7 +46,7 @@ def test_bars_are_as_long_as_their_values(tmp_path):
         for key in [key for key in row if key.startswith(("peak", "switch"))]:
             del row[key]
     draw_bench([found], tmp_path / "b.png")
-    full, ours, masked, lora = (area(tmp_path / "b.png", name) for name in STYLES)
+    full, ours, masked, lora = (area(tmp_path / "b.png", name) for name in CONTESTANTS)
     assert full > 1000
     assert ours - full == pytest.approx(masked - ours, rel=0.1)  # the legend has as much of each colour
     assert ours - full == pytest.approx(lora - masked, rel=0.1)

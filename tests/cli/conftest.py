@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from inline import Inline
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
@@ -87,3 +89,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             grey = Image.fromarray((digits.images[index] * 15.9).astype("uint8"))
             grey.resize((16, 16)).convert("RGB").save(folder / f"class {label}" / f"no {number}.{kind}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[[], AbstractContextManager[None]]:
+    """While the block lasts, studies do their jobs in this process, and none has to import torch."""
+
+    @contextmanager
+    def doing() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sparsetune.cli.batch.Processes", lambda _, place: Inline(place))
+            yield
+
+    return doing

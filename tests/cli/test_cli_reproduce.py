@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,9 @@ def test_a_dry_run_says_what_there_is_to_do(sparsetune):
     assert told.err == "no estimate: nothing was trained on this machine yet.\n"
 
 
-def test_it_is_stopped_goes_on_and_ends_in_a_report(sparsetune):
-    stopped = sparsetune(f"{SMOKE} --time-budget 0.1s --json --out o")
+def test_it_is_stopped_goes_on_and_ends_in_a_report(sparsetune, in_process):
+    with in_process():
+        stopped = sparsetune(f"{SMOKE} --time-budget 0.1s --json --out o")
     assert stopped.json["finished"] < stopped.json["jobs"] == 9
     assert stopped.err.splitlines()[-1] == "what is finished is kept; the same command goes on."
     done = sparsetune(f"{SMOKE} --json --out o")
@@ -116,5 +118,5 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_finished():
     with open_store(Path("o"), write=False) as store:
         rows = store.rows()
     assert len(rows) >= 1
-    assert json.loads(json.dumps([row.to_json() for row in rows]))
+    assert json.loads(json.dumps([asdict(row) for row in rows]))
     assert "Traceback" not in Path("o/worker.log").read_text()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inline import Inline
 
-from sparsetune.studies.crew import Event, do
 from sparsetune.studies.jobs import DEFAULTS, Job, job
 from sparsetune.studies.store import Place, Row
 
@@ -33,30 +32,6 @@ ABOUT = {
     "commit": "abc",
     "data": {"name": "digits", "lossy": False},
 }
-
-
-class Inline:
-    """A crew of one, in this process."""
-
-    count = 1
-
-    def __init__(self, place: Place) -> None:
-        self.place, self.came, self.given = place, [], []
-
-    def idle(self) -> int:
-        return 1 - len(self.came)
-
-    def give(self, job: Job, budget: float | None) -> None:
-        self.given.append(job.id)
-        value = json.loads(json.dumps(do(job.id, job.settings, self.place, budget)))
-        self.came.append(Event(job.id, value["kind"], value))
-
-    def events(self, seconds: float) -> list[Event]:
-        came, self.came = self.came, []
-        return came
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture

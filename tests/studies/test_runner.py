@@ -115,7 +115,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(small, inline, tmp_path, kills):
     jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(2)]
     folder, straight = tmp_path / "killed", tmp_path / "straight"

@@ -80,24 +80,26 @@ def test_a_writer_killed_at_any_point_leaves_every_row_that_it_told_of(tmp_path)
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     moments = random.Random(0)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-        for _ in range(20):
+        for number in range(20):
             print("go", file=writer.stdin, flush=True)
-            told = []
+            told, child = [], None
             for line in writer.stdout:
                 if line == "dead\n":
                     break
                 if line.startswith("child"):
                     child = int(line.split()[1])
-                    time.sleep(0.02 + moments.random() * 0.05)
-                    os.kill(child, signal.SIGKILL)
                 else:
                     told.append(int(line))
+                if child and (told or number % 2):  # every other one is let write a row before
+                    time.sleep(moments.random() * 0.05)
+                    os.kill(child, signal.SIGKILL)
+                    child = None
             with open_store(tmp_path, write=False) as store:
                 rows = store.rows()
             assert [row.settings["seed"] for row in rows] == list(range(len(rows)))
             assert all(row.result == {"top1": [0.5] * 500} for row in rows)
             assert len(rows) > max(told, default=-1)
         writer.stdin.close()
-    assert len(rows) > 20
+    assert len(rows) >= 10
     with sqlite3.connect(tmp_path / NAME) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.runs import WAYS
-from sparsetune.studies.jobs import DEFAULTS, Job, Settings, based, check_seeds, in_order
+from sparsetune.studies.jobs import DEFAULTS, Job, based, check_seeds, in_order, with_tuples
+from sparsetune.studies.sources import KNOWN
+from sparsetune.studies.store import Settings
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ BLOCKS = (
     [("block1", p) for p in (0.1, 0.25, 1.0)] + [("block2", p) for p in (0.1, 0.25, 0.5)] + [("block3", 0.1)]
 )
 
+
+def _ranks(kind: str, name: str, layers: list[str] | None = None) -> dict[str, Settings]:
+    where = {} if layers is None else {"layers": layers}
+    return {f"{name} {rank}": {"kind": kind, "rank": rank, **where} for rank in RANKS}
+
+
 FAMILIES = {
     "head": Family("head alone", "#8a8a8a", {"head": {"kind": "ours", "filters": 0, "norm": False}}),
     "norm": Family("norm and head", "#1b1b1b", {"norm and head": {"kind": "ours", "filters": 0}}),
@@ -50,31 +58,15 @@ FAMILIES = {
         "#2e8b57",
         {f"{p:.0%} of {block}": {"kind": "ours", "fraction": p, "layers": [block]} for block, p in BLOCKS},
     ),
-    "rank": Family("low rank", "#7d3c98", {f"rank {r}": {"kind": "ours", "rank": r} for r in RANKS}),
-    "late": Family(
-        "low rank in the later blocks",
-        "#b57edc",
-        {f"late rank {r}": {"kind": "ours", "rank": r, "layers": LATE} for r in RANKS},
-    ),
-    "middle": Family(
-        "low rank in the middle block",
-        "#5b2c6f",
-        {f"middle rank {r}": {"kind": "ours", "rank": r, "layers": MIDDLE} for r in RANKS},
-    ),
+    "rank": Family("low rank", "#7d3c98", _ranks("ours", "rank")),
+    "late": Family("low rank in the later blocks", "#b57edc", _ranks("ours", "late rank", LATE)),
+    "middle": Family("low rank in the middle block", "#5b2c6f", _ranks("ours", "middle rank", MIDDLE)),
     "spread": Family("one budget, spread otherwise", "#17a2a2", {}),
     "budget": Family("what --budget chooses", "#e377c2", {}),
     "everything": Family("everything", "#d98200", {"everything": {"kind": "ours", "fraction": 1.0}}),
-    "lora": Family("PEFT LoRA", "#c0392b", {f"LoRA {r}": {"kind": "lora", "rank": r} for r in RANKS}),
-    "late-lora": Family(
-        "PEFT LoRA in the later blocks",
-        "#ef8a80",
-        {f"late LoRA {r}": {"kind": "lora", "rank": r, "layers": LATE} for r in RANKS},
-    ),
-    "middle-lora": Family(
-        "PEFT LoRA in the middle block",
-        "#7b241c",
-        {f"middle LoRA {r}": {"kind": "lora", "rank": r, "layers": MIDDLE} for r in RANKS},
-    ),
+    "lora": Family("PEFT LoRA", "#c0392b", _ranks("lora", "LoRA")),
+    "late-lora": Family("PEFT LoRA in the later blocks", "#ef8a80", _ranks("lora", "late LoRA", LATE)),
+    "middle-lora": Family("PEFT LoRA in the middle block", "#7b241c", _ranks("lora", "middle LoRA", MIDDLE)),
 }
 """By the name that ``--only`` takes. Sizes are such that ours and PEFT's meet between 40 KB and 2.5 MB with
 WRN-28-4, whose three blocks these are; normalisation and head are learned by all but ``head``."""
@@ -148,9 +140,6 @@ _SUBSET: Settings = {
 }
 _TINY: Settings = {**_SUBSET, "data": "tiny-imagenet", "classes": 10, "test_limit": 500}
 _BEFORE: Settings = {**_SUBSET, "fraction": 1.0, "train_limit": 20_000, "batch_size": 64, "epochs": 10}
-_ON_CIFAR10, _ON_TINY = _BEFORE, {**_BEFORE, "data": "tiny-imagenet"}
-_BYTES = (60_000,)
-_THRICE = (0, 1, 2)
 _WHOLE: Settings = {**PAPERS, "epochs": 10}
 
 PRESETS: dict[str, dict[str, Ground]] = {
@@ -172,37 +161,18 @@ PRESETS: dict[str, dict[str, Ground]] = {
         )
     },
     "small": {
-        "digits": Ground("WRN-10-2, random backbone, digits", _DIGITS, budgets=_BYTES, tuned=_THRICE),
-        "digits-trained": Ground(
-            "WRN-10-2, backbone trained on Tiny-ImageNet, digits",
-            _DIGITS,
-            backbone=_ON_TINY,
-            budgets=_BYTES,
-            tuned=_THRICE,
-        ),
-        "cifar10": Ground(
-            "WRN-10-2, random backbone, CIFAR-10 at 12x12", _SUBSET, budgets=_BYTES, tuned=_THRICE
-        ),
-        "cifar10-trained": Ground(
-            "WRN-10-2, backbone trained on Tiny-ImageNet, CIFAR-10 at 12x12",
-            _SUBSET,
-            backbone=_ON_TINY,
-            budgets=_BYTES,
-            tuned=_THRICE,
-        ),
-        "tiny": Ground(
-            "WRN-10-2, random backbone, 10 classes of Tiny-ImageNet at 12x12",
-            _TINY,
-            budgets=_BYTES,
-            tuned=_THRICE,
-        ),
-        "tiny-trained": Ground(
-            "WRN-10-2, backbone trained on CIFAR-10, 10 classes of Tiny-ImageNet at 12x12",
-            _TINY,
-            backbone=_ON_CIFAR10,
-            budgets=_BYTES,
-            tuned=_THRICE,
-        ),
+        name + "-trained" * (backbone is not None): Ground(
+            f"WRN-10-2, {start}, {what}", settings, backbone=backbone, budgets=(60_000,), tuned=(0, 1, 2)
+        )
+        for name, what, settings, other in (
+            ("digits", "digits", _DIGITS, "tiny-imagenet"),
+            ("cifar10", "CIFAR-10 at 12x12", _SUBSET, "tiny-imagenet"),
+            ("tiny", "10 classes of Tiny-ImageNet at 12x12", _TINY, "cifar10"),
+        )
+        for start, backbone in (
+            ("random backbone", None),
+            (f"backbone trained on {KNOWN[other].title}", {**_BEFORE, "data": other}),
+        )
     },
     "full": {
         "random": Ground("WRN-28-4, random backbone, CIFAR-10", _WHOLE),
@@ -275,7 +245,12 @@ class Comparison:
     @property
     def entries(self) -> list[Entry]:
         """Every method on every ground, in the order in which they are drawn."""
-        return [*self._entries()]
+        return [
+            Entry(name, family, method, self._trainings(ground, settings))
+            for name, ground in self.grounds.items()
+            for family in self.only or FAMILIES
+            for method, settings in rows_of(family, ground.budgets).items()
+        ]
 
     @property
     def groups(self) -> dict[str, list[Job]]:
@@ -308,17 +283,10 @@ class Comparison:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Comparison:
         """Rebuild from :meth:`to_json`'s result."""
-        lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
-        return cls(**{**value, **lists})
+        return cls(**with_tuples(value))
 
     def _based(self, settings: Settings) -> Settings:
         return based({**DEFAULTS, **settings}, self.digests, self.version)
-
-    def _entries(self) -> Iterator[Entry]:
-        for name, ground in self.grounds.items():
-            for family in self.only or FAMILIES:
-                for method, settings in rows_of(family, ground.budgets).items():
-                    yield Entry(name, family, method, self._trainings(ground, settings))
 
     def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:
         """The final trainings of a method; they need those that tune its learning rate."""

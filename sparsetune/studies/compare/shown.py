@@ -8,7 +8,8 @@ from typing import Any
 
 from sparsetune.host import replacing
 from sparsetune.studies.compare.methods import FAMILIES, SPREAD
-from sparsetune.studies.compare.points import DTYPES, Point
+from sparsetune.studies.compare.results import Point
+from sparsetune.studies.compare.training import DTYPES
 from sparsetune.studies.compare.verdicts import Side, Verdict
 
 MARKERS = dict(zip(DTYPES, ("o", "s", "^"), strict=True))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsetune.runs import KEPT
 from sparsetune.studies.compare.methods import CHOSEN, THEIRS, WHOLE
-from sparsetune.studies.compare.points import Point
+from sparsetune.studies.compare.results import Point
 
 Scores = NDArray[np.floating]
 """Whether a picture is classified rightly, ``(methods, seeds, pictures)``; where no more is known, the share

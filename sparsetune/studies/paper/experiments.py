@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsetune.studies.jobs import DEFAULTS, Settings
+from sparsetune.studies.jobs import DEFAULTS
+from sparsetune.studies.store import Settings
 
 SCHEDULE: Settings = {"lr": 0.1, "sched": "cosine"}
 """Of all trainings of 1 and 10 epochs. The paper does not say how the learning rate falls in them."""
@@ -30,6 +31,8 @@ NAMES = {
 FRACTIONS = (0.07, 0.08, 0.09, 0.1, 0.4, 0.7)
 COUNTS = (1, 5, 10)
 SIZES: list[Settings] = [{"fraction": p} for p in FRACTIONS] + [{"filters": k} for k in COUNTS]
+SIZELESS: Settings = {"fraction": None, "filters": None}
+"""Under one of ``SIZES``, so that it is the only one."""
 
 LAYERS: dict[str, Settings] = {
     "BN": {"filters": 0, "head": False},
@@ -87,6 +90,11 @@ class Experiment:
     rows: tuple[Settings, ...]
 
     @property
+    def label(self) -> str:
+        """Such as ``Table 1``."""
+        return f"{'Table' if self.id.startswith('table') else 'Figure'} {self.id[-1]}"
+
+    @property
     def points(self) -> list[Settings]:
         """All settings of each row, as in the paper."""
         return [{**DEFAULTS, **row} for row in self.rows]
@@ -104,19 +112,7 @@ def _epochs(count: int) -> Settings:
 
 
 _FIG1 = _cross([_epochs(10)], [DENSENET, WRN, ALEXNET, VGG_BN, VGG], SIZES, REST)
-_FIG2 = _cross([{**DENSENET, **_epochs(1)}], [{"dim": "out"}, {"dim": "in"}], SIZES) + _cross(
-    [{**DENSENET, **_epochs(1)}],
-    [{"dim": "height"}, {"dim": "width"}],
-    [{"fraction": 0.1}, {"fraction": 0.7}],
-)
-_TABLE2 = _cross(
-    [FULL_WIDE, FULL_DENSENET],
-    [*_cross([{"fraction": 0.1}, {"fraction": 0.4}], REST), {"fraction": 1.0}],
-)
 _TABLE3 = _cross([TINY], [{"fraction": p} for p in (0.1, 0.4, 0.7, 1.0)])
-_TABLE4 = _cross(
-    [{**DENSENET, **_epochs(1), "kind": "ensemble", "members": 5}], [*ENSEMBLES.values()], OPTIMISERS
-)
 
 EXPERIMENTS: dict[str, Experiment] = {
     each.id: each
@@ -133,7 +129,12 @@ EXPERIMENTS: dict[str, Experiment] = {
             "Slicing along each dimension",
             "densenet, CIFAR-10, one epoch: slices along filters, inputs, and the kernel's two positions. "
             "Along the last two a 3x3 kernel has only two slices that differ, .1 and .7.",
-            _FIG2,
+            _cross([{**DENSENET, **_epochs(1)}], [{"dim": "out"}, {"dim": "in"}], SIZES)
+            + _cross(
+                [{**DENSENET, **_epochs(1)}],
+                [{"dim": "height"}, {"dim": "width"}],
+                [{"fraction": 0.1}, {"fraction": 0.7}],
+            ),
         ),
         Experiment(
             "fig3",
@@ -160,7 +161,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             "table2",
             "Full trainings",
             "WRN-28-10 for 200 epochs and densenet for 300, CIFAR-10.",
-            _TABLE2,
+            _cross(
+                [FULL_WIDE, FULL_DENSENET],
+                [*_cross([{"fraction": 0.1}, {"fraction": 0.4}], REST), {"fraction": 1.0}],
+            ),
         ),
         Experiment(
             "fig5",
@@ -184,29 +188,22 @@ EXPERIMENTS: dict[str, Experiment] = {
             "Cheap ensembles",
             "densenet, CIFAR-10: one epoch in which everything is learned (SGD), and from there five members "
             "of one more epoch each, by SGD and by Adam; the better of the two is reported.",
-            _TABLE4,
+            _cross(
+                [{**DENSENET, **_epochs(1), "kind": "ensemble", "members": 5}],
+                [*ENSEMBLES.values()],
+                OPTIMISERS,
+            ),
         ),
         Experiment(
             "fig6",
             "Weight magnitudes",
             "Mean |w| and variance of each convolution, learned and frozen values together, after table 3's "
             "trainings, and as drawn; and of the learned slice alone.",
-            (
-                *tuple({**row, "kind": "weights"} for row in _TABLE3),
-                {**WRN, "data": "tiny-imagenet", "kind": "weights"},
-            ),
+            _cross([*_TABLE3, {**WRN, "data": "tiny-imagenet"}], [{"kind": "weights"}]),
         ),
     )
 }
 """By id, in the paper's order."""
-
-
-SCHEDULES = (
-    "The paper does not say how the learning rate falls in its trainings of 1 and 10 epochs; here it falls "
-    "from 0.1 to zero along half a cosine, step by step, in each of them (from 0.001 with Adam). Full "
-    "trainings follow the reference implementation: a fifth after epochs 60, 120 and 160 (WRN), a tenth "
-    "after 150 and 225 (densenet)."
-)
 
 
 @dataclass(frozen=True)
@@ -230,111 +227,85 @@ class Number:
     about: bool = False
 
 
-def _table1() -> list[Number]:
-    printed: dict[str, tuple[Settings, dict[str, tuple[str, float, float]]]] = {
-        "densenet": (
-            DENSENET,
-            {
-                "BN": ("24K", 60.85, 16.06),
-                "conv1": ("24.6K", 64.76, 15.08),
-                "block1": ("194K", 73.02, 22.89),
-                "block2": ("259K", 72.95, 28.00),
-                "block3": ("291K", 76.33, 31.18),
-                "fc": ("27.4K / 58.3K", 68.63, 33.43),
-            },
-        ),
-        "WRN": (
-            WRN,
-            {
-                "BN": ("7.2K", 30.2, 3.76),
-                "conv1": ("7.63K", 30.93, 3.67),
-                "block1": ("275K", 61.19, 12.23),
-                "block2": ("1.12M", 76.32, 25.07),
-                "block3": ("4.46M", 74.31, 32.35),
-                "fc": ("9.77K / 32.9K", 37.03, 10.31),
-            },
-        ),
-    }
-    return [
+_TABLE1_PRINTED = (
+    (DENSENET, "BN", "24K", 60.85, 16.06),
+    (DENSENET, "conv1", "24.6K", 64.76, 15.08),
+    (DENSENET, "block1", "194K", 73.02, 22.89),
+    (DENSENET, "block2", "259K", 72.95, 28.00),
+    (DENSENET, "block3", "291K", 76.33, 31.18),
+    (DENSENET, "fc", "27.4K / 58.3K", 68.63, 33.43),
+    (WRN, "BN", "7.2K", 30.2, 3.76),
+    (WRN, "conv1", "7.63K", 30.93, 3.67),
+    (WRN, "block1", "275K", 61.19, 12.23),
+    (WRN, "block2", "1.12M", 76.32, 25.07),
+    (WRN, "block3", "4.46M", 74.31, 32.35),
+    (WRN, "fc", "9.77K / 32.9K", 37.03, 10.31),
+)
+"""Learned parameters, of both data sets if they differ, and accuracy on CIFAR-10 and CIFAR-100."""
+_TABLE2_PRINTED = (
+    (WIDE, 0.1, "3.66M", 94.12, 91.53),
+    (WIDE, 0.4, "14.6M", 95.75, 95.49),
+    (DENSENET, 0.1, ".09M", 88.73, 82.11),
+    (DENSENET, 0.4, ".3M", 93.33, 92.46),
+)
+"""Accuracy with the rest random and zero."""
+_FIG5_PRINTED = (
+    (DENSENET, "cifar10", 85.0),
+    (DENSENET, "cifar100", 59.7),
+    (WIDE, "cifar10", 69.0),
+    (WIDE, "cifar100", 34.85),
+)
+"""With one filter a layer."""
+_TABLE3_PRINTED = ((0.1, 21.75, ".83M"), (0.4, 30.13, "2.58M"), (0.7, 33.22, "4.33M"), (1.0, 35.54, "6.1M"))
+_TABLE4_PRINTED = (
+    ("FC", "137K", 68.5, 70.25),
+    ("Share-Conv-0.9", "451K", 69.9, 71.14),
+    ("Share-Conv-0.6", "1.53M", 71.0, 73.54),
+    ("Share-Conv-0.3", "2.66M", 71.3, 75.47),
+    ("Full", "3.85M", 71.7, 76.35),
+)
+"""Members' mean, and the ensemble."""
+
+
+def _row(net: Settings, **settings: object) -> Settings:
+    return {"model": net["model"], **SIZELESS, "frozen": None, **settings}
+
+
+PUBLISHED: tuple[Number, ...] = (
+    *(
         Number(
-            "table1", {**net, "frozen": None, **_whole(LAYERS[layer]), "data": data}, top1, _side(learned, i)
+            "table1", _row(net, **{"layers": None, "head": True, **LAYERS[name], "data": data}), top1, learned
         )
-        for net, layers in printed.values()
-        for layer, (learned, *both) in layers.items()
-        for i, (data, top1) in enumerate(zip(("cifar10", "cifar100"), both, strict=True))
-    ]
-
-
-def _whole(layer: Settings) -> Settings:
-    return {"layers": None, "head": True, "filters": None, "fraction": None, **layer}
-
-
-def _side(learned: str, number: int) -> str:
-    return learned.split(" / ")[-1 if number else 0]
-
-
-def _size(fraction: float | None = None, filters: int | None = None, zero: bool = False) -> Settings:
-    return {"fraction": fraction, "filters": filters, "frozen": "zero" if zero else None}
-
-
-_ONE_ZEROED = [
-    Number("fig1", {"model": net["model"], **_size(filters=1, zero=True)}, 45.0, about=True)
-    for net in (DENSENET, WRN)
-]
-
-_PRINTED2 = [
-    Number("table2", {"model": net["model"], **_size(fraction=p, zero=zero)}, top1, learned)
-    for net, p, learned, both in (
-        (WIDE, 0.1, "3.66M", (94.12, 91.53)),
-        (WIDE, 0.4, "14.6M", (95.75, 95.49)),
-        (DENSENET, 0.1, ".09M", (88.73, 82.11)),
-        (DENSENET, 0.4, ".3M", (93.33, 92.46)),
-    )
-    for zero, top1 in zip((False, True), both, strict=True)
-] + [Number("table2", {"model": WIDE["model"], **_size(fraction=1.0)}, 96.2)]
-
-_FIG5 = [
-    Number("fig5", {"model": net["model"], **_size(filters=1), "data": data}, top1)
-    for net, data, top1 in (
-        (DENSENET, "cifar10", 85.0),
-        (DENSENET, "cifar100", 59.7),
-        (WIDE, "cifar10", 69.0),
-        (WIDE, "cifar100", 34.85),
-    )
-] + [
-    Number("fig5", {**number.row, "data": "cifar10"}, number.top1, number.learned)
-    for number in _PRINTED2
-    if number.row["frozen"] is None
-]
-
-_PRINTED3 = [
-    Number("table3", {"model": TINY["model"], **_size(fraction=p)}, top1, learned)
-    for p, top1, learned in (
-        (0.1, 21.75, ".83M"),
-        (0.4, 30.13, "2.58M"),
-        (0.7, 33.22, "4.33M"),
-        (1.0, 35.54, "6.1M"),
-    )
-]
-
-_PRINTED4 = [
-    Number("table4", {**_size(), **ENSEMBLES[name]}, top1, learned, mean)
-    for name, learned, mean, top1 in (
-        ("FC", "137K", 68.5, 70.25),
-        ("Share-Conv-0.9", "451K", 69.9, 71.14),
-        ("Share-Conv-0.6", "1.53M", 71.0, 73.54),
-        ("Share-Conv-0.3", "2.66M", 71.3, 75.47),
-        ("Full", "3.85M", 71.7, 76.35),
-    )
-]
-
-PUBLISHED: tuple[Number, ...] = (*_table1(), *_ONE_ZEROED, *_PRINTED2, *_FIG5, *_PRINTED3, *_PRINTED4)
+        for net, name, counts, *both in _TABLE1_PRINTED
+        for data, top1, learned in zip(("cifar10", "cifar100"), both, 2 * counts.split(" / "), strict=False)
+    ),
+    *(Number("fig1", _row(net, filters=1, frozen="zero"), 45.0, about=True) for net in (DENSENET, WRN)),
+    *(
+        Number("table2", _row(net, fraction=p, frozen=rest), top1, learned)
+        for net, p, learned, *both in _TABLE2_PRINTED
+        for rest, top1 in zip((None, "zero"), both, strict=True)
+    ),
+    Number("table2", _row(WIDE, fraction=1.0), 96.2),
+    *(Number("fig5", _row(net, filters=1, data=data), top1) for net, data, top1 in _FIG5_PRINTED),
+    *(
+        Number("fig5", _row(net, fraction=p, data="cifar10"), top1, learned)
+        for net, p, learned, top1, _ in (*_TABLE2_PRINTED, (WIDE, 1.0, None, 96.2, None))
+    ),
+    *(Number("table3", _row(TINY, fraction=p), top1, learned) for p, top1, learned in _TABLE3_PRINTED),
+    *(
+        Number("table4", _row(DENSENET, **ENSEMBLES[name]), top1, learned, mean)
+        for name, learned, mean, top1 in _TABLE4_PRINTED
+    ),
+)
 
 
 def published(experiment: str, settings: Settings) -> Number | None:
     """Return what the paper says of a row of an experiment, if it does."""
-    for number in PUBLISHED:
-        same = all(settings[name] == value for name, value in number.row.items())
-        if number.experiment == experiment and same:
-            return number
-    return None
+    return next(
+        (
+            number
+            for number in PUBLISHED
+            if number.experiment == experiment and number.row.items() <= settings.items()
+        ),
+        None,
+    )

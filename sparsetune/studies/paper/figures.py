@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from sparsetune.studies.jobs import Settings
 from sparsetune.studies.paper.experiments import (
     COUNTS,
     DENSENET,
     FRACTIONS,
     NAMES,
+    SIZELESS,
     SIZES,
     WIDE,
     WRN,
     published,
 )
 from sparsetune.studies.paper.results import Results
-from sparsetune.studies.sources import learned_parameters, total_parameters
+from sparsetune.studies.sources import KNOWN, learned_parameters, total_parameters
+from sparsetune.studies.store import Settings
 
 BLUE, GREEN, RED, ORANGE, PURPLE, GREY = "#1f5fa8", "#2e8b57", "#c0392b", "#d98200", "#7d3c98", "#8a8a8a"
 SHADE = "#eeeeee"
@@ -46,7 +47,7 @@ class Panel:
         """Draw the points that there are, joined; ``None`` is left out."""
         known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
         if known:
-            self._drawn(*(height for _, height in known))
+            self.empty, self.top = False, max(self.top, *(height for _, height in known))
             style = {"marker": "o", "markersize": 4, "linewidth": 1.4, **style}
             self.axes.plot(*zip(*known, strict=True), color=colour, label=label, **style)
 
@@ -61,11 +62,8 @@ class Panel:
     def level(self, y: float | None, colour: str, label: str) -> None:
         """Draw a dashed line at a height."""
         if y is not None:
-            self._drawn(y)
+            self.empty, self.top = False, max(self.top, y)
             self.axes.axhline(y, color=colour, linestyle="--", linewidth=1.2, label=label)
-
-    def _drawn(self, *heights: float) -> None:
-        self.empty, self.top = False, max(self.top, *heights)
 
     def categories(self, labels: list[str], shaded_from: int | None = None) -> None:
         """Name the places 0, 1, 2 … of the horizontal axis; shade those from a number on."""
@@ -88,13 +86,8 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.size": 10,
-        "font.family": "sans-serif",
-    }
-    with matplotlib.rc_context(settings):
+    svg: Any = {"svg.fonttype": "none", "svg.hashsalt": title}
+    with matplotlib.rc_context({**svg, "font.size": 10, "font.family": "sans-serif"}):
         figure = Figure(figsize=(4.6, 3.7), layout="constrained")
         axes = figure.subplots()
         made = Panel(axes)
@@ -117,15 +110,11 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
         made.svg = held.getvalue()
 
 
+SIZED: list[Settings] = [{**SIZELESS, **size} for size in SIZES]
 TICKS = [f"{p:g}".lstrip("0") for p in FRACTIONS] + [str(k) for k in COUNTS]
 PALETTE = dict(zip(NAMES, (BLUE, ORANGE, ORANGE, GREEN, PURPLE, GREY), strict=True))
 FIVE = [name for name in NAMES if name != WIDE["model"]]
 DIMS = {"out": BLUE, "in": GREEN, "height": ORANGE, "width": PURPLE}
-
-
-def draw(experiment: str, results: Results) -> list[str]:
-    """Return the panels of a figure as SVG pictures; those without results are left out."""
-    return [made.svg for made in DRAWN[experiment](results) if made.svg] if experiment in DRAWN else []
 
 
 def fit_line(fractions: Sequence[float], accuracies: Sequence[float]) -> tuple[float, float, float]:
@@ -144,29 +133,17 @@ def curve(results: Results, model: str, frozen: str | None = None) -> tuple[list
     return [p for p, _ in known], [top1 for _, top1 in known]
 
 
-def _row(results: Results, experiment: str, **where: object) -> list[float | None]:
-    sizes = [{"fraction": None, "filters": None, **size} for size in SIZES]
-    return [results.top1(experiment, **{**size, **where}) for size in sizes]
+def _by_size(made: Panel, colour: str, label: str, results: Results, experiment: str, **where: Any) -> None:
+    """Draw a line over the fractions and one over the numbers of filters."""
+    row = [results.top1(experiment, **size, **where) for size in SIZED]
+    for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
+        made.line([*range(len(SIZES))][part], row[part], colour, label)
 
 
-def _fig1(results: Results) -> list[Panel]:
-    panels = []
-    for model in FIVE:
-        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
-            made.categories(TICKS, len(FRACTIONS))
-            for frozen, colour, label in ((None, BLUE, "rest random"), ("zero", GREEN, "rest zero")):
-                row = _row(results, "fig1", model=model, frozen=frozen)
-                for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
-                    made.line([*range(len(SIZES))][part], row[part], colour, label)
-            points = results.points("fig1", model=model)
-            _paper(made, "fig1", points, lambda point: _place(point))
-        panels.append(made)
-    return panels
-
-
-def _place(settings: Settings) -> int:
-    size = {"fraction": settings["fraction"], "filters": settings["filters"]}
-    return [{"fraction": None, "filters": None, **each} for each in SIZES].index(size)
+def _over_parameters(results: Results, experiment: str, **where: Any) -> tuple[list[Settings], list[Any]]:
+    """Return rows of an experiment in the order of their learned parameters, and their accuracies."""
+    points = sorted(results.points(experiment, **where), key=learned_parameters)
+    return points, [spread and spread.mean for spread in map(results.spread, points)]
 
 
 def _paper(
@@ -176,34 +153,41 @@ def _paper(
     made.paper([x for x, _ in told], [y for _, y in told])
 
 
-def _fig2(results: Results) -> list[Panel]:
+def _fig1(results: Results) -> Iterator[Panel]:
+    for model in FIVE:
+        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
+            made.categories(TICKS, len(FRACTIONS))
+            for frozen, colour, label in ((None, BLUE, "rest random"), ("zero", GREEN, "rest zero")):
+                _by_size(made, colour, label, results, "fig1", model=model, frozen=frozen)
+            points = results.points("fig1", model=model)
+            _paper(made, "fig1", points, lambda point: SIZED.index({key: point[key] for key in SIZELESS}))
+        yield made
+
+
+def _fig2(results: Results) -> Iterator[Panel]:
     with panel("(a) by dimension", "share of all parameters learned") as whole:
         for dim, colour in DIMS.items():
-            points = sorted(results.points("fig2", dim=dim), key=learned_parameters)
+            points, accuracies = _over_parameters(results, "fig2", dim=dim)
             shares = [learned_parameters(point) / total_parameters(point) for point in points]
-            accuracies = [spread.mean if (spread := results.spread(point)) else None for point in points]
             whole.line(shares, accuracies, colour, f"along {dim}", linewidth=0.8)
+    yield whole
     with panel("(b) by size of the slice", "fraction | indices of the slice") as sizes:
         sizes.categories(TICKS, len(FRACTIONS))
         for dim in ("out", "in"):
-            row = _row(results, "fig2", dim=dim)
-            for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
-                sizes.line([*range(len(SIZES))][part], row[part], DIMS[dim], f"along {dim}")
-    return [whole, sizes]
+            _by_size(sizes, DIMS[dim], f"along {dim}", results, "fig2", dim=dim)
+    yield sizes
 
 
-def _fig3(results: Results) -> list[Panel]:
+def _fig3(results: Results) -> Iterator[Panel]:
     with panel("(a) hollow: rest zero", "learned parameters (log)") as counts:
         counts.axes.set_xscale("log")
         for model in FIVE:
             for frozen in (None, "zero"):
-                points = sorted(results.points("fig3", model=model, frozen=frozen), key=learned_parameters)
-                found = [spread.mean if (spread := results.spread(point)) else None for point in points]
+                points, found = _over_parameters(results, "fig3", model=model, frozen=frozen)
                 style = {"linestyle": "none", "markerfacecolor": "none" if frozen else PALETTE[model]}
                 label = "_" if frozen else NAMES[model]
-                counts.line(
-                    [learned_parameters(point) for point in points], found, PALETTE[model], label, **style
-                )
+                counts.line([*map(learned_parameters, points)], found, PALETTE[model], label, **style)
+    yield counts
     with panel("(b) lines fitted", "fraction of filters (log)") as lines:
         lines.axes.set_xscale("log")
         for model in FIVE:
@@ -217,52 +201,43 @@ def _fig3(results: Results) -> list[Panel]:
         shown = (FRACTIONS[0], *FRACTIONS[3:])
         lines.axes.set_xticks(shown, [f"{p:g}" for p in shown])
         lines.axes.minorticks_off()
-    return [counts, lines]
+    yield lines
 
 
-def _fig4(results: Results) -> list[Panel]:
-    panels = []
-    for net in (WRN, DENSENET):
-        model = net["model"]
+def _fig4(results: Results) -> Iterator[Panel]:
+    for model in (WRN["model"], DENSENET["model"]):
         with panel(NAMES[model], "fraction of filters | filters a layer") as made:
             made.categories(TICKS, len(FRACTIONS))
             for norm, colour, label in ((True, BLUE, "BN learned"), (False, GREEN, "BN not learned")):
-                row = _row(results, "fig4", model=model, norm=norm)
-                for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
-                    made.line([*range(len(SIZES))][part], row[part], colour, label)
+                _by_size(made, colour, label, results, "fig4", model=model, norm=norm)
             made.level(results.top1("fig4", model=model, fraction=1.0), "black", "everything learned")
-        panels.append(made)
-    return panels
+        yield made
 
 
-def _fig5(results: Results) -> list[Panel]:
-    panels = []
+def _fig5(results: Results) -> Iterator[Panel]:
     sizes: list[Settings] = [{"filters": 1}, {"fraction": 0.1}, {"fraction": 0.4}]
-    for data, title in (("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100")):
-        with panel(title, "learned of each layer") as made:
+    for data in ("cifar10", "cifar100"):
+        with panel(KNOWN[data].title, "learned of each layer") as made:
             made.categories(["1 filter", "10 %", "40 %"])
-            for net, colour in ((WIDE, GREEN), (DENSENET, BLUE)):
-                where = {"model": net["model"], "data": data}
-                row = [results.top1("fig5", **where, **size) for size in sizes]
-                made.line([0, 1, 2], row, colour, NAMES[net["model"]])
-                whole = results.top1("fig5", **where, fraction=1.0)
-                made.level(whole, colour, f"{NAMES[net['model']]}, everything")
+            for model, colour in ((WIDE["model"], GREEN), (DENSENET["model"], BLUE)):
+                row = [results.top1("fig5", model=model, data=data, **size) for size in sizes]
+                made.line([0, 1, 2], row, colour, NAMES[model])
+                whole = results.top1("fig5", model=model, data=data, fraction=1.0)
+                made.level(whole, colour, f"{NAMES[model]}, everything")
             points = [point for point in results.points("fig5", data=data) if point["fraction"] != 1.0]
             _paper(
                 made, "fig5", points, lambda point: 0 if point["filters"] else 1 + (point["fraction"] > 0.1)
             )
-        panels.append(made)
-    return panels
+        yield made
 
 
-def _fig6(results: Results) -> list[Panel]:
-    panels = []
-    for key, part, title in (
-        ("mean", None, "Mean |w| of each convolution"),
-        ("variance", None, "Variance of each convolution"),
-        ("mean", "learned", "Mean |w| of its learned slice"),
+def _fig6(results: Results) -> Iterator[Panel]:
+    for key, part, title, y in (
+        ("mean", None, "Mean |w| of each convolution", "mean |w|"),
+        ("variance", None, "Variance of each convolution", "variance (log)"),
+        ("mean", "learned", "Mean |w| of its learned slice", "mean |w|"),
     ):
-        with panel(title, "convolution", {"mean": "mean |w|", "variance": "variance (log)"}[key]) as made:
+        with panel(title, "convolution", y) as made:
             if key == "variance":
                 made.axes.set_yscale("log")
             for fraction, colour in ((0.1, BLUE), (0.4, GREEN), (0.7, ORANGE), (1.0, RED), (None, GREY)):
@@ -271,8 +246,7 @@ def _fig6(results: Results) -> list[Panel]:
                 label = "as drawn" if fraction is None else f"{fraction:.0%} learned"
                 heights = [value[key] if value else None for value in values]
                 made.line([*range(1, len(layers) + 1)], heights, colour, label, markersize=2.5, linewidth=1)
-        panels.append(made)
-    return panels
+        yield made
 
 
 def magnitudes(results: Results, fraction: float | None) -> list[dict[str, Any]]:
@@ -281,7 +255,7 @@ def magnitudes(results: Results, fraction: float | None) -> list[dict[str, Any]]
     return rows[0].result.get("layers", []) if rows else []
 
 
-DRAWN: dict[str, Callable[[Results], list[Panel]]] = {
+DRAWN: dict[str, Callable[[Results], Iterator[Panel]]] = {
     "fig1": _fig1,
     "fig2": _fig2,
     "fig3": _fig3,
@@ -289,3 +263,8 @@ DRAWN: dict[str, Callable[[Results], list[Panel]]] = {
     "fig5": _fig5,
     "fig6": _fig6,
 }
+
+
+def draw(experiment: str, results: Results) -> list[str]:
+    """Return the panels of a figure as SVG pictures; those without results are left out."""
+    return [made.svg for made in DRAWN[experiment](results) if made.svg] if experiment in DRAWN else []

@@ -8,10 +8,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.studies.jobs import Job, Settings, based, check_seeds, in_order, job
-from sparsetune.studies.paper.experiments import DENSENET, EXPERIMENTS, NAMES, WIDE, WRN, Experiment
+from sparsetune.studies.jobs import Job, based, check_seeds, in_order, job, with_tuples
+from sparsetune.studies.paper.experiments import EXPERIMENTS, Experiment
 from sparsetune.studies.sources import KNOWN
-from sparsetune.studies.store import Row
+from sparsetune.studies.store import Row, Settings
 
 SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
 LONG = ("table2", "fig5", "table3", "fig6")
@@ -73,21 +73,15 @@ class Selection:
         for name in self.only or ():
             if name not in EXPERIMENTS:
                 raise UnknownNameError("experiment", name, EXPERIMENTS)
-        own = PRESETS[self.preset].experiments
         problems = [
             f"{name} is not in preset {self.preset}; choose --preset full."
             for name in self.only or ()
-            if name not in own
+            if name not in PRESETS[self.preset].experiments
         ]
-        problems += [
-            f"{name} {value!r} is not a whole number of 1 or more."
-            for name, value in (
-                ("epochs", self.epochs),
-                ("train_limit", self.train_limit),
-                ("test_limit", self.test_limit),
-            )
-            if value is not None and value < 1
-        ]
+        for name in ("epochs", "train_limit", "test_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} {value!r} is not a whole number of 1 or more.")
         ConfigError.collect([*problems, *check_seeds(self.seeds)])
 
     @property
@@ -112,11 +106,13 @@ class Selection:
     def jobs(self, experiment: Experiment | None = None) -> list[Job]:
         """Return every job of an experiment, or of all; once each, each after those that it needs."""
         chosen = self.experiments if experiment is None else [experiment]
-        return [
-            *in_order(
-                [self.job(point, seed) for each in chosen for seed in self.seeds for point in each.points]
-            )
-        ]
+        points = (self.job(point, seed) for each in chosen for seed in self.seeds for point in each.points)
+        return [*in_order(points)]
+
+    @property
+    def groups(self) -> dict[str, list[Job]]:
+        """Jobs by experiment, with those that they need."""
+        return {each.id: self.jobs(each) for each in self.experiments}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -125,8 +121,7 @@ class Selection:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Selection:
         """Rebuild from :meth:`to_json`'s result."""
-        lists = {name: tuple(value[name]) for name in ("only", "seeds") if value.get(name)}
-        return cls(**{**value, **lists})
+        return cls(**with_tuples(value))
 
 
 @dataclass(frozen=True)
@@ -199,9 +194,9 @@ class Results:
             if all(point[name] == value for name, value in where.items())
         ]
 
-    def top1(self, experiment: str, key: str = "top1", **where: Any) -> float | None:
+    def top1(self, experiment: str, **where: Any) -> float | None:
         """Return the mean accuracy of the one row with the given values, in percent; of several the best."""
-        found = [self.spread(point, key) for point in self.points(experiment, **where)]
+        found = map(self.spread, self.points(experiment, **where))
         return max((spread.mean for spread in found if spread), default=None)
 
     def best(self, points: Sequence[Settings]) -> tuple[Settings, Spread] | None:
@@ -219,37 +214,3 @@ class Results:
         """Whether data and lengths of all trainings are the paper's own."""
         points = (point for each in EXPERIMENTS.values() for point in each.points)
         return all(self.selection.adjusted(point) == point for point in points)
-
-
-Decided = tuple[bool, str]
-"""Whether a claim holds, and the numbers that say so."""
-BOTH = ("cifar10", "cifar100")
-DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
-
-
-class Missing(Exception):  # noqa: N818
-    """A number that the rule needs was not run."""
-
-
-class Found:
-    """Accuracies of one experiment, in percent; asking for one that was not run raises :class:`Missing`."""
-
-    def __init__(self, results: Results, experiment: str) -> None:
-        self.results, self.experiment = results, experiment
-
-    def __call__(self, key: str = "top1", **where: object) -> float:
-        """Return the mean over seeds of the row with the given settings; of several the best."""
-        size = {} if {"fraction", "filters"} & set(where) == set() else {"fraction": None, "filters": None}
-        found = self.results.top1(self.experiment, key, **{**size, **where})
-        if found is None:
-            raise Missing
-        return found
-
-    def chance(self) -> float:
-        """Return the accuracy of guessing, in percent."""
-        return self.results.chance(self.results.points(self.experiment)[0])
-
-
-def told(found: dict[str, float], digits: int = 1) -> str:
-    """Say a number for each model."""
-    return ", ".join(f"{NAMES[model]} {value:.{digits}f}" for model, value in found.items())

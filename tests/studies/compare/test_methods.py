@@ -14,7 +14,7 @@ import sparsetune as st
 from sparsetune.bench.peft import learned_tensors, uniform_lora
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
 from sparsetune.studies.compare.methods import FAMILIES, PRESETS, Comparison
-from sparsetune.studies.compare.points import find, lines, read_lines
+from sparsetune.studies.compare.results import find, lines, read_lines
 from sparsetune.studies.compare.shown import draw, methods
 from sparsetune.studies.jobs import VERSION
 from sparsetune.studies.sources import learned_parameters

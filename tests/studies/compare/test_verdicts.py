@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsetune.studies.compare.points import Point
+from sparsetune.studies.compare.results import Point
 from sparsetune.studies.compare.shown import budgets, chosen
 from sparsetune.studies.compare.verdicts import BUDGETS, choices, verdicts
 from sparsetune.studies.paper.results import Spread

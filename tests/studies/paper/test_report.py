@@ -167,7 +167,7 @@ def settings(model, **differing):
 
 def test_an_estimate_is_in_proportion_to_pictures_epochs_and_arithmetic(row, monkeypatch):
     here = {"processor": "here", "accelerator": None}
-    monkeypatch.setattr("sparsetune.studies.runner._here", lambda: here)
+    monkeypatch.setattr("sparsetune.studies.runner.here", lambda: here)
     done = job(settings("wrn28_4", train_limit=1000, test_limit=500, epochs=2))
     rows = [
         row(done, about=here, seconds=10.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsetune.data import count_steps
-from sparsetune.errors import DataError
-from sparsetune.studies.compare.entry import FEWER_BITS
 from sparsetune.studies.compare.methods import CHOSEN, Comparison, Entry
+from sparsetune.studies.compare.training import DTYPES
 from sparsetune.studies.paper.results import Spread
 from sparsetune.studies.sources import class_count
-from sparsetune.studies.store import Row
-
-DTYPES = ("float32", *FEWER_BITS)
+from sparsetune.studies.store import Row, from_lines, to_lines
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,7 @@ def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
 def lines(rows: Sequence[Row], comparison: Comparison) -> str:
     """Return JSON lines: what was compared, then each row of it with machine, versions, date and commit."""
     wanted = {job.id for job in comparison.jobs}
-    values = [{"comparison": comparison.to_json()}, *(row.to_json() for row in rows if row.id in wanted)]
-    return "".join(json.dumps(value) + "\n" for value in values)
+    return to_lines({"comparison": comparison.to_json()}, (row for row in rows if row.id in wanted))
 
 
 def read_lines(path: Path) -> tuple[list[Row], Comparison]:
@@ -92,13 +87,7 @@ def read_lines(path: Path) -> tuple[list[Row], Comparison]:
     Raises:
         DataError: When the file is none of these.
     """
-    try:
-        first, *rest = map(json.loads, path.read_text().splitlines())
-        return [Row(**line) for line in rest], Comparison.from_json(first["comparison"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not a results.jsonl of `sparsetune compare` ({error}); name one."
-        ) from error
+    return from_lines(path, "`sparsetune compare`", lambda first: Comparison.from_json(first["comparison"]))
 
 
 def _point(

@@ -12,7 +12,7 @@ from sparsetune.data.loading import loader
 from sparsetune.data.splits import split_in_two
 from sparsetune.errors import DivergedError
 from sparsetune.runs.spend import spend
-from sparsetune.studies.compare.entry import best_rate
+from sparsetune.studies.compare.training import best_rate
 from sparsetune.studies.jobs import Job, in_order
 from sparsetune.studies.runner import go
 from sparsetune.studies.store import open_store
