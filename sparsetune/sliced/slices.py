@@ -48,7 +48,8 @@ class Slice(Kind):
 
     def start(self, part: Part, whole: Tensor) -> tuple[tuple[nn.Parameter, ...], Tensor]:
         """Filters stay in the memory of ``whole``, other slices get their own."""
-        learned, rest = whole.data.split([part.k, part.size - part.k], self.dim)
+        learned = whole.data.narrow(self.dim, 0, part.k)
+        rest = whole.data.narrow(self.dim, part.k, part.size - part.k)  # counts changes of its own
         if self.dim:
             learned, rest = learned.clone(), rest.clone()
         return (nn.Parameter(learned),), rest
