@@ -1,6 +1,6 @@
 """A module of which a part is learned.
 
-Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a parameter; ``weight`` reads as both.
+Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a parameter; ``weight`` is both.
 
 - ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
   asked of it: learned values, frozen values, whether they are still the backbone's; and ``Taught``, what is
