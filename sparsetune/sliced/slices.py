@@ -48,7 +48,8 @@ class Slice(Kind):
 
     def start(self, part: Part, whole: Tensor) -> tuple[tuple[nn.Parameter, ...], Tensor]:
         """Filters stay in the memory of ``whole``, other slices get their own."""
-        learned, rest = whole.data.split([part.k, part.size - part.k], self.dim)
+        learned = whole.data.narrow(self.dim, 0, part.k)  # each .data counts changes of its own
+        rest = whole.data.narrow(self.dim, part.k, part.size - part.k)
         if self.dim:
             learned, rest = learned.clone(), rest.clone()
         return (nn.Parameter(learned),), rest
@@ -68,10 +69,10 @@ class Slice(Kind):
 
     def settle(self, module: nn.Module, leaf: str) -> None:
         """Let a slice of filters and its rest lie side by side if they can."""
+        learned, rest = module._parameters[leaf], frozen_rest(module, leaf)
         if _joined(module, leaf) is not None:
             return
         super().settle(module, leaf)
-        learned, rest = module._parameters[leaf], frozen_rest(module, leaf)
         if learned is not None and self.dim == 0 and joinable(learned, rest):
             join = module.__dict__[KEPT][leaf] = join_(learned, rest)
             module._buffers[rest_name(leaf)] = join.rest

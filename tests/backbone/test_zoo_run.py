@@ -12,7 +12,7 @@ import torch
 from forge import fresh
 
 import sparsetune as st
-from sparsetune.sliced import functions as ops
+from sparsetune.sliced import convolution as ops
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "results" / "zoo.py"
 NAMES = ["test_vit", "test_nfnet", "torchvision/squeezenet1_1"]

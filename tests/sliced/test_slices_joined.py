@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsetune.sliced.slices import join_, joinable
+from sparsetune.parts.part import Part
+from sparsetune.sliced.slices import Slice, join_, joinable
 
 WEIGHTS = {
     "contiguous": lambda: torch.randn(6, 4, 3, 3),
@@ -88,3 +89,13 @@ def test_what_cannot_lie_together_is_told():
     assert not joinable(learned, rest.to("meta"))
     learned.share_memory_()
     assert not joinable(learned, rest)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_change_of_the_slice_is_none_of_its_rest(dim):
+    part = Part("weight", (6, 4), dim, 2, True, (("", "weight"),))
+    (learned,), rest = Slice(dim).start(part, torch.randn(6, 4))
+    before = rest._version
+    with torch.no_grad():
+        learned.add_(1)
+    assert rest._version == before
