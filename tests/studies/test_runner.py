@@ -58,7 +58,7 @@ def test_a_budget_stops_and_the_next_call_goes_on_to_the_same(small, inline, pla
         while len(store.rows()) < 2:
             started = time.monotonic()
             go(jobs, store, inline, time_budget=0.6)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
             calls += 1
         assert calls > 1
         found = plain(store.rows())
