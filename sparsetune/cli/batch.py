@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.live import Live
 from rich.table import Table
 
@@ -105,14 +104,6 @@ class Shown:
 
 
 DATA = "data"
-
-TimeBudget = Annotated[
-    str | None,
-    typer.Option("--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
-]
 
 
 def seeds_from(text: str) -> tuple[int, ...]:

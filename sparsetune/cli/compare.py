@@ -5,43 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsetune.bench import is_installed
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import (
-    DryRun,
-    TimeBudget,
-    absent_data,
-    crew_of,
-    digests_in,
-    names_of,
-    possible,
-    seeds_from,
-    stored_in,
-    tell_done,
-    tell_open,
-    work_through,
-)
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.host import describe_machine, seconds_from, write_text
-from sparsetune.studies import VERSION, Place, Row, open_store, sources_from
-from sparsetune.studies.compare import (
-    FAMILIES,
-    THEIRS,
-    Comparison,
-    Table,
-    budgets,
-    choices,
-    chosen,
-    draw,
-    find,
-    lines,
-    methods,
-    verdicts,
-)
+
+if TYPE_CHECKING:
+    from sparsetune.studies import Row
+    from sparsetune.studies.compare import Comparison, Table
 
 RESULTS, PICTURE = "results.jsonl", "comparison.png"
 
@@ -65,15 +39,12 @@ def compare(
             "--data", help="NAME=FOLDER reads cifar10 or tiny-imagenet from there; may be repeated."
         ),
     ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option("--jobs", "-j", min=1, help="Trainings side by side."),
-    ] = 1,
-    time_budget: TimeBudget = None,
+    jobs: options.Jobs = 1,
+    time_budget: options.TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the picture.")
     ] = Path("runs/compare"),
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare accuracy a byte and a second: slices, low rank, all, PEFT LoRA.
@@ -83,6 +54,22 @@ def compare(
     Each method's learning rate is tuned on held-out pictures; at the end a step of each is timed, in
     turn. What is finished is kept; the same command goes on. Ends in results.jsonl and comparison.png.
     """
+    from sparsetune.bench import is_installed
+    from sparsetune.cli.batch import (
+        absent_data,
+        crew_of,
+        digests_in,
+        names_of,
+        possible,
+        seeds_from,
+        stored_in,
+        tell_done,
+        tell_open,
+        work_through,
+    )
+    from sparsetune.studies import VERSION, Place, open_store, sources_from
+    from sparsetune.studies.compare import Comparison
+
     deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     families = tuple(only.split(",")) if only else None
     here = describe_machine()
@@ -113,6 +100,8 @@ def compare(
 
 def _without_peft(comparison: Comparison) -> Comparison:
     """Leave out, with a word, what needs PEFT."""
+    from sparsetune.studies.compare import FAMILIES, THEIRS
+
     families = comparison.only or tuple(FAMILIES)
     left = tuple(name for name in families if name not in THEIRS)
     if left == families:
@@ -125,6 +114,8 @@ def _without_peft(comparison: Comparison) -> Comparison:
 
 def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) -> dict[str, str]:
     """Write results and picture, print the tables; return the files."""
+    from sparsetune.studies.compare import budgets, choices, chosen, draw, find, lines, methods, verdicts
+
     write_text(out / RESULTS, lines(rows, comparison))
     files = {"results": str(out / RESULTS)}
     points = find(rows, comparison)

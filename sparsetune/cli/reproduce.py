@@ -5,29 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import (
-    DryRun,
-    TimeBudget,
-    absent_data,
-    crew_of,
-    digests_in,
-    names_of,
-    possible,
-    seeds_from,
-    stored_in,
-    tell_done,
-    tell_open,
-    work_through,
-)
 from sparsetune.errors import DataError
 from sparsetune.host import seconds_from
-from sparsetune.studies import VERSION, Job, Place, open_store, sources_from
-from sparsetune.studies.paper import Selection, read_results, write_report
+
+if TYPE_CHECKING:
+    from sparsetune.studies import Job
+    from sparsetune.studies.paper import Selection
 
 SELECTION = "selection"
 REPORT = "report"
@@ -61,16 +49,16 @@ def paper(
     test_limit: Annotated[
         int | None, typer.Option("--test-limit", help="Use so many test pictures, balanced; likewise.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trainings side by side.")] = 1,
+    jobs: options.Jobs = 1,
     ray: Annotated[
         str | None,
         typer.Option("--ray", help="Address of a Ray cluster that does them; needs sparsetune[ray]."),
     ] = None,
-    time_budget: TimeBudget = None,
+    time_budget: options.TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the report.")
     ] = Path("runs/paper"),
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the experiments of the paper, and show ours beside theirs.
@@ -79,6 +67,21 @@ def paper(
 
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
+    from sparsetune.cli.batch import (
+        absent_data,
+        crew_of,
+        digests_in,
+        names_of,
+        possible,
+        seeds_from,
+        stored_in,
+        tell_done,
+        tell_open,
+        work_through,
+    )
+    from sparsetune.studies import VERSION, Place, open_store, sources_from
+    from sparsetune.studies.paper import Selection, write_report
+
     deadline = None if time_budget is None else time.monotonic() + seconds_from(time_budget)
     selection = Selection(
         preset=preset,
@@ -125,6 +128,9 @@ def report(
 
     Example: sparsetune reproduce report runs/paper
     """
+    from sparsetune.studies import open_store
+    from sparsetune.studies.paper import read_results, write_report
+
     if source.is_dir():
         with open_store(source, write=False) as store:
             rows, selection = store.rows(), store.noted(SELECTION)

@@ -17,7 +17,7 @@ from sparsetune.host.files import (
     write_bytes,
     write_text,
 )
-from sparsetune.host.machine import describe_machine, free_bytes, keep_freed_memory, pick_device
+from sparsetune.host.machine import describe_machine, free_bytes, is_main, keep_freed_memory, pick_device
 from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "fetch",
     "free_bytes",
     "is_address",
+    "is_main",
     "keep_freed_memory",
     "listed",
     "pick_device",
