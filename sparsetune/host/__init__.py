@@ -2,27 +2,36 @@
 
 Imports nothing of the house but errors. What a room above wants from the system goes through here.
 
+- ``lazy``: doors whose names are imported when they are used, and what follows another import.
 - ``files``: files that appear whole or not at all; a delta's ``hf://`` address to a local file.
 - ``machine``: devices, free memory, what a measurement was taken on.
 - ``text``: counts, sizes and durations, in words and from words.
 """
 
-from sparsetune.host.files import (
-    DELTA,
-    Address,
-    explain,
-    fetch,
-    is_address,
-    replacing,
-    write_bytes,
-    write_text,
-)
-from sparsetune.host.machine import describe_machine, free_bytes, is_main, keep_freed_memory, pick_device
-from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
+from typing import TYPE_CHECKING
+
+from sparsetune.host.lazy import after_import, lazily
+
+if TYPE_CHECKING:
+    from sparsetune.host.files import (
+        DELTA,
+        Address,
+        explain,
+        fetch,
+        is_address,
+        replacing,
+        write_bytes,
+        write_text,
+    )
+    from sparsetune.host.machine import describe_machine, free_bytes, is_main, keep_freed_memory, pick_device
+    from sparsetune.host.text import bytes_from, duration, listed, seconds_from, share, size
+else:
+    __getattr__ = lazily(__name__)
 
 __all__ = [
     "Address",
     "DELTA",
+    "after_import",
     "bytes_from",
     "describe_machine",
     "duration",
@@ -32,6 +41,7 @@ __all__ = [
     "is_address",
     "is_main",
     "keep_freed_memory",
+    "lazily",
     "listed",
     "pick_device",
     "replacing",
