@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from sparsetune.backbone import Backbone, create, names
-from sparsetune.data import Data, Preprocessing, open_data
-from sparsetune.delta import inspect, load, save, verify
-from sparsetune.errors import SparsetuneError
-from sparsetune.narrow import load_slim, slim, slimming
-from sparsetune.parts import Plan, plan
-from sparsetune.publish import from_pretrained, push, save_pretrained
-from sparsetune.runs import Choice, choose
-from sparsetune.serve import Ensemble, Tasks
-from sparsetune.sliced import adapt_, adapted, merge_
-from sparsetune.spec import FitConfig, Learn
-from sparsetune.train import Epoch, fit
+from sparsetune.host import after_import, lazily
 
-__version__ = version("sparsetune")
+if TYPE_CHECKING:
+    from sparsetune.backbone import Backbone, create, names
+    from sparsetune.data import Data, Preprocessing, open_data
+    from sparsetune.delta import inspect, load, save, verify
+    from sparsetune.errors import SparsetuneError
+    from sparsetune.narrow import load_slim, slim, slimming
+    from sparsetune.parts import Plan, plan
+    from sparsetune.publish import from_pretrained, push, save_pretrained
+    from sparsetune.runs import Choice, choose
+    from sparsetune.serve import Ensemble, Tasks
+    from sparsetune.sliced import adapt_, adapted, merge_
+    from sparsetune.spec import FitConfig, Learn
+    from sparsetune.train import Epoch, fit
+
+    __version__: str
+else:
+    _hand_on = lazily(__name__)
+
+    def __getattr__(name: str) -> Any:
+        if name != "__version__":
+            return _hand_on(name)
+        from importlib.metadata import version  # late: it takes as long as all else here
+
+        return version("sparsetune")
+
 
 __all__ = [
     "Backbone",
@@ -51,3 +64,10 @@ __all__ = [
     "slimming",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+after_import("timm", "sparsetune.backbone.models")  # which registers them there

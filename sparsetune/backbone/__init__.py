@@ -3,31 +3,38 @@
 Imports ``parts``.
 
 - ``zoo``: ``create``, a model by its name on its backbone, and the same again from what a file says.
-- ``origin``: ``Backbone`` and ``Origin``, which tell where values come from; fingerprints; checkpoints.
+- ``source``: ``Backbone`` and ``Origin``, which tell where values come from; ``origin``: those of a model,
+  fingerprints, checkpoints.
 - ``seeding``: the generator, the same bytes everywhere; ``observe``: which law each tensor of a model
   follows, seen while it is built.
 - ``pretrained``: published weights; ``outputs``: what a model returns, as logits and loss.
-- ``models``: the paper's networks.
+- ``models``: the paper's networks, which timm knows once it is imported.
 
 A weight starts in ``zoo``, which has ``observe`` watch the constructor and ``seeding`` draw the values.
 """
 
-from sparsetune.backbone.origin import (
-    MADE,
-    ORIGIN,
-    Backbone,
-    Layer,
-    Origin,
-    changed,
-    file_digest,
-    fingerprint,
-    origin_of,
-    structure,
-)
-from sparsetune.backbone.outputs import check_classifier, logits_of, loss_of
-from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
-from sparsetune.backbone.seeding import GENERATOR_VERSION, Law, draw
-from sparsetune.backbone.zoo import create, names, plain_arguments, recreate, skeleton
+from typing import TYPE_CHECKING
+
+from sparsetune.host import lazily
+
+if TYPE_CHECKING:
+    from sparsetune.backbone.origin import (
+        MADE,
+        ORIGIN,
+        Layer,
+        changed,
+        file_digest,
+        fingerprint,
+        origin_of,
+        structure,
+    )
+    from sparsetune.backbone.outputs import check_classifier, logits_of, loss_of
+    from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
+    from sparsetune.backbone.seeding import Law, draw
+    from sparsetune.backbone.source import GENERATOR_VERSION, Backbone, Origin
+    from sparsetune.backbone.zoo import create, names, plain_arguments, recreate, skeleton
+else:
+    __getattr__ = lazily(__name__)
 
 __all__ = [
     "Backbone",

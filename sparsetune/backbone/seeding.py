@@ -23,10 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparsetune.backbone.source import GENERATOR_VERSION
 from sparsetune.errors import ConfigError
-
-GENERATOR_VERSION = 1
-"""Part of every key: it changes whenever any value would."""
 
 Floats = NDArray[np.float64]
 

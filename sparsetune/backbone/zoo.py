@@ -20,13 +20,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-import sparsetune.backbone.models  # noqa: F401  (registers the paper's networks with timm)
 from sparsetune.backbone.observe import draw_initial, observing
 from sparsetune.backbone.origin import (
     MADE,
     ORIGIN,
-    Backbone,
-    Origin,
     file_digest,
     load_checkpoint,
     structure,
@@ -46,6 +43,7 @@ from sparsetune.backbone.pretrained import (
     weights_of,
 )
 from sparsetune.backbone.seeding import check_seed
+from sparsetune.backbone.source import Backbone, Origin
 from sparsetune.errors import BackboneError, ConfigError, SparsetuneError, UnknownNameError
 from sparsetune.parts import HEAD, STORED, head_names
 

@@ -6,11 +6,13 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from sparsetune.cli import bench, compare, console, deltas, evaluate, fit, models, predict, reproduce, values
+from sparsetune.cli import compare, console, deltas, evaluate, fit, models, reproduce, values
+from sparsetune.cli.options import expanded
 from sparsetune.errors import SparsetuneError
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -25,6 +27,24 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+completion_init()  # _SPARSETUNE_COMPLETE=source_bash sparsetune prints what bash evaluates
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from sparsetune import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None: ...
 
 
 papers = typer.Typer(
@@ -37,14 +57,15 @@ app.add_typer(papers)
 
 def _command(name: str, function: Callable[..., None], group: typer.Typer = app) -> None:
     """Add a command; a user's mistake ends in one sentence, and so does Ctrl-C."""
+    command = expanded(function)
 
-    @functools.wraps(function)
+    @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         for library in ("huggingface_hub", "matplotlib"):
             logging.getLogger(library).setLevel(logging.ERROR)
         try:
             with console.own_warnings():
-                function(*args, **kwargs)
+                command(*args, **kwargs)
         except SparsetuneError as error:
             console.complain(error)
             raise typer.Exit(MISTAKE) from error
@@ -58,7 +79,7 @@ def _command(name: str, function: Callable[..., None], group: typer.Typer = app)
 _command("fit", fit.fit)
 _command("plan", models.plan)
 _command("eval", evaluate.evaluate)
-_command("predict", predict.predict)
+_command("predict", evaluate.predict)
 _command("info", deltas.info)
 _command("verify", deltas.verify)
 _command("merge", deltas.merge)
@@ -71,7 +92,7 @@ _command("stack", values.stack)
 _command("bundle", values.bundle)
 _command("push", deltas.push)
 _command("pull", deltas.pull)
-_command("bench", bench.bench)
+_command("bench", models.bench)
 _command("compare", compare.compare)
 _command("models", models.models)
 _command("paper", reproduce.paper, papers)

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import typer
 from rich.live import Live
 from rich.table import Table
 
@@ -112,14 +111,6 @@ class Shown:
 
 
 DATA = "data"
-
-TimeBudget = Annotated[
-    str | None,
-    typer.Option("--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
-]
 
 
 def seeds_from(text: str) -> tuple[int, ...]:

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsetune.bench import is_installed
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import DryRun, Options, TimeBudget, deadline_of, go_through, seeds_from
 from sparsetune.errors import ConfigError
 from sparsetune.host import describe_machine, write_text
-from sparsetune.studies import VERSION, Row, Store
-from sparsetune.studies.compare import (
-    FAMILIES,
-    THEIRS,
-    Comparison,
-    Table,
-    budgets,
-    choices,
-    chosen,
-    draw,
-    find,
-    lines,
-    methods,
-    verdicts,
-)
+
+if TYPE_CHECKING:
+    from sparsetune.studies import Row, Store
+    from sparsetune.studies.compare import Comparison, Table
 
 RESULTS, PICTURE = "results.jsonl", "comparison.png"
 
@@ -51,15 +38,12 @@ def compare(
             "--data", help="NAME=FOLDER reads cifar10 or tiny-imagenet from there; may be repeated."
         ),
     ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option("--jobs", "-j", min=1, help="Trainings side by side."),
-    ] = 1,
-    time_budget: TimeBudget = None,
+    jobs: options.Jobs = 1,
+    time_budget: options.TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the picture.")
     ] = Path("runs/compare"),
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare accuracy a byte and a second: slices, low rank, all, PEFT LoRA.
@@ -69,6 +53,11 @@ def compare(
     Each method's learning rate is tuned on held-out pictures; at the end a step of each is timed, in
     turn. What is finished is kept; the same command goes on. Ends in results.jsonl and comparison.png.
     """
+    from sparsetune.bench import is_installed
+    from sparsetune.cli.batch import Options, deadline_of, go_through, seeds_from
+    from sparsetune.studies import VERSION
+    from sparsetune.studies.compare import Comparison
+
     given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json)
     here = describe_machine()
     comparison = Comparison(
@@ -89,6 +78,8 @@ def compare(
 
 def _without_peft(comparison: Comparison) -> Comparison:
     """Leave out, with a word, what needs PEFT."""
+    from sparsetune.studies.compare import FAMILIES, THEIRS
+
     families = comparison.only or tuple(FAMILIES)
     left = tuple(name for name in families if name not in THEIRS)
     if left == families:
@@ -101,6 +92,8 @@ def _without_peft(comparison: Comparison) -> Comparison:
 
 def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) -> dict[str, str]:
     """Write results and picture, print the tables; return the files."""
+    from sparsetune.studies.compare import budgets, choices, chosen, draw, find, lines, methods, verdicts
+
     write_text(out / RESULTS, lines(rows, comparison))
     files = {"results": str(out / RESULTS)}
     points = find(rows, comparison)

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.cells import cell_len
@@ -21,11 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sparsetune.data import Data, namesake
 from sparsetune.errors import Notice
+from sparsetune.host import is_main
 from sparsetune.host import share as share
 from sparsetune.host import size as size
-from sparsetune.train import is_main
+
+if TYPE_CHECKING:
+    from sparsetune.data import Data
 
 silent = not is_main()
 """Of several processes that train together only the main one speaks."""
@@ -94,6 +96,8 @@ def complain(error: Exception) -> None:
 
 def tell_data(data: Data) -> None:
     """Print on stderr what was found in a folder, and whether it, or a built-in, was meant."""
+    from sparsetune.data import namesake
+
     for line in (namesake(data.source), data.found):
         if line:
             err.print(line)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sparsetune.cli import console, options
-from sparsetune.delta import Header, inspect, load, write_plain
-from sparsetune.delta import verify as check
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import fetch
-from sparsetune.narrow import pictures, write_slim
-from sparsetune.narrow import slim as narrowed
-from sparsetune.publish import export_onnx
-from sparsetune.publish import pull as download
-from sparsetune.publish import push as upload
-from sparsetune.sliced import adapted, merge_
+
+if TYPE_CHECKING:
+    from sparsetune.delta import Header
 
 
 def info(delta: options.Delta, as_json: options.Json = False) -> None:
@@ -27,7 +21,9 @@ def info(delta: options.Delta, as_json: options.Json = False) -> None:
 
     Example: sparsetune info runs/NAME/delta.safetensors
     """
-    header = inspect(delta)
+    from sparsetune.delta import read_header
+
+    header = read_header(delta)
     size = fetch(delta).stat().st_size
     if as_json:
         tensors = [{"name": e.name, "dtype": e.dtype, "shape": list(e.shape)} for e in header.entries]
@@ -52,6 +48,8 @@ def verify(
 
     Example: sparsetune verify runs/NAME/delta.safetensors
     """
+    from sparsetune.delta import verify as check
+
     try:
         header = check(delta, backbone=backbone, allow_network=allow_network)
     except SparsetuneError as error:
@@ -81,6 +79,9 @@ def merge(
     Example: sparsetune merge runs/NAME/delta.safetensors -o whole.safetensors
     """
     options.check_out(out, delta, "merge", "checkpoint")
+    from sparsetune.delta import inspect, load, write_plain
+    from sparsetune.sliced import merge_
+
     header = inspect(delta)
     net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
     write_plain(net, out)
@@ -134,6 +135,10 @@ def export(
     """
     if out.suffix != ".onnx":
         raise ConfigError(f"'{out}' does not end in .onnx, the one format that export writes; rename it.")
+    from sparsetune.delta import inspect, load
+    from sparsetune.publish import export_onnx
+    from sparsetune.sliced import merge_
+
     header = inspect(delta)
     if header.preprocessing is None:
         raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
@@ -168,6 +173,11 @@ def slim(
     Example: sparsetune slim runs/NAME/delta.safetensors -o slim.safetensors
     """
     options.check_out(out, delta, "slim", "slim network")
+    from sparsetune.delta import inspect, load
+    from sparsetune.narrow import pictures, write_slim
+    from sparsetune.narrow import slim as narrowed
+    from sparsetune.sliced import adapted
+
     header = inspect(delta)
     net = load(delta, backbone=backbone, allow_network=allow_network)
     made = adapted(net).plan
@@ -200,6 +210,10 @@ def push(
 
     Example: sparsetune push runs/NAME/delta.safetensors OWNER/NAME
     """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from sparsetune.publish import push as upload
+
     if not console.err.is_terminal:
         disable_progress_bars()
     url = upload(delta, repo, private=private, revision=revision, message=message)
@@ -221,6 +235,8 @@ def pull(
 
     Example: sparsetune pull OWNER/NAME -o cats.safetensors
     """
+    from sparsetune.publish import pull as download
+
     path = download(repo, out, revision=revision)
     if as_json:
         console.print_json({"repo": repo, "delta": str(path), "file_bytes": path.stat().st_size})

@@ -1,32 +1,28 @@
-"""``sparsetune eval``."""
+"""``sparsetune eval`` and ``predict``: what deltas say of pictures."""
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import Tensor, nn
 
 from sparsetune.cli import console, options
-from sparsetune.data import NAMES, Data, Overlap, Seen, Split, loader, open_data
-from sparsetune.delta import Header, inspect, is_bundle, load, unpacked
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.host import pick_device
-from sparsetune.train import (
-    Detection,
-    Diversity,
-    Scores,
-    calibrated,
-    detection,
-    diversity,
-    pictures_for,
-    predict_logits,
-    scores,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsetune.data import Data, Overlap, Preprocessing, Split
+    from sparsetune.delta import Header
+    from sparsetune.train import Detection, Diversity, Scores
+
+SOME_FAILED, ALL_FAILED = 1, 2
+"""Exit codes of ``predict`` where some pictures, or all, cannot be read."""
 
 
 def evaluate(
@@ -73,6 +69,8 @@ class _File:
 
 def _files(path: str, backbone: str | None, held: ExitStack) -> list[_File]:
     """A delta as it is, or those of a bundle."""
+    from sparsetune.delta import is_bundle, unpacked
+
     if not is_bundle(path):
         return [_File(path, path, backbone)]
     inside = held.enter_context(unpacked(path))
@@ -90,6 +88,13 @@ def _evaluate(
     allow_network: bool,
     as_json: bool,
 ) -> None:
+    import torch
+
+    from sparsetune.data import loader, open_data
+    from sparsetune.delta import inspect, load
+    from sparsetune.host import pick_device
+    from sparsetune.train import diversity, pictures_for, predict_logits
+
     place = pick_device(device)
     headers = [inspect(file.path) for file in files]
     opened = open_data(data or _trained_on(headers[0]), test_limit=test_limit)
@@ -149,6 +154,8 @@ class _Measured:
 
 
 def _measure(name: str, known: Tensor, labels: Tensor, other: Tensor | None) -> _Measured:
+    from sparsetune.train import calibrated, detection, scores
+
     detects = None if other is None else detection(known, other)
     return _Measured(name, scores(known, labels), scores(calibrated(known, labels), labels), detects)
 
@@ -197,6 +204,8 @@ def _cells(each: _Measured) -> list[str]:
 
 def _overlaps(headers: list[Header], test: Split) -> list[Overlap | None]:
     """How many of the pictures each delta was trained on; ``None`` for one that does not say."""
+    from sparsetune.data import Seen
+
     known = [Seen.from_json(header.training) for header in headers]
     keys = test.keys() if any(known) else None
     return [each.overlap(keys) if each and keys is not None else None for each in known]
@@ -211,6 +220,8 @@ def _warn(name: str, overlap: Overlap, count: int) -> None:
 
 
 def _trained_on(header: Header) -> str:
+    from sparsetune.data import NAMES
+
     name = header.training.get("data")
     if name not in NAMES:
         raise ConfigError(
@@ -229,3 +240,99 @@ def _check_classes(name: str, header: Header, data: Data) -> None:
         f"{name} knows {header.num_classes} classes{named}, but {data.name} has "
         f"{len(data.classes)} ({', '.join(data.classes[:3])}, …); evaluate it on data of its own classes."
     )
+
+
+def predict(
+    delta: options.Delta,
+    images: Annotated[
+        list[str], typer.Argument(help="Pictures, folders of pictures, or patterns such as 'photos/*.jpg'.")
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, help="Show so many classes of each.")] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time; memory grows with it.")
+    ] = 32,
+    device: options.Device = None,
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    as_json: options.Json = False,
+) -> None:
+    """Name what is in pictures.
+
+    Example: sparsetune predict runs/NAME/delta.safetensors cat.jpg photos/
+
+    Pictures that cannot be read are named on stderr, and the others answered; the exit code is then 1.
+    """
+    import torch
+
+    from sparsetune.backbone import logits_of
+    from sparsetune.delta import inspect, load
+    from sparsetune.host import pick_device
+
+    place = pick_device(device)
+    header = inspect(delta)
+    if header.preprocessing is None:
+        raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
+    named = [each for word in images for each in _pictures(word)]
+    if all(error for _, error in named):
+        raise DataError("\n".join(str(error) for _, error in named))
+    net = load(delta, backbone=backbone, allow_network=allow_network).to(place)
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(named), batch_size):
+        batch = named[start : start + batch_size]
+        answers = [(name, error or _read(name, header.preprocessing)) for name, error in batch]
+        readable = [x for _, x in answers if not isinstance(x, DataError)]
+        if readable:
+            with torch.inference_mode():
+                rows = iter(logits_of(net(torch.stack(readable).to(place))).softmax(1).cpu())
+        for name, answer in answers:
+            if isinstance(answer, DataError):
+                console.complain(answer)
+                found.append({"image": name, "error": str(answer)})
+                continue
+            ranked = _ranked(next(rows), header.classes, top)
+            found.append({"image": name, "classes": [{"name": n, "probability": p} for n, p in ranked]})
+            if not as_json:
+                console.out.print(name, style="bold")
+                for label, probability in ranked:
+                    console.out.print(f"  {probability:7.2%}  {label}")
+    failed = sum("error" in each for each in found)
+    if failed == len(found):
+        raise typer.Exit(ALL_FAILED)
+    if as_json:
+        console.print_json(found)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _pictures(word: str) -> Iterator[tuple[str, DataError | None]]:
+    """Yield the pictures that an argument names, in the order of their names, or why there are none."""
+    from sparsetune.data import scan
+
+    path = Path(word).expanduser()
+    matches = [] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 (no hidden files)
+    if matches:
+        for match in sorted(matches):
+            yield from _pictures(match)
+    elif path.is_dir():
+        inside = scan(path).below()
+        yield from ((picture, None) for picture in inside)
+        if not inside:
+            yield str(path), DataError(f"folder '{path}' holds no pictures; name one that does.")
+    else:
+        yield str(path), None
+
+
+def _read(picture: str, preprocessing: Preprocessing) -> Tensor | DataError:
+    """The model's input, or why there is none."""
+    from sparsetune.data import decode
+
+    try:
+        return preprocessing.apply(decode(picture, f"image '{picture}'"))
+    except DataError as error:
+        return error
+
+
+def _ranked(row: Tensor, classes: tuple[str, ...] | None, top: int) -> list[tuple[str, float]]:
+    values, indices = row.topk(min(top, len(row)))
+    pairs = zip(indices.tolist(), values.tolist(), strict=True)
+    return [(classes[index] if classes else str(index), value) for index, value in pairs]

@@ -1,161 +1,53 @@
-"""``sparsetune fit``."""
+"""``sparsetune fit``: what it reads, does and says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.progress import Progress, TaskID
+from rich.table import Table
 
 from sparsetune.cli import console, options
-from sparsetune.cli.options import DATA, RUN, TRAINING
-from sparsetune.cli.outcome import budget_from, precision_from, tell, tell_members, tell_run
-from sparsetune.data import Data
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.host import seconds_from
-from sparsetune.parts import Plan
-from sparsetune.runs import Run, bundle_members, run, run_members
-from sparsetune.spec import FitConfig, Learn
-from sparsetune.train import Epoch, Step
+from sparsetune.host import DELTA, bytes_from, seconds_from
+from sparsetune.spec import PRECISIONS, Learn, Precision
 
-Made = TypeVar("Made")
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from sparsetune.data import Data
+    from sparsetune.parts import Plan
+    from sparsetune.runs import Choice, Outcome, Run, Together, Trial
+    from sparsetune.train import Epoch, Step
+
+BESIDE_A_BUDGET: dict[str, Any] = {"fraction": None, "filters": 0, "rank": None, "layers": None, "dim": "out"}
+"""What a spec has in the place of what a budget chooses."""
 
 
 def fit(
+    *,
     model: options.Model = "wrn28_4",
     img_size: options.ImgSize = None,
     in_chans: options.InChans = None,
     model_kwargs: options.ModelKwargs = None,
-    fraction: options.Fraction = None,
-    filters: options.Filters = None,
-    rank: options.Rank = None,
-    dim: options.Dim = "out",
-    layers: options.Layers = None,
-    norm: options.Norm = True,
-    head: options.Head = True,
-    frozen: options.Frozen = None,
+    learned: options.Learned,
     budget: options.Budget = None,
     backbone_seed: options.BackboneSeed = 0,
     pretrained: options.Pretrained = False,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            "--init-from",
-            rich_help_panel=options.LEARNED,
-            help="A whole .safetensors checkpoint to stand on, or a delta to start from.",
-        ),
-    ] = None,
+    init_from: options.InitFrom = None,
     data: options.DataName = "digits",
-    size: Annotated[
-        int | None, typer.Option("--size", rich_help_panel=DATA, help="Resize pictures to this side.")
-    ] = None,
-    train_limit: Annotated[
-        int | None,
-        typer.Option(
-            "--train-limit",
-            rich_help_panel=DATA,
-            help="Use so many training pictures, balanced over classes.",
-        ),
-    ] = None,
-    test_limit: Annotated[
-        int | None,
-        typer.Option(
-            "--test-limit", rich_help_panel=DATA, help="Use so many test pictures, balanced over classes."
-        ),
-    ] = None,
-    workers: Annotated[
-        int,
-        typer.Option("--workers", "-j", rich_help_panel=DATA, help="Processes that decode pictures."),
-    ] = 0,
-    epochs: Annotated[
-        int, typer.Option("--epochs", rich_help_panel=TRAINING, help="Passes over the training pictures.")
-    ] = 10,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", rich_help_panel=TRAINING, help="Pictures a step.")
-    ] = 64,
-    opt: Annotated[
-        str,
-        typer.Option(
-            "--opt",
-            rich_help_panel=TRAINING,
-            help="One of timm's optimisers, such as momentum, or adamw with --lr 0.001; or yellowfin.",
-        ),
-    ] = "momentum",
-    lr: Annotated[
-        float, typer.Option("--lr", rich_help_panel=TRAINING, help="Learning rate at the start.")
-    ] = 0.1,
-    sched: Annotated[
-        str,
-        typer.Option(
-            "--sched",
-            rich_help_panel=TRAINING,
-            help="How it falls to zero: cosine, tanh or poly; or multistep, or none.",
-        ),
-    ] = "cosine",
-    decay_milestones: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--decay-milestones",
-            rich_help_panel=TRAINING,
-            help="An epoch after which multistep lowers it; may be repeated.",
-        ),
-    ] = None,
-    decay_rate: Annotated[
-        float,
-        typer.Option("--decay-rate", rich_help_panel=TRAINING, help="By which factor multistep does."),
-    ] = 0.1,
-    weight_decay: Annotated[
-        float, typer.Option("--weight-decay", rich_help_panel=TRAINING, help="On learned weights.")
-    ] = 5e-4,
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", rich_help_panel=TRAINING, help="Seed of the training: order, augmentation, dropout."
-        ),
-    ] = 0,
-    amp: Annotated[
-        str | None, typer.Option("--amp", rich_help_panel=TRAINING, help="Mixed precision: bf16 or fp16.")
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", rich_help_panel=TRAINING, help="Use torch.compile.")
-    ] = False,
-    grad_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--grad-checkpointing",
-            rich_help_panel=TRAINING,
-            help="Compute activations anew in the backward pass: less memory, more time.",
-        ),
-    ] = False,
-    device: options.Device = None,
-    members: Annotated[
-        int,
-        typer.Option(
-            "--members",
-            rich_help_panel=RUN,
-            help="Train an ensemble of so many, with the seeds that follow --seed, over one backbone.",
-        ),
-    ] = 1,
-    one_file: Annotated[
-        bool,
-        typer.Option("--bundle", rich_help_panel=RUN, help="Put the members into one file as well."),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", rich_help_panel=RUN, help="Folder of the run; runs/NAME if left out."),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", rich_help_panel=RUN, help="Go on where the same command stopped."),
-    ] = False,
-    time_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--time-budget", rich_help_panel=RUN, help="Stop cleanly after this long, such as 90s or 9m."
-        ),
-    ] = None,
+    size: options.Size = None,
+    train_limit: options.TrainLimit = None,
+    test_limit: options.TestLimit = None,
+    trained: options.Trained,
+    members: options.Members = 1,
+    one_file: options.OneFile = False,
+    out: options.RunFolder = None,
+    resume: options.Resume = False,
+    time_budget: options.RunTime = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
@@ -166,46 +58,30 @@ def fit(
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder.
     """
     problems: list[str] = []
-    seconds = _collect(problems, lambda: None if time_budget is None else seconds_from(time_budget))
-    sizes = {"fraction": fraction, "filters": filters, "rank": rank, "layers": layers}
-    nbytes = _collect(problems, lambda: budget_from(budget, sizes, dim, frozen))
-    learn = _collect(
-        problems,
-        lambda: (
-            options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
-            if budget is None
-            else Learn(filters=0, norm=norm, head=head, frozen=_any(frozen))
-        ),
-    )
-    config = _collect(
-        problems,
-        lambda: FitConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            opt=opt,
-            lr=lr,
-            sched=_any(sched),
-            decay_milestones=tuple(decay_milestones or ()),
-            decay_rate=decay_rate,
-            weight_decay=weight_decay,
-            seed=seed,
-            amp=_any(amp),
-            compile=compile_,
-            grad_checkpointing=grad_checkpointing,
-            workers=workers,
-            device=device,
-        ),
-    )
-    precision = _collect(problems, lambda: precision_from(dtype, budget))
-    kwargs = _collect(problems, lambda: options.kwargs_from(model, img_size, in_chans, model_kwargs))
+    with _noted(problems):
+        seconds = None if time_budget is None else seconds_from(time_budget)
+    with _noted(problems):
+        nbytes = _budget_from(budget, learned.values)
+    with _noted(problems):
+        learn = learned.made() if budget is None else learned.made(**BESIDE_A_BUDGET)
+    with _noted(problems):
+        config = trained.made()
+    with _noted(problems):
+        precision = _precision_from(dtype)
+    with _noted(problems):
+        kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs)
     if one_file and members == 1:
         problems.append("--bundle needs --members; one delta is one file already.")
     ConfigError.collect(problems)
+
+    # late: a mistake is told without torch
+    from sparsetune.runs import KEPT, Run, bundle_members, run, run_members
+
     settings = Run(
         model=model,
         model_kwargs=kwargs,
-        learn=_any(learn),
-        config=_any(config),
+        learn=learn,
+        config=config,
         data=data,
         size=size,
         train_limit=train_limit,
@@ -214,36 +90,74 @@ def fit(
         pretrained=pretrained,
         init_from=init_from,
         budget=nbytes,
-        dtype=precision,
+        dtype=precision if dtype or budget is None else KEPT,
     )
     with console.progress() as bars:
         how: Any = {
             "resume": resume,
             "time_budget": seconds,
-            "watch": _Watch(bars, epochs),
+            "watch": _Watch(bars, config.epochs),
             "started": _announce,
-            "choosing": tell,
+            "choosing": _tell_choice,
         }
         together = run_members(settings, members, out, **how) if members != 1 else None
         outcome = together.members[-1] if together else run(settings, out, **how)
     if together and together.finished and one_file:
         bundle_members(together, settings)
     if together:
-        tell_members(together, settings, members, as_json)
+        _tell_members(together, settings, members, as_json)
     else:
-        tell_run(outcome, settings, as_json)
+        _tell_run(outcome, settings, as_json)
 
 
-def _any(value: Any) -> Any:
-    return value
-
-
-def _collect(problems: list[str], make: Callable[[], Made]) -> Made | None:
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Note what is wrong and go on, so that all of it is told at once."""
     try:
-        return make()
+        yield
     except SparsetuneError as error:
         problems.append(str(error))
+
+
+def _budget_from(text: str | None, given: Mapping[str, object]) -> int | None:
+    """Read ``--budget``, which takes the place of the options that say what is learned.
+
+    Args:
+        text: The option's value; ``None`` if it was not given.
+        given: Those options' values by name.
+
+    Raises:
+        ConfigError: When it is no size, or one of the others is given too; all problems together.
+    """
+    if text is None:
         return None
+    problems = []
+    others = [f"--{n}" for n in BESIDE_A_BUDGET if given.get(n, getattr(Learn, n)) != getattr(Learn, n)]
+    if others:
+        problems.append(
+            f"--budget chooses what is learned, and so would {' and '.join(others)}; leave these out."
+        )
+    if given.get("frozen") == "zero":
+        problems.append("--budget chooses among low ranks too, which --frozen zero excludes; leave one out.")
+    nbytes = None
+    try:
+        nbytes = bytes_from(text)
+    except ConfigError as error:
+        problems.append(str(error))
+    ConfigError.collect(problems)
+    return nbytes
+
+
+def _precision_from(text: str | None) -> Precision | None:
+    """Read ``--dtype``; ``None`` keeps all bits.
+
+    Raises:
+        ConfigError: When it is no precision.
+    """
+    named: dict[str | None, Precision | None] = {"float32": None, **{name: name for name in PRECISIONS}}
+    if text is not None and text not in named:
+        raise ConfigError(f"--dtype '{text}' is not one of {', '.join(map(str, named))}.")
+    return named.get(text)
 
 
 def _announce(made: Plan, data: Data) -> None:
@@ -261,6 +175,8 @@ class _Watch:
         self.task: TaskID | None = None
 
     def __call__(self, event: Step | Epoch) -> None:
+        from sparsetune.train import Step
+
         if isinstance(event, Step):
             if self.task is None:
                 self.task = self.bars.add_task("training", total=self.epochs * event.steps)
@@ -272,3 +188,169 @@ class _Watch:
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
                 f"{event.watched} {getattr(event, f'{event.watched}_top1'):7.2%}  {event.seconds:.1f} s"
             )
+
+
+def _tell_choice(event: Trial | Choice) -> None:
+    """Show a trial as a line, and a choice as a table, on stderr."""
+    from sparsetune.runs import Trial
+
+    if isinstance(event, Trial):
+        said = "diverged" if event.loss is None else f"held-out loss {event.loss:.3f}"
+        console.err.print(f"trial  {event.name}: {said} after {event.steps} steps")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("candidate", "learned", "bytes", "steps", "loss", "accuracy", ""):
+        is_name = column == "candidate"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    for trial in event.trials:
+        tried = trial.loss is not None and trial.top1 is not None
+        table.add_row(
+            trial.name,
+            f"{trial.learned_parameters:,}",
+            f"{trial.delta_bytes:,}",
+            f"{trial.steps}" if trial.steps else "-",
+            f"{trial.loss:.3f}" if tried else "-",
+            f"{trial.top1:.2%}" if tried else "-",
+            "chosen" if trial.name == event.name else "",
+        )
+    console.err.print(table)
+    console.err.print(f"chosen  {event.name}: {event.why}")
+
+
+def _tell_run(outcome: Outcome, settings: Run, as_json: bool) -> None:
+    """Say what one run came to."""
+    if as_json:
+        console.print_json(_summary(outcome))
+    elif outcome.finished:
+        _report(outcome, settings)
+    if outcome.finished:
+        _tell_shared(outcome.folder / DELTA)
+    else:
+        console.err.print(
+            f"time is up after {_epochs(len(outcome.history))} of {settings.config.epochs}, "
+            f"saved in {outcome.folder}; the same command with --resume goes on."
+        )
+
+
+def _tell_members(together: Together, settings: Run, count: int, as_json: bool) -> None:
+    """Say what an ensemble came to."""
+    if as_json:
+        value: dict[str, Any] = {"folder": str(together.folder), "finished": together.finished}
+        value["members"] = [_summary(member) for member in together.members]
+        if together.scores and together.diversity:
+            value["ensemble"] = {**together.scores.to_json(), **together.diversity.to_json()}
+        console.print_json(value)
+    elif together.scores and together.diversity:
+        single = [_result(delta)["test_top1"] for delta in together.deltas]
+        learned = sum(member.plan.learned_parameters for member in together.members)
+        sizes = [delta.stat().st_size for delta in together.deltas]
+        console.print_fields(
+            [
+                ("ensemble accuracy", f"{together.scores.top1:.2%}  (loss {together.scores.nll:.3f})"),
+                (
+                    "members",
+                    f"{', '.join(f'{top1:.2%}' for top1 in single)}  (mean {sum(single) / count:.2%})",
+                ),
+                ("disagreement", f"{together.diversity.disagreement:.2%} of pairs"),
+                ("learned", f"{learned:,} values in {count} members"),
+                ("size", f"{console.size(sum(sizes))} in {together.folder}"),
+            ]
+        )
+        from sparsetune.runs import BUNDLE
+
+        bundled = together.folder / BUNDLE
+        files = [bundled] if bundled.is_file() else together.deltas
+        console.out.print(f"\nnext: {shlex.join(_next(files, together.deltas[0], settings))}")
+    if together.finished:
+        _tell_shared(together.deltas[0])
+    else:
+        done = sum(member.finished for member in together.members)
+        console.err.print(
+            f"time is up after {done} of {count} members, saved in {together.folder}; "
+            "the same command with --resume goes on."
+        )
+
+
+def _tell_shared(delta: Path) -> None:
+    """Say where test pictures were trained on."""
+    from sparsetune.data import Seen
+    from sparsetune.delta import inspect
+
+    seen = Seen.from_json(inspect(delta).training)
+    if seen and seen.shared:
+        console.err.print(
+            f"{seen.shared:,} of the test pictures were trained on, now or before, so the test accuracy is "
+            "better than on new ones; take them out of one of the two."
+        )
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    from sparsetune.runs import CHECKPOINT
+
+    delta = outcome.folder / DELTA
+    chosen = {} if outcome.choice is None else {"choice": outcome.choice.to_json()}
+    return {
+        "folder": str(outcome.folder),
+        "finished": outcome.finished,
+        "epochs": [record.to_json() for record in outcome.history],
+        "learned_parameters": outcome.plan.learned_parameters,
+        "total_parameters": outcome.plan.total_parameters,
+        "delta": str(delta) if outcome.finished else None,
+        "delta_bytes": delta.stat().st_size if outcome.finished else None,
+        "result": _result(delta) if outcome.finished else None,
+        "checkpoint": None if outcome.finished else str(outcome.folder / CHECKPOINT),
+        **chosen,
+    }
+
+
+def _report(outcome: Outcome, settings: Run) -> None:
+    from sparsetune.runs import CURVES
+
+    made, delta = outcome.plan, outcome.folder / DELTA
+    result = _result(delta)
+    top1, top5, loss = (result[f"test_{name}"] for name in ("top1", "top5", "loss"))
+    kept = f" as {settings.dtype}" if settings.dtype else ""
+    whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
+    seconds = sum(record.seconds for record in outcome.history)
+    console.print_fields(
+        [
+            (
+                "test accuracy",
+                f"{top1:.2%}  (top-5 {top5:.2%}, loss {loss:.3f})",
+            ),
+            ("learned", console.share(made.learned_parameters, made.total_parameters)),
+            ("delta", str(delta)),
+            ("size", f"{console.size(size)}{kept}, {size / whole:.1%} of a whole checkpoint"),
+            ("curves", str(outcome.folder / CURVES)),
+            ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
+        ]
+    )
+    console.out.print(f"\nnext: {shlex.join(_next([delta], delta, settings))}")
+
+
+def _result(delta: Path) -> dict[str, float]:
+    """What the file says that it scores: a file in fewer bits was tested as such."""
+    from sparsetune.delta import inspect
+
+    found: dict[str, float] = inspect(delta).training["result"]
+    return found
+
+
+def _next(files: list[Path], delta: Path, settings: Run) -> list[str]:
+    """The command that measures the files, of which ``delta`` is one; it works where ``fit`` worked."""
+    from sparsetune.data import NAMES
+    from sparsetune.delta import inspect
+
+    words = ["sparsetune", "eval", *map(str, files)]
+    if settings.data not in NAMES:
+        words += ["--data", settings.data]
+    root = inspect(delta).backbone.root
+    if root.kind == "file":
+        words += ["--backbone", str(settings.init_from)]
+    if root.kind == "pretrained":
+        words += ["--allow-network"]
+    return words
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"

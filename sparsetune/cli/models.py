@@ -1,32 +1,29 @@
-"""``sparsetune plan`` and ``models``: what there is to learn, before anything is trained."""
+"""``sparsetune models``, ``plan`` and ``bench``: what there is to learn, and what that costs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsetune.backbone import Backbone, Origin, names, skeleton
 from sparsetune.cli import console, options
 from sparsetune.cli.options import Json
 from sparsetune.errors import UnknownNameError
-from sparsetune.parts import Part, arithmetic_share
-from sparsetune.parts import plan as make_plan
+
+if TYPE_CHECKING:
+    from sparsetune.bench import Row
+    from sparsetune.parts import Part
 
 
 def plan(
+    *,
     model: options.Model,
     img_size: options.ImgSize = None,
     in_chans: options.InChans = None,
     model_kwargs: options.ModelKwargs = None,
-    fraction: options.Fraction = None,
-    filters: options.Filters = None,
-    rank: options.Rank = None,
-    dim: options.Dim = "out",
-    layers: options.Layers = None,
-    norm: options.Norm = True,
-    head: options.Head = True,
-    frozen: options.Frozen = None,
+    learned: options.Learned,
     num_classes: Annotated[int, typer.Option("--num-classes", min=1, help="Class count.")] = 10,
     size: Annotated[
         int | None,
@@ -38,9 +35,13 @@ def plan(
 
     Example: sparsetune plan --model densenet100_12 --fraction 0.1
     """
-    learn = options.learn_from(fraction, filters, rank, dim, layers, norm, head, frozen)
-    seeded = Backbone(kind="seed")
+    learn = learned.made()
     kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs) or {}
+    from sparsetune.backbone import Backbone, Origin, skeleton
+    from sparsetune.parts import arithmetic_share
+    from sparsetune.parts import plan as make_plan
+
+    seeded = Backbone(kind="seed")
     net = skeleton(
         Origin(library="timm", name=model, kwargs=kwargs, num_classes=num_classes, backbone=seeded)
     )
@@ -78,6 +79,8 @@ def models(
 
     Example: sparsetune models wrn
     """
+    from sparsetune.backbone import names
+
     found = names(pattern)
     if not found:
         raise UnknownNameError("model", str(pattern), names())
@@ -86,3 +89,97 @@ def models(
         return
     for name in found:
         console.out.print(name)
+
+
+def bench(
+    *,
+    model: options.Model = "wrn28_4",
+    img_size: options.ImgSize = None,
+    in_chans: options.InChans = None,
+    model_kwargs: options.ModelKwargs = None,
+    learned: options.LearnedOverSeed,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures a step.")] = 32,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Picture side; --img-size, or 32, if left out.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 10,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; all if left out.")
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Use bf16 autocast.")] = False,
+    device: options.Device = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the ratios into this PNG file.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare full training, ours, masked gradients and PEFT's LoRA here: time, memory, storage, as ratios.
+
+    LoRA learns about as many values as ours; its row needs sparsetune[peft].
+
+    Example: sparsetune bench --model wrn28_4 --fraction 0.1 --plot bench.png
+    """
+    learn = learned.made()
+    kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs) or {}
+    import torch
+
+    from sparsetune.backbone import create
+    from sparsetune.bench import Workload, draw_bench
+    from sparsetune.bench import bench as measure
+    from sparsetune.host import describe_machine, pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    place = str(pick_device(device))
+    channels, size = kwargs.get("in_chans", 3), size or kwargs.get("img_size", 32)
+    with console.progress() as bars:
+        task = bars.add_task(f"{model}", total=None)
+        rows, missing = measure(
+            create(model, num_classes=10, **kwargs),
+            learn,
+            Workload(
+                batch_size=batch_size,
+                size=(channels, size, size),
+                device=place,
+                rounds=rounds,
+                amp=torch.bfloat16 if amp else None,
+            ),
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    for name, reason in missing.items():
+        console.err.print(f"{name} is left out: {reason}")
+    settings = {
+        "model": model,
+        **({"model_kwargs": kwargs} if kwargs else {}),
+        "learn": learn.to_json(),
+        "batch_size": batch_size,
+        "size": size,
+        "rounds": rounds,
+    }
+    settings |= {"device": place, "amp": amp}
+    found = {**settings, **describe_machine(), "rows": [row.to_json() for row in rows]}
+    if as_json:
+        console.print_json(found)
+    else:
+        where = f"{place}, threads {torch.get_num_threads()}" if place == "cpu" else place
+        console.out.print(
+            f"{model}, batches of {batch_size}x{channels}x{size}x{size}, {where}; medians of {rounds} rounds"
+        )
+        console.print_table(["", "median", "least", "most", "of full"], list(_lines(rows)))
+    if plot:
+        draw_bench([found], plot)
+
+
+def _lines(rows: list[Row]) -> Iterator[list[str]]:
+    """A block for each measure, and in it a line for each contestant that has it."""
+    from sparsetune.bench import MEASURES, amount
+
+    yield ["learned values", "", "", "", ""]
+    for row in rows:
+        share = row.learned_parameters / rows[0].learned_parameters
+        yield [f"  {row.name}", f"{row.learned_parameters:,}", "", "", f"{share:.3f}"]
+    for key, (words, unit) in MEASURES.items():
+        yield [words, "", "", "", ""]
+        for row in rows:
+            if each := row.figures.get(key):
+                least, most = (amount(value, unit) if unit == "ms" else "" for value in (each.low, each.high))
+                ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+                yield [f"  {row.name}", amount(each.median, unit), least, most, ratio]

@@ -1,25 +1,115 @@
-"""Options that several commands share, and the values that they make."""
+"""Options that several commands share, and the values that they make.
+
+A command takes the fields of a settings' class by one parameter, such as ``learn: options.Learned``;
+:func:`expanded` puts an option for each field in its place, as ``spec.Option`` describes it.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import typer
 
-from sparsetune.backbone import plain_arguments
 from sparsetune.errors import ConfigError
 from sparsetune.host import fetch
-from sparsetune.spec import Learn
+from sparsetune.spec import PRECISIONS, FitConfig, Learn, Option, options_of
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
 """Panels of the help."""
 WORDS = {"true": True, "false": False, "null": None}
 """Values as JSON writes them."""
 
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Given(Generic[Settings]):
+    """What a command was given for the fields of a settings' class; what was left out is not there."""
+
+    kind: type[Settings]
+    values: dict[str, Any]
+
+    def made(self, **instead: Any) -> Settings:
+        """Return the settings.
+
+        Raises:
+            SparsetuneError: When they cannot be used.
+        """
+        return self.kind(**{**self.values, **instead})
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields become options: those of ``kind`` that have a help text, in the order of the class."""
+
+    kind: type
+    panel: str
+    without: tuple[str, ...] = ()
+
+    def parameters(self) -> list[Parameter]:
+        """Return a parameter for each, as typer reads it."""
+        each = options_of(self.kind).values()
+        return [_parameter(o, self.panel) for o in each if o.help and o.name not in self.without]
+
+
+def _parameter(o: Option, panel: str) -> Parameter:
+    """A parameter that is ``None`` if left out, where the field's default is empty or many values."""
+    plain = o.kind in (bool, int, float, str) and o.default is not None
+    hint: Any = Annotated[o.kind if plain else o.kind | None, typer_option(o, panel)]
+    return Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default if plain else None, annotation=hint)
+
+
+def typer_option(o: Option, panel: str | None = None) -> Any:
+    """Return a described setting as typer's option, with ``--no-`` before the name of a flag that is set."""
+    long = "--" + o.name.replace("_", "-")
+    return typer.Option(
+        f"{long}/{o.spelling}" if o.default is True else long,
+        *([o.short] if o.short else []),
+        help=o.help,
+        rich_help_panel=panel if o.panel == "" else o.panel,
+        autocompletion=o.names or (among(o.choices) if o.choices else None),
+    )
+
+
+def among(choices: Sequence[str]) -> Callable[[], list[str]]:
+    """Return what tells a shell how a value may be completed."""
+    return lambda: list(choices)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command as typer takes it: in the place of :class:`Fields` stand parameters for the fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[Fields, list[str]]] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        fields = next((m for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Fields)), None)
+        new = fields.parameters() if fields else [parameter.replace(annotation=hints[name])]
+        parameters += new
+        if fields:
+            groups[name] = fields, [each.name for each in new]
+
+    @functools.wraps(command)
+    def plain(**given: Any) -> None:
+        for name, (fields, names) in groups.items():
+            values = {each: given.pop(each) for each in names}
+            given[name] = Given(fields.kind, {n: value for n, value in values.items() if value is not None})
+        command(**given)
+
+    plain.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    plain.__annotations__ = {each.name: each.annotation for each in parameters}
+    return plain
+
+
+Learned = Annotated[Given[Learn], Fields(Learn, LEARNED)]
+LearnedOverSeed = Annotated[Given[Learn], Fields(Learn, LEARNED, without=("frozen",))]
+Trained = Annotated[Given[FitConfig], Fields(FitConfig, TRAINING)]
 Model = Annotated[
     str, typer.Option("--model", help="timm name, torchvision/NAME, or one of ours; see `sparsetune models`.")
 ]
@@ -39,55 +129,6 @@ ModelKwargs = Annotated[
         help="Argument of the model's constructor, such as depth=16; several in quotes, or repeated.",
     ),
 ]
-Fraction = Annotated[
-    float | None,
-    typer.Option(
-        "--fraction",
-        rich_help_panel=LEARNED,
-        help="Learn this fraction of each layer's filters; 0.1 is 10 %.",
-    ),
-]
-Filters = Annotated[
-    int | None,
-    typer.Option("--filters", rich_help_panel=LEARNED, help="Learn this many filters of each layer instead."),
-]
-Rank = Annotated[
-    int | None,
-    typer.Option(
-        "--rank",
-        rich_help_panel=LEARNED,
-        help="Learn a low-rank sum over each layer's frozen weight instead.",
-    ),
-]
-Dim = Annotated[
-    str,
-    typer.Option(
-        "--dim", rich_help_panel=LEARNED, help="Sliced dimension: out (filters), in, height or width."
-    ),
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--layers",
-        rich_help_panel=LEARNED,
-        help="Slice only layers under modules of this name or pattern; may be repeated.",
-    ),
-]
-Norm = Annotated[
-    bool,
-    typer.Option("--norm/--no-norm", rich_help_panel=LEARNED, help="Learn normalisation's scale and shift."),
-]
-Head = Annotated[
-    bool, typer.Option("--head/--no-head", rich_help_panel=LEARNED, help="Learn the classifier.")
-]
-Frozen = Annotated[
-    str | None,
-    typer.Option(
-        "--frozen",
-        rich_help_panel=LEARNED,
-        help="What the rest of sliced layers must be: random, zero or pretrained.",
-    ),
-]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -103,6 +144,7 @@ Dtype = Annotated[
         rich_help_panel=RUN,
         help="How the delta keeps its values: float32, bf16, fp16, or int8 with a scale for each filter. "
         "float32 if left out; with --budget int8, which has room for nearly four times as many.",
+        autocompletion=among(["float32", *PRECISIONS]),
     ),
 ]
 Pretrained = Annotated[
@@ -115,12 +157,58 @@ BackboneSeed = Annotated[
 ]
 Delta = Annotated[str, typer.Argument(help="A delta: a file, or hf://OWNER/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        rich_help_panel=LEARNED,
+        help="A whole .safetensors checkpoint to stand on, or a delta to start from.",
+    ),
+]
 DataName = Annotated[
     str,
     typer.Option(
         "--data",
         rich_help_panel=DATA,
         help="digits, cifar10, cifar100, tiny-imagenet, hf://datasets/NAME, or a folder (images, Parquet).",
+    ),
+]
+Size = Annotated[
+    int | None, typer.Option("--size", rich_help_panel=DATA, help="Resize pictures to this side.")
+]
+TrainLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--train-limit", rich_help_panel=DATA, help="Use so many training pictures, balanced over classes."
+    ),
+]
+TestLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--test-limit", rich_help_panel=DATA, help="Use so many test pictures, balanced over classes."
+    ),
+]
+Members = Annotated[
+    int,
+    typer.Option(
+        "--members",
+        rich_help_panel=RUN,
+        help="Train an ensemble of so many, with the seeds that follow --seed, over one backbone.",
+    ),
+]
+OneFile = Annotated[
+    bool, typer.Option("--bundle", rich_help_panel=RUN, help="Put the members into one file as well.")
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--out", rich_help_panel=RUN, help="Folder of the run; runs/NAME if left out.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=RUN, help="Go on where the same command stopped.")
+]
+RunTime = Annotated[
+    str | None,
+    typer.Option(
+        "--time-budget", rich_help_panel=RUN, help="Stop cleanly after this long, such as 90s or 9m."
     ),
 ]
 BackboneFile = Annotated[
@@ -133,30 +221,23 @@ BackboneFile = Annotated[
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default what there is.")]
-
-
-def learn_from(
-    fraction: float | None,
-    filters: int | None,
-    rank: int | None,
-    dim: Any,
-    layers: list[str] | None,
-    norm: bool,
-    head: bool,
-    frozen: Any,
-) -> Learn:
-    """Make the learn spec from a command's options."""
-    return Learn(
-        fraction=fraction,
-        filters=filters,
-        rank=rank,
-        dim=dim,
-        layers=tuple(layers) if layers else None,
-        norm=norm,
-        head=head,
-        frozen=frozen,
-    )
+Device = Annotated[str | None, typer_option(options_of(FitConfig)["device"])]
+Compression = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="bf16, fp16, or int8 with a scale for each filter.",
+        autocompletion=among(PRECISIONS),
+    ),
+]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option("--time-budget", help="Stop cleanly after this long, such as 9m; the same command goes on."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it may take.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trainings side by side.")]
 
 
 def kwargs_from(
@@ -183,7 +264,11 @@ def kwargs_from(
                 found[key] = ast.literal_eval(text)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 found[key] = WORDS.get(text, text)
-    return plain_arguments(model, found) or None
+    if not found:
+        return None
+    from sparsetune.backbone import plain_arguments
+
+    return plain_arguments(model, found)
 
 
 def check_out(out: Path, delta: str, command: str, what: str) -> None:

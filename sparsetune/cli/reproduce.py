@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.cli.batch import DryRun, Options, TimeBudget, deadline_of, go_through, seeds_from
-from sparsetune.studies import VERSION, Store, open_store
-from sparsetune.studies.paper import Selection, read_results, write_report
+
+if TYPE_CHECKING:
+    from sparsetune.studies import Store
+    from sparsetune.studies.paper import Selection
 
 SELECTION = "selection"
 REPORT = "report"
@@ -44,16 +45,16 @@ def paper(
     test_limit: Annotated[
         int | None, typer.Option("--test-limit", help="Use so many test pictures, balanced; likewise.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trainings side by side.")] = 1,
+    jobs: options.Jobs = 1,
     ray: Annotated[
         str | None,
         typer.Option("--ray", help="Address of a Ray cluster that does them; needs sparsetune[ray]."),
     ] = None,
-    time_budget: TimeBudget = None,
+    time_budget: options.TimeBudget = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the report.")
     ] = Path("runs/paper"),
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Run the experiments of the paper, and show ours beside theirs.
@@ -62,6 +63,10 @@ def paper(
 
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
+    from sparsetune.cli.batch import Options, deadline_of, go_through, seeds_from
+    from sparsetune.studies import VERSION
+    from sparsetune.studies.paper import Selection, write_report
+
     given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json, ray)
     selection = Selection(
         preset=preset,
@@ -94,6 +99,9 @@ def report(
 
     Example: sparsetune reproduce report runs/paper
     """
+    from sparsetune.studies import open_store
+    from sparsetune.studies.paper import read_results, write_report
+
     if source.is_dir():
         with open_store(source, write=False) as store:
             rows, selection = store.rows(), store.noted(SELECTION)

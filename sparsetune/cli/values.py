@@ -9,13 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.delta import bundle as write_bundle
-from sparsetune.delta import compress as compress_delta
-from sparsetune.delta import diff as diff_deltas
-from sparsetune.delta import soup as soup_deltas
-from sparsetune.delta import stack as stack_deltas
 from sparsetune.errors import ConfigError
-from sparsetune.parts import PRECISIONS
+from sparsetune.spec import PRECISIONS
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The delta to write.")]
 
@@ -23,9 +18,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The delta to write.")]
 def compress(
     delta: Annotated[Path, typer.Argument(help="A delta.")],
     out: Out,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="bf16, fp16, or int8 with a scale for each filter.")
-    ] = "int8",
+    dtype: options.Compression = "int8",
     as_json: options.Json = False,
 ) -> None:
     """Write a delta in fewer bits; measure with eval what that costs.
@@ -35,6 +28,8 @@ def compress(
     if dtype not in PRECISIONS:
         raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(PRECISIONS)}.")
     before = delta.stat().st_size if delta.is_file() else 0
+    from sparsetune.delta import compress as compress_delta
+
     compress_delta(delta, out, dtype)
     after = out.stat().st_size
     if as_json:
@@ -53,6 +48,8 @@ def diff(
 
     Example: sparsetune diff a.safetensors b.safetensors
     """
+    from sparsetune.delta import diff as diff_deltas
+
     changes = diff_deltas(first, second)
     if as_json:
         console.print_json([change.to_json() for change in changes])
@@ -75,7 +72,10 @@ def soup(
 
     Example: sparsetune soup a.safetensors b.safetensors -o mean.safetensors
     """
-    soup_deltas(deltas, out, None if weights is None else _numbers(weights))
+    numbers = None if weights is None else _numbers(weights)
+    from sparsetune.delta import soup as soup_deltas
+
+    soup_deltas(deltas, out, numbers)
     value: dict[str, Any] = {"delta": str(out), "bytes": out.stat().st_size}
     if as_json:
         console.print_json(value)
@@ -98,6 +98,8 @@ def stack(
 
     Example: sparsetune stack early.safetensors late.safetensors -o both.safetensors
     """
+    from sparsetune.delta import stack as stack_deltas
+
     stack_deltas(deltas, out, backbone=backbone, allow_network=allow_network)
     value: dict[str, Any] = {"delta": str(out), "bytes": out.stat().st_size}
     if as_json:
@@ -124,6 +126,8 @@ def bundle(
     files = dict(_named(word) for word in deltas)
     if len(files) < len(deltas):
         raise ConfigError("two deltas have the same name; say NAME=PATH for each.")
+    from sparsetune.delta import bundle as write_bundle
+
     write_bundle(files, out, backbone)
     if as_json:
         console.print_json({"bundle": str(out), "bytes": out.stat().st_size, "names": list(files)})

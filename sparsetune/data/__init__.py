@@ -12,15 +12,22 @@ Imports ``host``. Nothing here knows of models.
 A picture goes from ``images`` through ``splits``, ``preprocessing`` and ``loading`` to ``train``.
 """
 
-from sparsetune.data.data import Data, open_data
-from sparsetune.data.images import decode
-from sparsetune.data.listing import scan
-from sparsetune.data.loading import Feed, count_steps, loader
-from sparsetune.data.named import NAMES, address, is_folder, namesake, told
-from sparsetune.data.parquet import ParquetImages
-from sparsetune.data.preprocessing import Preprocessing
-from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
-from sparsetune.data.splits import Split, balanced, split_in_two
+from typing import TYPE_CHECKING
+
+from sparsetune.host import lazily
+
+if TYPE_CHECKING:
+    from sparsetune.data.data import Data, open_data
+    from sparsetune.data.images import decode
+    from sparsetune.data.listing import scan
+    from sparsetune.data.loading import Feed, count_steps, loader
+    from sparsetune.data.named import NAMES, address, is_folder, namesake, told
+    from sparsetune.data.parquet import ParquetImages
+    from sparsetune.data.preprocessing import Preprocessing
+    from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
+    from sparsetune.data.splits import Split, balanced, split_in_two
+else:
+    __getattr__ = lazily(__name__)
 
 __all__ = [
     "Data",

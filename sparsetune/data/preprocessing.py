@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import reprlib
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from sparsetune.data.images import convert
 from sparsetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_SIDE = 4096
 
@@ -108,6 +108,8 @@ class Preprocessing:
         Returns:
             float32 of shape (..., channels, height, width), contiguous.
         """
+        import torch  # late: a file is told of without it
+
         mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return pixels.movedim(-1, -3).contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
 
@@ -123,6 +125,8 @@ class Preprocessing:
         Raises:
             DataError: When the picture has more than 8 bits a channel.
         """
+        import torch
+
         return self.normalise(torch.from_numpy(self.pixels(image).copy()))
 
 
@@ -193,6 +197,8 @@ class Augment:
         Returns:
             uint8 of the same shape.
         """
+        import torch
+
         if not (self.pad or self.flip):
             return pixels
         count, height, width, channels = pixels.shape
@@ -204,7 +210,7 @@ class Augment:
             for each in (low % shifts, high % shifts, flips)
         )
         number, down, across = (torch.arange(n, device=pixels.device) for n in (count, height, width))
-        padded = F.pad(pixels, (0, 0, *[self.pad] * 4))
+        padded = torch.nn.functional.pad(pixels, (0, 0, *[self.pad] * 4))
         _, full_height, full_width, _ = padded.shape
         rows = number[:, None] * full_height + top + down
         columns = left + torch.where(flipped > 0, width - 1 - across, across)

@@ -16,12 +16,10 @@ from dataclasses import replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import Tensor
 
 from sparsetune.delta.header import (
     DTYPES,
@@ -34,7 +32,10 @@ from sparsetune.delta.header import (
 )
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.host import fetch, metadata, write_bytes
-from sparsetune.parts import CODES, FROZEN, VARIANCE, Precision, decode, encode, scales
+from sparsetune.spec import WIDTHS, Precision, scales
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "sparsetune"
 OTHERS = {
@@ -82,7 +83,13 @@ def write_delta(
         DeltaError: When a tensor has a dtype, or a value, that the format or ``precision`` does not hold.
         StorageError: When the file cannot be written.
     """
-    entries, groups = [], dict[str, list[Tensor]]()
+    import torch  # late, here and below: a header is read without it
+    from safetensors.torch import save as to_bytes
+
+    from sparsetune.parts import FROZEN, VARIANCE, decode, encode
+
+    entries: list[list[Any]] = []
+    groups: dict[str, list[Tensor]] = {}
     for name, value in tensors.items():
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
@@ -100,7 +107,7 @@ def write_delta(
     index = json.dumps(entries, separators=(",", ":"))
     packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
     try:
-        number = _format(header, bool(packed.keys() & {*CODES}))
+        number = _format(header, bool(packed.keys() & {*WIDTHS}))
         text = header_text(replace(header, payload=_payload_digest(packed), format=number))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
@@ -118,7 +125,7 @@ def read_header(path: str | Path) -> Header:
     Raises:
         DeltaError: When the file is missing, damaged, or no delta.
     """
-    with _Opened(path) as file:
+    with _Opened(path, framework="np") as file:
         return file.header()
 
 
@@ -147,15 +154,15 @@ def is_delta(path: str | Path) -> bool:
 class _Opened:
     """A delta file open for reading; every fault becomes one ``DeltaError``."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, framework: str = "pt") -> None:
+        self.path, self.framework = path, framework
 
     def __enter__(self) -> _Opened:
         local = fetch(self.path)
         if not local.is_file():
             raise DeltaError(f"{self.path} is not a file; pass a delta such as runs/NAME/delta.safetensors.")
         try:
-            self.file: Any = safe_open(local, framework="pt")
+            self.file: Any = safe_open(local, framework=self.framework)
         except (SafetensorError, OSError) as error:
             raise self._damaged(str(error)) from error
         return self
@@ -199,6 +206,10 @@ class _Opened:
 
     def tensors(self, header: Header) -> dict[str, Tensor]:
         """Unpack the tensors after every size and checksum agrees."""
+        import torch
+
+        from sparsetune.parts import decode
+
         sizes = dict[str, int]()
         for entry in header.entries:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
@@ -220,7 +231,7 @@ class _Opened:
         tensors = {}
         for entry in header.entries:
             numbers = take(entry.dtype, entry.numel)
-            if entry.dtype in CODES:
+            if entry.dtype in WIDTHS:
                 scale = take(SCALE, scales(entry.dtype, entry.shape))
                 tensors[entry.name] = decode(entry.dtype, numbers, scale, entry.shape)
             else:
@@ -233,7 +244,7 @@ class _Opened:
         self._shape(INDEX)
         unpacker = zlib.decompressobj()
         try:
-            text = unpacker.decompress(self.file.get_tensor(INDEX).numpy().tobytes(), LIMIT)
+            text = unpacker.decompress(np.asarray(self.file.get_tensor(INDEX)).tobytes(), LIMIT)
         except zlib.error as error:
             raise ValueError("its index cannot be unpacked") from error
         if not unpacker.eof:
@@ -276,6 +287,8 @@ def _format(header: Header, coded: bool) -> int:
 
 
 def _payload_digest(packed: Mapping[str, Tensor]) -> str:
+    import torch
+
     digest = sha256()
     for name in sorted(packed):
         values = packed[name].view(torch.uint8).numpy()

@@ -9,30 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sparsetune.backbone import Backbone, Origin
 from sparsetune.data import Preprocessing
 from sparsetune.errors import ConfigError
-from sparsetune.parts import CODES, scales
-from sparsetune.spec import Learn
+from sparsetune.spec import WIDTHS, Learn, scales
+
+if TYPE_CHECKING:
+    import torch
 
 FORMATS = (1, 2, 3, 4)
 """Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer."""
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.bool,
-    )
-}
+DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+"""torch's name of a type of tensors as they are -> bytes of each value."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
@@ -52,13 +42,15 @@ class Entry:
     @property
     def type(self) -> torch.dtype:
         """The tensor's type once it is read."""
-        return torch.float32 if self.dtype in CODES else DTYPES[self.dtype]
+        import torch
+
+        found: torch.dtype = getattr(torch, "float32" if self.dtype in WIDTHS else self.dtype)
+        return found
 
     @property
     def nbytes(self) -> int:
         """Size in the file, in bytes."""
-        stored = CODES.get(self.dtype) or DTYPES[self.dtype]
-        return self.numel * stored.itemsize + 4 * scales(self.dtype, self.shape)
+        return self.numel * {**DTYPES, **WIDTHS}[self.dtype] + 4 * scales(self.dtype, self.shape)
 
     @property
     def numel(self) -> int:
@@ -197,7 +189,7 @@ def parse_header(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"its {name} {digest!r} is not a SHA-256")
     dtype = _field(value, "dtype", str)
-    if dtype not in DTYPES or not DTYPES[dtype].is_floating_point:
+    if dtype not in DTYPES or "float" not in dtype:
         raise ValueError(f"its dtype is {reprlib.repr(dtype)}")
     num_classes = _field(model, "num_classes", int)
     if num_classes < 0:
@@ -247,7 +239,7 @@ def _entry(item: Any) -> Entry:
     name, dtype, shape = item
     if not isinstance(name, str) or len(name) > _LONGEST or _UNPRINTABLE.search(name):
         raise ValueError(f"its index has a name {reprlib.repr(name)}")
-    if not isinstance(dtype, str) or dtype not in {**DTYPES, **CODES}:
+    if not isinstance(dtype, str) or dtype not in {**DTYPES, **WIDTHS}:
         raise ValueError(f"its index has a dtype {reprlib.repr(dtype)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise ValueError(f"its index has a shape {reprlib.repr(shape)}")

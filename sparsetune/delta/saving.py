@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from sparsetune.backbone import Backbone, fingerprint, origin_of
 from sparsetune.data import MOST, Preprocessing, Seen
 from sparsetune.delta.container import compress, read_delta, read_header, write_delta
-from sparsetune.delta.header import DTYPES, Header
+from sparsetune.delta.header import Header
 from sparsetune.delta.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
 from sparsetune.host import write_bytes
-from sparsetune.parts import Plan, Precision, check_precision, head_names, under, unwrapped
+from sparsetune.parts import Plan, head_names, under, unwrapped
 from sparsetune.sliced import (
     Taught,
     adapted,
@@ -37,6 +37,7 @@ from sparsetune.sliced import (
     teach,
     to_freeze,
 )
+from sparsetune.spec import Precision, check_precision
 
 
 def save(
@@ -187,7 +188,7 @@ def load(
         net = rebuild(header, path, backbone, allow_network) if module is None else unwrapped(module)
         made, source = prepared(net, header.learn, header.backbone.root)
         check_fit(header, made)
-        dtype = DTYPES[header.dtype]
+        dtype = getattr(torch, header.dtype)
         found = fingerprint(to_freeze(net, made, dtype, values))
         if found != header.fingerprint:
             taken = backbone if header.backbone.root.kind in ("file", "pretrained") else None

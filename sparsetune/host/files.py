@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from sparsetune.errors import ConfigError, HubError, StorageError
@@ -165,6 +164,8 @@ def fetch(source: str | Path) -> Path:
     """
     if not is_address(source):
         return Path(source)
+    from huggingface_hub import hf_hub_download  # late: most commands ask it nothing
+
     address = Address.parse(str(source))
     try:
         path = hf_hub_download(

@@ -10,10 +10,12 @@ import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from sparsetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of what ``mallopt`` sets."""
@@ -27,6 +29,8 @@ def pick_device(name: str | None = None) -> torch.device:
     Raises:
         ConfigError: When this machine has no such device.
     """
+    import torch  # late, here and below: a command line is read without it
+
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(chosen)
@@ -42,9 +46,16 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def is_main() -> bool:
+    """Whether this process, of several that a launcher started, is the one that writes and speaks."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device; 0 where nothing tells it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 0
@@ -54,6 +65,8 @@ def free_bytes(device: torch.device) -> int:
 
 def describe_machine() -> dict[str, object]:
     """Return processor, threads, accelerator, versions, commit and today's date, as plain JSON values."""
+    import torch
+
     return {
         "date": date.today().isoformat(),
         "processor": _processor(),

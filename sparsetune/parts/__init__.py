@@ -23,31 +23,18 @@ from sparsetune.parts.layers import (
 )
 from sparsetune.parts.part import FROZEN, Part, factor_names, full_rank
 from sparsetune.parts.plan import Plan, arithmetic_share, plan
-from sparsetune.parts.precision import (
-    CODES,
-    PRECISIONS,
-    VARIANCE,
-    Precision,
-    check_precision,
-    decode,
-    encode,
-    scales,
-)
+from sparsetune.parts.precision import VARIANCE, decode, encode
 
 __all__ = [
     "ADAPTED",
-    "CODES",
     "COMPILED",
     "FROZEN",
     "HEAD",
-    "PRECISIONS",
     "Part",
     "Plan",
-    "Precision",
     "STORED",
     "VARIANCE",
     "arithmetic_share",
-    "check_precision",
     "decode",
     "encode",
     "factor_names",
@@ -58,7 +45,6 @@ __all__ = [
     "plain_class",
     "plain_name",
     "plan",
-    "scales",
     "under",
     "unwrapped",
 ]

@@ -28,8 +28,7 @@ from sparsetune.parts.layers import (
     unwrapped,
 )
 from sparsetune.parts.part import Buffer, Part, full_rank
-from sparsetune.parts.precision import Precision, stored_bytes
-from sparsetune.spec import Learn, matches
+from sparsetune.spec import Learn, Precision, matches, stored_bytes
 
 FUSED = ("qkv", "Wqkv", "to_qkv", "query_key_value", "c_attn", "in_proj")
 """Names of linear maps whose rows are queries, then keys, then values."""

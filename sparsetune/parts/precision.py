@@ -6,30 +6,16 @@ Decoding is a product or a power of exact numbers, so that it gives the same byt
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sparsetune.errors import ConfigError
-
-Precision = Literal["bf16", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
+from sparsetune.spec import Precision, rows_of
 
 CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
 """Name of a code -> type of its numbers; each stands for float32 values."""
 VARIANCE = "running_var"
 """How the names of running variances end."""
-
-
-def check_precision(name: str | None) -> None:
-    """Refuse what is neither a precision nor ``None``, which stands for all bits.
-
-    Raises:
-        ConfigError: When it is.
-    """
-    if name not in (None, *PRECISIONS):
-        raise ConfigError(f"dtype '{name}' is not one of {', '.join(PRECISIONS)}; leave it out for all bits.")
 
 
 def encode(value: Tensor, precision: Precision, relative: bool = False) -> tuple[str, Tensor, Tensor]:
@@ -52,7 +38,7 @@ def encode(value: Tensor, precision: Precision, relative: bool = False) -> tuple
     flat = value.detach().cpu().contiguous().reshape(-1)
     if precision != "int8" or not len(flat):
         return precision, flat.to(CODES[precision]), torch.empty(0)
-    rows = flat.view(_rows(tuple(value.shape)), -1)
+    rows = flat.view(rows_of(tuple(value.shape)), -1)
     scale = _scale(rows.double(), 127)
     numbers = (rows / scale).round().clamp(-127, 127).to(torch.int8).view(-1)
     made = "int8", numbers, scale.float().view(-1)
@@ -89,28 +75,6 @@ def decode(code: str, numbers: Tensor, scale: Tensor, shape: tuple[int, ...]) ->
         root = numbers.double() * scale.double()
         return ((root * root) * (root * root)).float().view(shape)
     return (numbers.view(len(scale), -1).float() * scale[:, None]).view(shape)
-
-
-def scales(code: str, shape: tuple[int, ...]) -> int:
-    """Return the number of scales that values of a shape take in a code."""
-    if not math.prod(shape):
-        return 0
-    return {"int8": _rows(shape), "root8": 1}.get(code, 0)
-
-
-def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
-    """Return the bytes of float32 values of a shape, scales included; ``None`` keeps all bits.
-
-    Raises:
-        ConfigError: When there is no such precision.
-    """
-    check_precision(precision)
-    width = 4 if precision is None else CODES[precision].itemsize
-    return width * math.prod(shape) + 4 * scales(precision or "", shape)
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) > 1 else 1
 
 
 def _scale(rows: Tensor, steps: int) -> Tensor:

@@ -13,22 +13,10 @@ from sparsetune.delta import Header
 from sparsetune.errors import ConfigError
 from sparsetune.host import share, size
 from sparsetune.parts import Plan
-from sparsetune.spec import FitConfig, Learn
+from sparsetune.spec import FREE, FitConfig, Option, words
 
-CONFIG = (
-    "epochs",
-    "batch_size",
-    "opt",
-    "lr",
-    "sched",
-    "decay_milestones",
-    "decay_rate",
-    "weight_decay",
-    "seed",
-    "amp",
-    "compile",
-)
-"""Settings of a training that ``fit`` has an option for."""
+ELSEWHERE = {"grad_checkpointing", *FREE}
+"""Settings of a training that another machine may want otherwise: they change nothing that it comes to."""
 
 OPTIONS = ("size", "train_limit", "test_limit", "init_from")
 """What else a run stores because its outcome depends on it."""
@@ -67,19 +55,19 @@ def command(header: Header) -> str | None:
     )
     if header.learn.by_layer or not known or root.kind == "module" or config.momentum != FitConfig().momentum:
         return None
-    given: dict[str, Any] = {
-        "model": (TORCHVISION if header.library == "torchvision" else "") + header.model,
-        **_built(header.kwargs),
-        **_learned(header.learn),
+    stands: dict[str, Any] = {
         "backbone_seed": root.seed or None,
         "pretrained": root.kind == "pretrained",
         "data": None if training["data"] == DATA else training["data"],
         **{name: options.get(name) for name in (*OPTIONS, DTYPE)},
-        **{name: own for name in CONFIG if (own := getattr(config, name)) != getattr(FitConfig(), name)},
     }
     if root.kind == "file":
-        given["init_from"] = root.source
-    return shlex.join(["sparsetune", "fit", *_words(given)])
+        stands["init_from"] = root.source
+    model = (TORCHVISION if header.library == "torchvision" else "") + header.model
+    built = _words({"model": model, **_built(header.kwargs)})
+    return shlex.join(
+        ["sparsetune", "fit", *built, *words(header.learn), *_words(stands), *words(config, ELSEWHERE)]
+    )
 
 
 def _built(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -87,31 +75,11 @@ def _built(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**own, "model_kwargs": [f"{name}={value!r}" for name, value in kwargs.items() if name not in own]}
 
 
-def _learned(learn: Learn) -> dict[str, Any]:
-    spec = learn.to_json()
-    return {
-        "fraction": spec["fraction"],
-        "filters": spec["filters"],
-        "rank": learn.rank,
-        "dim": None if learn.dim == "out" else learn.dim,
-        "layers": spec["layers"],
-        "no_norm": not learn.norm,
-        "no_head": not learn.head,
-        "frozen": learn.frozen,
-    }
-
-
 def _words(given: dict[str, Any]) -> list[str]:
-    """Options and their values; ``None`` and ``False`` are left out, a list is an option for each item."""
-    words = []
-    for name, value in given.items():
-        option = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(option)
-        elif value is not None and value is not False:
-            items = value if isinstance(value, (list, tuple)) else [value]
-            words += [word for item in items for word in (option, str(item))]
-    return words
+    """Options of a run and their values; ``None`` and ``False`` are left out."""
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    each = [Option(name=name, default=None, kind=type(value)).words(value) for name, value in said.items()]
+    return [word for option in each for word in option]
 
 
 TASK = "image-classification"

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
 from sparsetune.delta import file_bytes, longest_noted
 from sparsetune.errors import ConfigError, DataError, DivergedError
-from sparsetune.parts import Plan, Precision, plan
+from sparsetune.parts import Plan, plan
 from sparsetune.runs.spend import RESERVE, candidates, is_random
 from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig, Learn
+from sparsetune.spec import FitConfig, Learn, Precision
 from sparsetune.train import Processes, fit, pictures_for, predict_logits, processes
 
 SHARE = 0.1

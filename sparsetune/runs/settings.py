@@ -12,9 +12,8 @@ from sparsetune.backbone import create
 from sparsetune.data import Data, open_data
 from sparsetune.delta import fill, inspect, is_delta
 from sparsetune.errors import ConfigError
-from sparsetune.parts import Precision, check_precision
 from sparsetune.sliced import Taught, adapt_, teach
-from sparsetune.spec import FitConfig, Learn
+from sparsetune.spec import FitConfig, Learn, Precision, check_precision
 from sparsetune.train import pictures_for
 
 

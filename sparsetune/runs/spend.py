@@ -12,8 +12,8 @@ from torch import nn
 
 from sparsetune.backbone import origin_of
 from sparsetune.errors import ConfigError
-from sparsetune.parts import Plan, Precision, full_rank, plan
-from sparsetune.spec import Learn, matches
+from sparsetune.parts import Plan, full_rank, plan
+from sparsetune.spec import Learn, Precision, matches
 
 UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low rank, middle third"
 WAYS = {UNIFORM: (0, 3), LATER: (1, 3), "low rank, last third": (2, 3), MIDDLE: (1, 2)}

@@ -1,19 +1,42 @@
 """What a user asks for, as frozen values; nothing here imports torch.
 
 - ``learn``: ``Learn``, which part of each layer is learned.
-- ``config``: ``FitConfig``, how a training goes.
+- ``config``: ``FitConfig``, how a training goes, and in how many bits its outcome is kept.
+- ``option``: what the fields of both say of themselves, for command lines, checks and model cards.
 
 A value comes from Python, a command's options or a file's JSON, is checked once as it is made, and is never
 changed: ``Learn`` goes to ``parts.plan``, and both go into the file.
 """
 
-from sparsetune.spec.config import FREE, YELLOWFIN, FitConfig
+from sparsetune.spec.config import (
+    FREE,
+    PRECISIONS,
+    WIDTHS,
+    YELLOWFIN,
+    FitConfig,
+    Precision,
+    check_precision,
+    rows_of,
+    scales,
+    stored_bytes,
+)
 from sparsetune.spec.learn import Learn, matches
+from sparsetune.spec.option import Option, options_of, words
 
 __all__ = [
     "FREE",
     "FitConfig",
     "Learn",
+    "Option",
+    "PRECISIONS",
+    "Precision",
+    "WIDTHS",
     "YELLOWFIN",
+    "check_precision",
     "matches",
+    "options_of",
+    "rows_of",
+    "scales",
+    "stored_bytes",
+    "words",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, Literal
 
 from sparsetune.errors import ConfigError
+from sparsetune.spec.option import option, options_of, shown
 
 Pairs = tuple[tuple[str, float], ...]
 ByName = Mapping[str, float] | Pairs
@@ -62,12 +63,6 @@ def pair_problems(kind: str, pairs: tuple[Any, ...]) -> list[str]:
         ]
     twice = [name for name, count in Counter(names).items() if count > 1]
     return [f"{kind} names '{shown(twice[0])}' twice; keep one."] if twice else []
-
-
-def shown(value: object) -> str:
-    """Return a value for a sentence: in one printable piece, whatever a stranger wrote."""
-    text = str(value)
-    return text if text.isprintable() and len(text) <= 60 else reprlib.repr(value)
 
 
 def amount_words(kind: str, amount: Any) -> str:
@@ -128,14 +123,47 @@ class Learn:
         ``Learn(layers=["block3"], fraction=1.0, head=False)`` is a row of its Table 1.
     """
 
-    fraction: float | ByName | None = None
-    filters: int | ByName | None = None
-    rank: int | ByName | None = None
-    dim: Dim = "out"
-    layers: tuple[str, ...] | None = None
-    norm: bool = True
-    head: bool = True
-    frozen: Frozen | None = None
+    fraction: float | ByName | None = field(
+        default=None,
+        metadata=option(
+            "Learn this fraction of each layer's filters; 0.1 is 10 %.",
+            kind=float,
+            least=0,
+            most=1,
+            remedy="0.1 learns 10 % of each layer",
+        ),
+    )
+    filters: int | ByName | None = field(
+        default=None,
+        metadata=option("Learn this many filters of each layer instead.", kind=int, least=0),
+    )
+    rank: int | ByName | None = field(
+        default=None,
+        metadata=option(
+            "Learn a low-rank sum over each layer's frozen weight instead.",
+            kind=int,
+            least=1,
+            remedy="filters=0 learns no layer",
+        ),
+    )
+    dim: Dim = field(
+        default="out",
+        metadata=option("Sliced dimension: out (filters), in, height or width.", choices=DIMS),
+    )
+    layers: tuple[str, ...] | None = field(
+        default=None,
+        metadata=option(
+            "Slice only layers under modules of this name or pattern; may be repeated.", kind=list[str]
+        ),
+    )
+    norm: bool = field(default=True, metadata=option("Learn normalisation's scale and shift."))
+    head: bool = field(default=True, metadata=option("Learn the classifier."))
+    frozen: Frozen | None = field(
+        default=None,
+        metadata=option(
+            "What the rest of sliced layers must be: random, zero or pretrained.", kind=str, choices=FROZEN
+        ),
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, list):
@@ -172,10 +200,10 @@ class Learn:
             yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
         if self.rank is not None and self.frozen == "zero":
             yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
-        if self.dim not in DIMS:
-            yield f"dim '{shown(self.dim)}' is not one of {', '.join(DIMS)}."
-        if self.frozen is not None and self.frozen not in FROZEN:
-            yield f"frozen '{shown(self.frozen)}' is not one of {', '.join(FROZEN)}."
+        for name in ("dim", "frozen"):
+            value = getattr(self, name)
+            if reason := OPTIONS[name].wrong(value):
+                yield f"{name} '{shown(value)}' {reason}"
         if self.layers is not None and not _is_patterns(self.layers):
             yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
 
@@ -261,14 +289,13 @@ class Learn:
         Raises:
             ConfigError: When ``value`` is not such a result.
         """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or not set(value) <= known:
+        if not isinstance(value, dict) or not value.keys() <= OPTIONS.keys():
             raise ConfigError(
-                f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(known))}."
+                f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(OPTIONS))}."
             )
-        flags = [name for name in ("norm", "head") if not isinstance(value.get(name, True), bool)]
-        if flags:
-            raise ConfigError(f"learn spec has {flags[0]} = {value[flags[0]]!r}; expected true or false.")
+        for name, item in value.items():
+            if OPTIONS[name].kind is bool and not isinstance(item, bool):
+                raise ConfigError(f"learn spec has {name} = {item!r}; expected true or false.")
         amounts = {kind: pairs_from_json(value[kind]) for kind in KINDS if kind in value}
         wrong = next((kind for kind, amount in amounts.items() if isinstance(amount, (list, dict))), None)
         if wrong:
@@ -277,24 +304,15 @@ class Learn:
         return cls(**{**value, **amounts})
 
 
+OPTIONS = options_of(Learn)
+"""What is said of each field."""
+
+
 def _out_of_range(kind: str, amount: Any) -> Iterator[str]:
-    pairs = amount if isinstance(amount, tuple) else [(None, amount)]
-    for pattern, number in pairs:
-        said = f"{kind} {shown(number)}" + (f" in '{shown(pattern)}'" if pattern is not None else "")
-        if kind == "fraction" and not (_is_number(number) and 0 <= number <= 1):
-            yield f"{said} is not between 0 and 1; 0.1 learns 10 % of each layer."
-        if kind == "filters" and not (_is_count(number) and number >= 0):
-            yield f"{said} is not a whole number of 0 or more."
-        if kind == "rank" and not (_is_count(number) and number >= 1):
-            yield f"{said} is not a whole number of 1 or more; filters=0 learns no layer."
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    for pattern, number in amount if isinstance(amount, tuple) else [(None, amount)]:
+        if reason := OPTIONS[kind].wrong(number):
+            where = "" if pattern is None else f" in '{shown(pattern)}'"
+            yield f"{kind} {shown(number)}{where} {reason}"
 
 
 def _is_patterns(value: object) -> bool:

@@ -22,7 +22,7 @@ from sparsetune.train.metrics import (
     score,
     scores,
 )
-from sparsetune.train.processes import Processes, is_main, processes
+from sparsetune.train.processes import Processes, processes
 from sparsetune.train.step import Stepper
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "detection",
     "diversity",
     "fit",
-    "is_main",
     "pictures_for",
     "predict_logits",
     "processes",

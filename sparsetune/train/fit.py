@@ -17,7 +17,7 @@ from sparsetune.backbone import check_classifier
 from sparsetune.data import Data, Feed, Seen, Split, count_steps
 from sparsetune.delta import check_savable
 from sparsetune.errors import ConfigError, DataError, DivergedError, notify
-from sparsetune.host import keep_freed_memory
+from sparsetune.host import is_main, keep_freed_memory
 from sparsetune.parts import unwrapped
 from sparsetune.sliced import Taught, adapted, taught, teach
 from sparsetune.spec import FitConfig
@@ -32,7 +32,7 @@ from sparsetune.train.checkpoint import (
 )
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
-from sparsetune.train.processes import Processes, is_main, processes
+from sparsetune.train.processes import Processes, processes
 from sparsetune.train.step import Stepper, recomputing
 
 CHECKPOINT_SECONDS = 60.0

@@ -23,11 +23,6 @@ PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 """One device a process and the whole model on each."""
 
 
-def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks to the user."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 class Processes:
     """Who computes: this process' device, its share of each batch, and how all of them agree.
 

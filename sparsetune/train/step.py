@@ -11,7 +11,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-import sparsetune.train.optim  # noqa: F401  (registers YellowFin with timm)
 from sparsetune.backbone import logits_of, loss_of
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import reason
@@ -19,6 +18,7 @@ from sparsetune.narrow import slimming
 from sparsetune.parts import ADAPTED, COMPILED, plain_name, unwrapped
 from sparsetune.sliced import UNSENT, adapted
 from sparsetune.spec import FitConfig
+from sparsetune.train import optim  # noqa: F401  (registers YellowFin with timm)
 from sparsetune.train.checkpoint import Stateful
 from sparsetune.train.processes import Processes
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as some
 from torch import nn
 
 import sparsetune as st
-from sparsetune.backbone.origin import Backbone, file_digest, fingerprint, load_checkpoint, take_values
+from sparsetune.backbone.origin import file_digest, fingerprint, load_checkpoint, take_values
+from sparsetune.backbone.source import Backbone
 from sparsetune.errors import BackboneError, ConfigError
 
 SEED = Backbone(kind="seed", seed=3)

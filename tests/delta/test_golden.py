@@ -11,7 +11,7 @@ from forge import STOPPED, Parts, measured
 from torch import nn
 
 import sparsetune as st
-from sparsetune.delta.bundle import unpacked
+from sparsetune.delta.bundles import unpacked
 from sparsetune.delta.container import read_delta
 from sparsetune.narrow.slim import load_slim
 from sparsetune.runs.run import run

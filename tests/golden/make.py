@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import sparsetune as st
-from sparsetune.delta.bundle import bundle
+from sparsetune.delta.bundles import bundle
 from sparsetune.narrow.slim import load_slim, write_slim
 from sparsetune.runs.run import run
 

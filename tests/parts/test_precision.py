@@ -12,9 +12,10 @@ from hypothesis import strategies as some
 import sparsetune as st
 from sparsetune.delta.container import read_delta
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.parts.precision import CODES, PRECISIONS, decode, encode, scales, stored_bytes
+from sparsetune.parts.precision import CODES, decode, encode
 from sparsetune.runs.settings import Run
 from sparsetune.sliced.adapt import adapted
+from sparsetune.spec.config import PRECISIONS, scales, stored_bytes
 
 shapes = some.lists(some.integers(0, 5), max_size=4).map(tuple)
 

@@ -7,8 +7,9 @@ from torch import nn
 
 import sparsetune as st
 from sparsetune.errors import ConfigError
-from sparsetune.parts.precision import CODES, PRECISIONS
+from sparsetune.parts.precision import CODES
 from sparsetune.runs.spend import RESERVE, allocate
+from sparsetune.spec.config import PRECISIONS
 
 HEAD = {"classes": list("abcdefghij")}
 

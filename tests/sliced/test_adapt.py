@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparsetune.backbone.models  # noqa: F401
-from sparsetune.backbone.origin import Backbone, fingerprint
+from sparsetune.backbone.origin import fingerprint
+from sparsetune.backbone.source import Backbone
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.parts.plan import plan
 from sparsetune.sliced.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values, merge_

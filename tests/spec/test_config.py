@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm.optim  # noqa: F401  (once, not in the first example)
 from hypothesis import given
 from hypothesis import strategies as some
 

@@ -15,8 +15,9 @@ from accelerate.state import AcceleratorState
 import sparsetune as st
 from sparsetune.data.loading import loader
 from sparsetune.errors import ConfigError
+from sparsetune.host import is_main
 from sparsetune.sliced.adapt import adapted
-from sparsetune.train.processes import is_main, processes
+from sparsetune.train.processes import processes
 
 
 def launch(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -20,10 +20,10 @@ from sparsetune.data import Data, Feed, balanced, loader, open_data, split_in_tw
 from sparsetune.delta import fill_rounded, save
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import DELTA, keep_freed_memory, write_text
-from sparsetune.parts import VARIANCE, Precision, decode, encode
+from sparsetune.parts import VARIANCE, decode, encode
 from sparsetune.runs import CHECKPOINT, KEPT, Choice, choose, spend
 from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig, Learn
+from sparsetune.spec import FitConfig, Learn, Precision
 from sparsetune.studies.jobs import DEFAULTS, LEARN, TRAINING, Result, kind
 from sparsetune.studies.sources import class_count
 from sparsetune.studies.store import Place, Settings, Task

@@ -8,7 +8,7 @@ from forge import X, stirred
 from safetensors.torch import load_file, save_file
 
 import sparsetune as st
-from sparsetune.delta.bundle import bundle, is_bundle, unpacked
+from sparsetune.delta.bundles import bundle, is_bundle, unpacked
 from sparsetune.errors import ConfigError, DeltaError
 
 
