@@ -92,12 +92,15 @@ def test_a_start_from_a_delta_tells_of_its_pictures(sparsetune, trained):
 def test_a_file_that_does_not_say_is_evaluated_without_a_word(sparsetune, trained):
     data, run = trained
     header = st.inspect(run / "delta.safetensors")
-    net = st.load(run / "delta.safetensors")
-    net = st.adapt_(st.merge_(net), header.learn, header.backbone)
+    known = st.load(run / "delta.safetensors")
+    net = st.adapt_(st.create(header.model, num_classes=header.num_classes, **header.kwargs), header.learn)
+    net.load_state_dict(known.state_dict())
     st.save(net, "silent.safetensors", classes=header.classes, preprocessing=header.preprocessing)
     result = sparsetune("eval silent.safetensors --json --data", data)
     assert member(result) is None
     assert warnings(result) == []
+    st.save(st.adapt_(st.merge_(known), header.learn, header.backbone), "again.safetensors")
+    assert member(sparsetune("eval again.safetensors --json --data", data)) is not None
 
 
 def test_validation_is_shown_and_test_is_told_at_the_end(sparsetune, trained):

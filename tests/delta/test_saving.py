@@ -599,6 +599,7 @@ HOSTILE = {
 }
 ATTACKED = """
 import json, resource, sys, time
+import timm, torch, torchvision  # what these do as they are imported is theirs
 from pathlib import Path
 import sparsetune as st
 events = []

@@ -63,7 +63,7 @@ def refused(kind, words, settings=SHORT, folder=None, **kwargs) -> None:
 
 FRESH = multiprocessing.get_context("forkserver")
 """Makes processes in which autograd has not run: one forked from a test's own may not use it."""
-FRESH.set_forkserver_preload(["pytest", "sparsetune", "sklearn.datasets", "matplotlib.figure"])
+FRESH.set_forkserver_preload(["pytest", "sparsetune.runs", "sklearn.datasets", "matplotlib.figure"])
 
 
 def apart(action, *args) -> int:
