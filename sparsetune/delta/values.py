@@ -51,8 +51,10 @@ def diff(first: str | Path, second: str | Path) -> list[Change]:
         DeltaError: When one is damaged, or they do not learn the same slices of the same model.
     """
     headers = [read_header(path) for path in (first, second)]
-    if _form(headers[0]) != _form(headers[1]):
-        name = next(iter(set(_form(headers[0])) ^ set(_form(headers[1]))))[0]
+    forms = [_form(header) for header in headers]
+    if forms[0] != forms[1]:
+        differing = {*forms[0]} ^ {*forms[1]}
+        name = next((entry[0] for form in forms for entry in form if entry in differing), "their order")
         raise DeltaError(
             f"{first} and {second} do not hold the same tensors ('{name}' is one that differs); "
             "compare deltas of one model with one learn spec."
