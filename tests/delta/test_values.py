@@ -38,7 +38,7 @@ def test_a_difference_is_counted_tensor_by_tensor(tmp_path, files, tiny, sign):
     assert changed.relative == pytest.approx((0.25 + 4 + 0.0625) ** 0.5 / norm, rel=1e-6)
     assert all(change.differing == change.largest == change.relative == 0 for change in found.values())
     st.save(tiny(st.Learn(fraction=0.5)), tmp_path / "wider")
-    with pytest.raises(DeltaError, match="do not hold the same tensors \\(.conv1.weight. is one"):
+    with pytest.raises(DeltaError, match=r"do not hold the same tensors \(.conv1.weight. is one"):
         diff(files[0], tmp_path / "wider")
 
 
