@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import sparsetune
+
 PACKAGE = Path(__file__).parent.parent / "sparsetune"
 
 ROOMS = [
@@ -106,6 +108,11 @@ def test_outside_libraries_have_their_places(name):
     for target in imported(FILES[name]):
         places = ONLY.get(target.split(".")[0], {name})
         assert any(name == place or name.startswith(f"{place}.") for place in places), f"{name}: {target}"
+
+
+def test_no_file_has_the_name_of_what_users_import():
+    public = set(sparsetune.__all__)
+    assert not [name for name in FILES if name.rpartition(".")[2] in public and room(name) != "cli"]
 
 
 def test_files_do_not_import_in_a_circle():

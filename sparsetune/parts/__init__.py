@@ -4,7 +4,7 @@ Imports ``spec``. A model is only looked at here; its values are never read.
 
 - ``layers``: what is a layer, a normalisation, a classifier; names as a plain model has them.
 - ``part``: ``Part``, one parameter: how much of it is learned, how much is frozen, under which names.
-- ``plan``: a model and a ``Learn`` become a ``Plan``: its parts and buffers, its bytes, its work.
+- ``planning``: a model and a ``Learn`` become a ``Plan``: its parts and buffers, its bytes, its work.
 - ``precision``: values in fewer bits.
 """
 
@@ -22,7 +22,7 @@ from sparsetune.parts.layers import (
     unwrapped,
 )
 from sparsetune.parts.part import FROZEN, Part, factor_names, full_rank
-from sparsetune.parts.plan import Plan, arithmetic_share, plan
+from sparsetune.parts.planning import Plan, arithmetic_share, plan
 from sparsetune.parts.precision import VARIANCE, decode, encode
 
 __all__ = [

@@ -4,10 +4,10 @@ Imports ``train``.
 
 - ``settings``: ``Run``, all that decides a run; ``folder``: its folder; ``run``: the way through.
 - ``members``: an ensemble's runs.
-- ``choose``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
+- ``choosing``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
 """
 
-from sparsetune.runs.choose import KEPT, Choice, Trial, choose, set_aside, try_out
+from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, set_aside, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
 from sparsetune.runs.run import BLUE, Outcome, run

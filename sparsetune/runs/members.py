@@ -14,7 +14,7 @@ from sparsetune.delta import bundle, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.host import DELTA, pick_device
 from sparsetune.parts import Plan
-from sparsetune.runs.choose import Choosing
+from sparsetune.runs.choosing import Choosing
 from sparsetune.runs.folder import RUNS
 from sparsetune.runs.run import Outcome, run
 from sparsetune.runs.settings import Run

@@ -18,7 +18,7 @@ from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted,
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import DELTA, is_address, replacing, write_text
 from sparsetune.parts import Plan
-from sparsetune.runs.choose import Choice, Choosing, choose
+from sparsetune.runs.choosing import Choice, Choosing, choose
 from sparsetune.runs.folder import (
     CHECKPOINT,
     CURVES,

@@ -24,7 +24,7 @@ class Run:
     Attributes:
         model: Name of the model.
         model_kwargs: Arguments of its constructor, plain JSON values.
-        budget: Most bytes of the delta, for :func:`~sparsetune.runs.choose.choose` to spend on layers.
+        budget: Most bytes of the delta, for :func:`~sparsetune.runs.choosing.choose` to spend on layers.
         dtype: ``bf16``, ``fp16`` or ``int8`` to save the delta in fewer bits; ``None`` for all of them.
         learn: Which slices are learned; with a budget, what is learned beside them.
         config: How to train.

@@ -2,15 +2,15 @@
 
 Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes through ``fit`` or ``train``.
 
-- ``fit``: epochs, steps and the clock; ``step``: one step; ``optim``: an optimiser that timm does not have.
+- ``loop``: epochs, steps and the clock; ``step``: one step; ``optim``: an optimiser that timm does not have.
 - ``inputs``: which pictures and classes a model sees; ``metrics``: what its outputs are worth.
 - ``checkpoint``: everything that a stopped training needs to go on from the very step.
 - ``processes``: one process or several; the only file that knows of accelerate.
 """
 
 from sparsetune.train.checkpoint import read_history
-from sparsetune.train.fit import Epoch, Step, Watch, fit, train
 from sparsetune.train.inputs import pictures_for
+from sparsetune.train.loop import Epoch, Step, Watch, fit, train
 from sparsetune.train.metrics import (
     Detection,
     Diversity,

@@ -13,9 +13,9 @@ from torch import nn
 import sparsetune as st
 from sparsetune.delta.bundles import unpacked
 from sparsetune.delta.container import read_delta
-from sparsetune.narrow.slim import load_slim
+from sparsetune.narrow.network import load_slim
 from sparsetune.runs.run import run
-from sparsetune.train.fit import Step
+from sparsetune.train.loop import Step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = {

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import sparsetune as st
 from sparsetune.delta.bundles import bundle
-from sparsetune.narrow.slim import load_slim, write_slim
+from sparsetune.narrow.network import load_slim, write_slim
 from sparsetune.runs.run import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sparsetune.runs.run import draw_curves
-from sparsetune.train.fit import Epoch
+from sparsetune.train.loop import Epoch
 
 
 def history(epochs: int, watched: str = "test") -> list[Epoch]:

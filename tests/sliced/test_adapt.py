@@ -18,7 +18,7 @@ import sparsetune.backbone.models  # noqa: F401
 from sparsetune.backbone.origin import fingerprint
 from sparsetune.backbone.source import Backbone
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.parts.plan import plan
+from sparsetune.parts.planning import plan
 from sparsetune.sliced.adapt import adapt_, adapted, frozen_dtype, frozen_values, learned_values, merge_
 from sparsetune.spec.learn import Learn
 

@@ -18,7 +18,7 @@ import sparsetune as st
 from sparsetune.backbone.zoo import skeleton
 from sparsetune.errors import ConfigError
 from sparsetune.parts.layers import head_names
-from sparsetune.parts.plan import plan
+from sparsetune.parts.planning import plan
 from sparsetune.sliced.adapt import adapt_, adapted, merge_
 from sparsetune.spec.learn import DIMS, Learn
 

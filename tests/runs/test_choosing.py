@@ -11,7 +11,7 @@ from PIL import Image
 import sparsetune as st
 from sparsetune.delta.saving import write_plain
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.runs.choose import Trial, decide
+from sparsetune.runs.choosing import Trial, decide
 from sparsetune.runs.members import run_members
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run

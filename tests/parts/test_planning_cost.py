@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from sparsetune.parts.plan import arithmetic_share, plan
+from sparsetune.parts.planning import arithmetic_share, plan
 from sparsetune.spec.learn import Learn
 
 SIZE = 8

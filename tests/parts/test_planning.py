@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsetune.backbone.models  # noqa: F401
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.parts.plan import plan
+from sparsetune.parts.planning import plan
 from sparsetune.spec.learn import DIMS, Learn
 
 WHOLE = {"fraction": 1.0, "head": False}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 import random
 from dataclasses import replace
@@ -16,9 +15,8 @@ from torch import nn
 import sparsetune as st
 from sparsetune.errors import ConfigError, DataError, StorageError
 from sparsetune.sliced.adapt import frozen_values
-from sparsetune.train.fit import Epoch, Step
-
-training = importlib.import_module("sparsetune.train.fit")  # the file: the door has the function
+from sparsetune.train import loop as training
+from sparsetune.train.loop import Epoch, Step
 
 TWO = st.FitConfig(epochs=2, batch_size=64, lr=0.05)
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -12,7 +12,7 @@ from zeroed import batch, zeroed
 
 import sparsetune as st
 from sparsetune.errors import BackboneError, DeltaError
-from sparsetune.narrow.slim import KEY, load_slim, write_slim
+from sparsetune.narrow.network import KEY, load_slim, write_slim
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from zeroed import MOVES, batch, zeroed, zeroed_graph
 
 import sparsetune as st
 from sparsetune.errors import ConfigError
-from sparsetune.narrow.slim import Slimming, slimming
+from sparsetune.narrow.network import Slimming, slimming
 
 NETWORKS = {
     "wrn28_4": {"depth": 16},

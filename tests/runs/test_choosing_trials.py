@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import sparsetune as st
 from sparsetune.data.loading import loader
 from sparsetune.data.splits import balanced, split_in_two
-from sparsetune.runs.choose import try_out
+from sparsetune.runs.choosing import try_out
 from sparsetune.train.processes import processes
 
 LEARN = st.Learn(rank=2)
