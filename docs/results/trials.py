@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsetune.host import describe_machine
-from sparsetune.runs import KEPT, candidates, set_aside, try_out
+from sparsetune.runs import KEPT, candidates, try_out
 from sparsetune.studies import Place, sources_from
 from sparsetune.studies.compare import Comparison, config_of, data_of, plain_of
-from sparsetune.train import processes
+from sparsetune.train import processes, set_aside
 
 STEPS = (50, 100, 200)
 SEEDS = (0, 1, 2)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sparsetune.host import lazily
 
 if TYPE_CHECKING:
+    from sparsetune.backbone.observe import drawn_head
     from sparsetune.backbone.origin import (
         MADE,
         ORIGIN,
@@ -50,6 +51,7 @@ __all__ = [
     "check_classifier",
     "create",
     "draw",
+    "drawn_head",
     "file_digest",
     "fingerprint",
     "known_pictures",

@@ -23,7 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsetune.backbone.seeding import Law, draw, draw_
 from sparsetune.errors import BackboneError
-from sparsetune.parts import STORED
+from sparsetune.parts import STORED, head_names, under
+
+DRAWN = "_sparsetune_drawn"
+"""Attribute of a model: the seed, and the laws by which parameters of its classifier were drawn."""
 
 _ARITHMETIC = {"mul": operator.mul, "div": operator.truediv, "add": operator.add, "sub": operator.sub}
 _SQRT_HALF = math.sqrt(0.5)
@@ -321,9 +324,28 @@ def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
                 "use pretrained weights or a checkpoint, or adapt_ a model that you built yourself."
             )
     setattr(net, STORED, tuple(unknown))
-    for name, stretches in seen.laws(net).items():
+    laws = seen.laws(net)
+    setattr(net, DRAWN, (seed, {name: laws[name] for name in laws if under(name, head_names(net))}))
+    for name, stretches in laws.items():
         for stretch in stretches:
             _draw_stretch(tensors[name].detach(), seed, name, stretch)
+
+
+def drawn_head(net: nn.Module) -> list[nn.Parameter]:
+    """Return the classifier's parameters that are still as :func:`draw_initial` drew them."""
+    seed, laws = _drawn(net)
+    found = []
+    for name, value in net.named_parameters():
+        again = torch.empty_like(value.detach(), device="cpu")
+        for stretch in laws.get(name, ()):
+            _draw_stretch(again, seed, name, stretch)
+        if name in laws and torch.equal(again, value.detach().cpu()):
+            found.append(value)
+    return found
+
+
+def _drawn(net: nn.Module) -> tuple[int, dict[str, list[Stretch]]]:
+    return getattr(net, DRAWN, (0, {}))
 
 
 def _draw_stretch(tensor: Tensor, seed: int, name: str, stretch: Stretch) -> None:

@@ -29,20 +29,22 @@ def logits_of(output: Any) -> Tensor:
     return _heads(output)[0]
 
 
-def loss_of(output: Any, labels: Tensor) -> Tensor:
+def loss_of(output: Any, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy of what a classifier gave back; each auxiliary head counts a share.
 
     Args:
         output: As for :func:`logits_of`.
         labels: Classes ``(B,)``.
+        smoothing: Share of each label that is spread over all classes.
 
     Raises:
         ConfigError: As :func:`logits_of` raises.
     """
     main, *others = _heads(output)
-    loss = F.cross_entropy(main, labels)
+    loss = F.cross_entropy(main, labels, label_smoothing=smoothing)
     for logits in others:
-        loss = loss + AUXILIARY.get(len(others), 0.3) * F.cross_entropy(logits, labels)
+        share = AUXILIARY.get(len(others), 0.3)
+        loss = loss + share * F.cross_entropy(logits, labels, label_smoothing=smoothing)
     return loss
 
 

@@ -166,8 +166,8 @@ def known_pictures(net: nn.Module) -> dict[str, Any]:
         net: A model that ``create`` made.
 
     Returns:
-        ``input_size``, ``mean``, ``std`` and ``interpolation``; of torchvision's models only those with
-        published weights of a classifier know them, and the result is empty for others.
+        ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode``; of torchvision's
+        models only those with published weights of a classifier know them; the result is empty for others.
     """
     if hasattr(net, "pretrained_cfg"):
         known: dict[str, Any] = resolve_model_data_config(net)
@@ -187,4 +187,6 @@ def known_pictures(net: nn.Module) -> dict[str, Any]:
         "mean": tuple(form.mean),
         "std": tuple(form.std),
         "interpolation": form.interpolation.value,
+        "crop_pct": side / form.resize_size[0],
+        "crop_mode": "center",
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from sparsetune.cli import compare, console, deltas, evaluate, fit, models, reproduce, values
+from sparsetune.cli import console, deltas, evaluate, fit, models, studies, values
 from sparsetune.cli.options import expanded
 from sparsetune.errors import SparsetuneError
 
@@ -93,10 +93,10 @@ _command("bundle", values.bundle)
 _command("push", deltas.push)
 _command("pull", deltas.pull)
 _command("bench", models.bench)
-_command("compare", compare.compare)
+_command("compare", studies.compare)
 _command("models", models.models)
-_command("paper", reproduce.paper, papers)
-_command("report", reproduce.report, papers)
+_command("paper", studies.paper, papers)
+_command("report", studies.report, papers)
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sparsetune.data import Data
     from sparsetune.parts import Plan
     from sparsetune.runs import Choice, Outcome, Run, Together, Trial
-    from sparsetune.train import Epoch, Step
+    from sparsetune.spec import FitConfig
+    from sparsetune.train import Epoch, Rate, Step
 
 BESIDE_A_BUDGET: dict[str, Any] = {"fraction": None, "filters": 0, "rank": None, "layers": None, "dim": "out"}
 """What a spec has in the place of what a budget chooses."""
@@ -96,8 +97,8 @@ def fit(
         how: Any = {
             "resume": resume,
             "time_budget": seconds,
-            "watch": _Watch(bars, config.epochs),
-            "started": _announce,
+            "watch": (watch := _Watch(bars)),
+            "started": watch.announce,
             "choosing": _tell_choice,
         }
         together = run_members(settings, members, out, **how) if members != 1 else None
@@ -160,19 +161,23 @@ def _precision_from(text: str | None) -> Precision | None:
     return named.get(text)
 
 
-def _announce(made: Plan, data: Data) -> None:
-    console.tell_data(data)
-    learned = console.share(made.learned_parameters, made.total_parameters)
-    console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
-    console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
-
-
 class _Watch:
-    """Draws a bar for the whole training, and a line for each epoch."""
+    """Says what is about to be learned; then draws a bar for the training, and a line for each epoch."""
 
-    def __init__(self, bars: Progress, epochs: int) -> None:
-        self.bars, self.epochs = bars, epochs
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.epochs = bars, 0
         self.task: TaskID | None = None
+
+    def announce(self, made: Plan, data: Data, config: FitConfig, rate: Rate | None) -> None:
+        """Tell what is learned from what, and how."""
+        self.epochs = config.epochs
+        console.tell_data(data)
+        learned = console.share(made.learned_parameters, made.total_parameters)
+        console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
+        console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
+        if rate:
+            _tell_rate(rate)
+        console.err.print(f"learning with {config.describe()}")
 
     def __call__(self, event: Step | Epoch) -> None:
         from sparsetune.train import Step
@@ -188,6 +193,14 @@ class _Watch:
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
                 f"{event.watched} {getattr(event, f'{event.watched}_top1'):7.2%}  {event.seconds:.1f} s"
             )
+
+
+def _tell_rate(rate: Rate) -> None:
+    """Show how the learning rate was found."""
+    for trial in rate.trials:
+        said = "diverged" if trial.loss is None else f"held-out loss {trial.loss:.3f}"
+        console.err.print(f"trial  lr {trial.lr:.2g}: {said} after {trial.steps} steps")
+    console.err.print(f"chosen  lr {rate.lr:.2g}: {rate.why}")
 
 
 def _tell_choice(event: Trial | Choice) -> None:

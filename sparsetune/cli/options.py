@@ -10,6 +10,7 @@ import ast
 import functools
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -42,7 +43,18 @@ class Given(Generic[Settings]):
         Raises:
             SparsetuneError: When they cannot be used.
         """
-        return self.kind(**{**self.values, **instead})
+        said = options_of(self.kind)
+        given = {name: _read(said[name], value) for name, value in self.values.items()}
+        return self.kind(**{**given, **instead})
+
+
+def _read(o: Option, value: Any) -> Any:
+    """A value of an option that takes a word or a number; other text is left for the settings to refuse."""
+    if not isinstance(value, str) or not o.choices or o.least is None:
+        return value
+    with suppress(ValueError):
+        return o.read(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,10 @@ class Fields:
 
 
 def _parameter(o: Option, panel: str) -> Parameter:
-    """A parameter that is ``None`` if left out, where the field's default is empty or many values."""
-    plain = o.kind in (bool, int, float, str) and o.default is not None
-    hint: Any = Annotated[o.kind if plain else o.kind | None, typer_option(o, panel)]
+    """A parameter that is ``None`` if left out, where the default is empty, many values, or a recipe's."""
+    plain = o.kind in (bool, int, float, str) and o.default is not None and not o.follows
+    kind = str if o.choices and o.least is not None else o.kind
+    hint: Any = Annotated[kind if plain else kind | None, typer_option(o, panel)]
     return Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default if plain else None, annotation=hint)
 
 
@@ -73,6 +86,7 @@ def typer_option(o: Option, panel: str | None = None) -> Any:
         f"{long}/{o.spelling}" if o.default is True else long,
         *([o.short] if o.short else []),
         help=o.help,
+        show_default=f"{o.default}, or the recipe's over trained weights" if o.follows else True,
         rich_help_panel=panel if o.panel == "" else o.panel,
         autocompletion=o.names or (among(o.choices) if o.choices else None),
     )

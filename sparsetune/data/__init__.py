@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from sparsetune.data.loading import Feed, count_steps, loader
     from sparsetune.data.named import NAMES, address, is_folder, namesake, told
     from sparsetune.data.parquet import ParquetImages
-    from sparsetune.data.preprocessing import Preprocessing
+    from sparsetune.data.preprocessing import Augment, Preprocessing
     from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
     from sparsetune.data.splits import Split, balanced, split_in_two
 else:
     __getattr__ = lazily(__name__)
 
 __all__ = [
+    "Augment",
     "Data",
     "Feed",
     "MOST",

@@ -47,6 +47,7 @@ class Data:
         found: One line for the user: what was read as what, and what was left out and why.
         default: The preprocessing that ``open_data`` gave; ``fit`` puts a model's in its place where it must.
         sized: Whether ``open_data`` was given the size.
+        native: Height and width that the pictures have, where they agree on some up to 224 pixels.
         decided: Whose the preprocessing is, once that is decided for a model.
     """
 
@@ -61,6 +62,7 @@ class Data:
     found: str = ""
     default: Preprocessing | None = None
     sized: bool = False
+    native: tuple[int, int] | None = None
     decided: str = ""
 
     @property
@@ -140,7 +142,8 @@ def open_data(
         DataError: When the data is missing, damaged or inconsistent.
     """
     name, splits = _read(source, split_seed)
-    height, width = _native_size(splits.test if splits.train is None else splits.train)
+    native = _native_size(splits.test if splits.train is None else splits.train)
+    height, width = native or (LARGEST_SIDE, LARGEST_SIDE)
     mean, std = _statistics(source, (height, width))
     if size is not None:
         height = width = size
@@ -166,6 +169,7 @@ def open_data(
         found=splits.found,
         default=form,
         sized=size is not None,
+        native=native,
     )
 
 
@@ -205,14 +209,12 @@ def _sample(split: Split, count: int) -> Split:
     return split.take(np.linspace(0, len(split) - 1, min(len(split), count)).astype(np.int64))
 
 
-def _native_size(split: Split) -> tuple[int, int]:
-    """Give (height, width) that a fixed sample agrees on, if not too large, else that of ImageNet."""
+def _native_size(split: Split) -> tuple[int, int] | None:
+    """Give (height, width) that a fixed sample agrees on, if not too large."""
     sample = _sample(split, _SIZE_SAMPLE)
     sizes = {sample[index][0].size for index in range(len(sample))}
     width, height = sizes.pop()
-    if sizes or max(width, height) > LARGEST_SIDE:
-        return LARGEST_SIDE, LARGEST_SIDE
-    return height, width
+    return None if sizes or max(width, height) > LARGEST_SIDE else (height, width)
 
 
 def _statistics(source: str, size: tuple[int, int]) -> tuple[tuple[float, ...], tuple[float, ...]]:

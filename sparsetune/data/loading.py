@@ -19,7 +19,7 @@ from sparsetune.data.splits import Split, draws, shuffled
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.host import free_bytes
 
-Sample = tuple[NDArray[np.uint8], int, int]
+Sample = tuple[NDArray[np.uint8], int, int, float]
 Batch = tuple[Tensor, Tensor]
 Rows = NDArray[np.int64]
 
@@ -67,8 +67,8 @@ def loader(
             raise ConfigError(f"{name} {value} is too small; expected {low} or more.")
     order = seed if train else None
     rows = epoch_rows(len(split), batch_size, order, epoch)
-    recipe = Recipe.of_epoch(split, preprocessing, augment, order, epoch)
-    return pixel_loader(split, preprocessing, rows, workers, recipe)
+    view = View.of_epoch(split, preprocessing, augment, order, epoch)
+    return pixel_loader(split, view.stored, rows, workers, view)
 
 
 def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
@@ -95,11 +95,11 @@ def epoch_rows(
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
-    """What makes a batch of pixels the model's input: augmentation, then normalisation.
+class View:
+    """What makes a batch of pixels the model's input in one epoch: augmentation, then normalisation.
 
     Args:
-        preprocessing: Mean and standard deviation.
+        preprocessing: Of pictures that nothing happens to.
         augment: What may happen to a picture.
         draws: uint64 of shape (count,): the random integer of each picture.
     """
@@ -116,20 +116,36 @@ class Recipe:
         augment: Augment | None,
         seed: int | None,
         epoch: int,
-    ) -> Recipe:
-        """Make the recipe of one epoch; without ``seed`` or ``augment`` pictures stay as they are."""
+    ) -> View:
+        """Make the view of one epoch; without ``seed`` or ``augment`` pictures stay as they are."""
         if seed is None or augment is None:
             return cls(preprocessing, Augment(), np.zeros(len(split), np.uint64))
         return cls(preprocessing, augment, draws(len(split), "augment", seed, epoch))
 
-    def make(self, pixels: Tensor, rows: Rows) -> Tensor:
+    @property
+    def stored(self) -> Preprocessing:
+        """What gives the pixels to make a view of: whole pictures where windows of them are resized."""
+        return stored_as(self.preprocessing, self.augment)
+
+    def make(self, pixels: Tensor, rows: Rows, aspects: NDArray[np.float64]) -> Tensor:
         """Return float32 ``(batch, channels, height, width)``, on the device of ``pixels``.
 
         Args:
-            pixels: uint8 of shape (batch, height, width, channels).
+            pixels: As ``stored`` gives them, uint8 of shape (batch, height, width, channels).
             rows: The pictures' numbers.
+            aspects: Width over height of each picture as it was.
         """
-        return self.preprocessing.normalise(self.augment.apply(pixels, self.draws[rows]))
+        draws, (_, height, width) = self.draws[rows], self.preprocessing.size
+        if self.augment.scale is None:
+            seen = self.augment.apply(pixels, draws)
+        else:
+            seen = self.augment.resized_crop(pixels, draws, aspects, (height, width))
+        return self.preprocessing.normalise(seen)
+
+
+def stored_as(preprocessing: Preprocessing, augment: Augment | None) -> Preprocessing:
+    """Return what gives the pixels that an augmentation starts from."""
+    return preprocessing.uncropped if augment and augment.scale is not None else preprocessing
 
 
 def pixel_loader(
@@ -137,16 +153,17 @@ def pixel_loader(
     preprocessing: Preprocessing,
     rows: Sequence[Rows],
     workers: int,
-    recipe: Recipe | None = None,
-) -> DataLoader[Batch]:
-    """Make a loader of (x, y) that decodes given pictures, batch by batch.
+    view: View | None = None,
+) -> DataLoader[Any]:
+    """Make a loader that decodes given pictures, batch by batch.
 
-    x is what ``recipe`` makes; without one it is uint8 of shape (batch, height, width, channels).
+    It gives (x, y), where x is what ``view`` makes; without one x is uint8 of shape (batch, height, width,
+    channels), and behind y comes each picture's width over height.
     """
     return _Loader(
         _Samples(split, preprocessing),
         batch_sampler=[each.tolist() for each in rows],
-        collate_fn=_Collate(recipe),
+        collate_fn=_Collate(view),
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
     )
@@ -154,7 +171,7 @@ def pixel_loader(
 
 @dataclass(frozen=True, eq=False)
 class _Samples(Dataset[Any]):
-    """A split as uint8 pixels, with label and number."""
+    """A split as uint8 pixels, with label, number, and width over height."""
 
     split: Split
     preprocessing: Preprocessing
@@ -164,20 +181,21 @@ class _Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.split[index]
-        return self.preprocessing.pixels(image), label, index
+        return self.preprocessing.pixels(image), label, index, image.width / image.height
 
 
 @dataclass(frozen=True, eq=False)
 class _Collate:
     """Stack pixels, then make the whole batch at once."""
 
-    recipe: Recipe | None
+    view: View | None
 
-    def __call__(self, samples: list[Sample]) -> Batch:
-        stacked, labels, rows = zip(*samples, strict=True)
-        pixels = torch.from_numpy(np.stack(stacked))
-        x = self.recipe.make(pixels, np.array(rows)) if self.recipe else pixels
-        return x, torch.tensor(labels)
+    def __call__(self, samples: list[Sample]) -> tuple[Any, ...]:
+        stacked, labels, rows, shapes = zip(*samples, strict=True)
+        pixels, aspects = torch.from_numpy(np.stack(stacked)), np.array(shapes)
+        if self.view is None:
+            return pixels, torch.tensor(labels), aspects
+        return self.view.make(pixels, np.array(rows), aspects), torch.tensor(labels)
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
@@ -231,9 +249,11 @@ class Feed:
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        channels, height, width = self.preprocessing.size
+        self._stored = stored_as(self.preprocessing, self.augment)
+        channels, height, width = self._stored.size
         shape = (len(self.split), height, width, channels)
         self._held = np.zeros(len(self.split), dtype=bool)
+        self._aspects = np.ones(len(self.split))
         self._pixels = None
         if prod(shape) <= SHARE * free_bytes(self.device):
             self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -251,22 +271,21 @@ class Feed:
             DataError: When a picture cannot be decoded.
         """
         batches = epoch_rows(len(self.split), self.batch_size, seed, number, self.share)[skip:]
-        recipe = Recipe.of_epoch(self.split, self.preprocessing, self.augment, seed, number)
+        view = View.of_epoch(self.split, self.preprocessing, self.augment, seed, number)
         missing = [rows[~self._held[rows]] for rows in batches]
         decoded = iter(
-            pixel_loader(
-                self.split, self.preprocessing, [rows for rows in missing if len(rows)], self.workers
-            )
+            pixel_loader(self.split, self._stored, [rows for rows in missing if len(rows)], self.workers)
         )
         for rows, new in zip(batches, missing, strict=True):
             if len(new):
-                pixels = next(decoded)[0].to(self.device, non_blocking=True)
+                pixels, _, self._aspects[new] = next(decoded)
+                pixels = pixels.to(self.device, non_blocking=True)
             if self._pixels is not None:
                 if len(new):
                     self._pixels.index_copy_(0, self._index(new), pixels)
                     self._held[new] = True
                 pixels = self._pixels.index_select(0, self._index(rows))
-            yield recipe.make(pixels, rows), self.split.labels[torch.from_numpy(rows)]
+            yield view.make(pixels, rows, self._aspects[rows]), self.split.labels[torch.from_numpy(rows)]
 
     def _index(self, rows: Rows) -> Tensor:
         return torch.from_numpy(rows).to(self.device)

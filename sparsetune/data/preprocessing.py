@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 4096
 
+CropMode = Literal["squash", "center", "border"]
+CROP_MODES: tuple[CropMode, ...] = ("squash", "center", "border")
+
 _MODES = {1: "L", 3: "RGB"}
+_CROP = {"crop_pct", "crop_mode"}
 _INTERPOLATIONS = {method.name.lower(): method for method in Image.Resampling}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a tensor: convert, resize as a whole, scale to [0, 1], normalise.
+    """How a picture becomes a tensor: convert, resize, cut out the middle, scale to [0, 1], normalise.
 
     Converting turns it upright, as its EXIF data says, and lays transparent pixels on white.
 
@@ -36,6 +40,10 @@ class Preprocessing:
         mean: One mean a channel, on the scale from 0 to 1.
         std: One standard deviation a channel, on the same scale.
         interpolation: Pillow's name of the resampling filter, in lower case.
+        crop_pct: Share of the resized picture's side that is kept, from .1 to 1; 1 cuts nothing off.
+        crop_mode: timm's name of what is done to pictures of another shape. ``squash`` resizes as a whole.
+            ``center`` keeps the aspect ratio, so that the shorter side fits, and cuts off the rest;
+            ``border`` lets the longer side fit, and fills up with the mean.
 
     Raises:
         ConfigError: When a value is out of its range.
@@ -45,22 +53,40 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: CropMode = "squash"
 
     def __post_init__(self) -> None:
         ConfigError.collect(_problems(self.size, self.mean, self.std, self.interpolation))
+        ConfigError.collect(_crop_problems(self.crop_pct, self.crop_mode))
+
+    @property
+    def crops(self) -> bool:
+        """Whether a picture is more than resized as a whole."""
+        return (self.crop_pct, self.crop_mode) != (1.0, "squash")
+
+    @property
+    def uncropped(self) -> Preprocessing:
+        """What gives a picture whole, and so large that the middle of it has the size here."""
+        channels, *sides = self.size
+        height, width = (max(side, min(MAX_SIDE, math.floor(side / self.crop_pct))) for side in sides)
+        return replace(self, size=(channels, height, width), crop_pct=1.0, crop_mode="squash")
 
     def to_json(self) -> dict[str, Any]:
-        """Give the value as plain lists, numbers and strings; ``from_json`` is the exact inverse."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        """Give the value as plain lists, numbers and strings; ``from_json`` is the exact inverse.
+
+        The crop is there where there is one.
+        """
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values if self.crops else {k: v for k, v in values.items() if k not in _CROP}
 
     def describe(self) -> str:
         """Return a few plain words, such as ``8x8 pictures, mean 0.5, std 0.25, bilinear``."""
         channels, height, width = self.size
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         grey = "grey " if channels == 1 else ""
-        return f"{height}x{width} {grey}pictures, mean {mean}, std {std}, {self.interpolation}"
+        crop = f", {self.crop_mode} crop of {self.crop_pct:g}" if self.crops else ""
+        return f"{height}x{width} {grey}pictures, mean {mean}, std {std}, {self.interpolation}{crop}"
 
     @classmethod
     def from_json(cls, value: Any) -> Preprocessing:
@@ -73,7 +99,7 @@ class Preprocessing:
             ConfigError: When a key is missing or unknown, or a value has the wrong type or range.
         """
         names = [field.name for field in fields(cls)]
-        if not isinstance(value, dict) or set(value) != set(names):
+        if not isinstance(value, dict) or set(value) not in (set(names), set(names) - _CROP):
             found = reprlib.repr(value)
             raise ConfigError(
                 f"preprocessing {found} is not valid; expected an object with {', '.join(names)}."
@@ -82,7 +108,7 @@ class Preprocessing:
         return cls(**parts)
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Convert and resize one picture.
+        """Convert and resize one picture, and cut out its middle, as timm's and torchvision's transforms do.
 
         Args:
             image: A picture of any mode with 8 bits a channel, and of any size.
@@ -95,9 +121,36 @@ class Preprocessing:
         """
         channels, height, width = self.size
         image = convert(image, _MODES[channels])
-        if image.size != (width, height):
-            image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
+        resized = self._resized(image.size)
+        if image.size != resized:
+            image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
+        if resized != (width, height):
+            image = self._middle(image)
         return np.asarray(image).reshape(height, width, channels)
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of a picture of such, once it is resized."""
+        _, height, width = self.uncropped.size
+        if self.crop_mode == "squash":
+            return width, height
+        if self.crop_mode == "center" and height == width:  # as torchvision's Resize rounds
+            short, long = sorted(size)
+            long = int(height * long / short)
+            return (long, height) if size[0] > size[1] else (width, long)
+        ratios = size[1] / height, size[0] / width
+        ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
+        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
+
+    def _middle(self, image: Image.Image) -> Image.Image:
+        """Cut out the middle of the size, or fill up to it with the mean."""
+        _, height, width = self.size
+        if image.width < width or image.height < height:
+            fill = tuple(min(255, max(0, round(255 * mean))) for mean in self.mean)
+            framed = Image.new(image.mode, (max(width, image.width), max(height, image.height)), fill)
+            framed.paste(image, ((framed.width - image.width) // 2, (framed.height - image.height) // 2))
+            image = framed
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Scale and normalise pixels, one picture or a whole batch.
@@ -128,6 +181,17 @@ class Preprocessing:
         import torch
 
         return self.normalise(torch.from_numpy(self.pixels(image).copy()))
+
+
+def _crop_problems(share: Any, mode: Any) -> list[str]:
+    found = []
+    if not (_is_tuple((share,), int, float) and 0.1 <= share <= 1):
+        found.append(f"preprocessing crop_pct {reprlib.repr(share)} is not valid; expected .1 to 1.")
+    if mode not in CROP_MODES:
+        found.append(
+            f"preprocessing crop_mode {reprlib.repr(mode)} is unknown; expected {', '.join(CROP_MODES)}."
+        )
+    return found
 
 
 def _problems(size: Any, mean: Any, std: Any, interpolation: Any) -> list[str]:
@@ -172,17 +236,62 @@ class Augment:
     Args:
         pad: Black pixels put around the picture before a window of its old size is cut at random.
         flip: Whether to mirror every second picture, left to right.
+        scale: Least share of a picture's area that a random crop, which is then resized, has; ``None`` for no
+            such crop. Its aspect ratio, of the picture as it was, is between 3/4 and 4/3 (Szegedy et al.,
+            2015).
 
     Raises:
-        ConfigError: When ``pad`` is negative.
+        ConfigError: When ``pad`` is negative, or ``scale`` no share.
     """
 
     pad: int = 0
     flip: bool = False
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise ConfigError(f"pad {self.pad} is negative; give the pixels to pad with, or 0 for none.")
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise ConfigError(f"scale {self.scale} is not between 0 and 1; 0.35 crops at least 35 %.")
+
+    def resized_crop(
+        self, pixels: Tensor, draws: NDArray[np.uint64], aspects: NDArray[np.float64], size: tuple[int, int]
+    ) -> Tensor:
+        """Cut a window out of each picture at random, resize it, and flip every second one.
+
+        The draw's bits decide, from the lowest on: 16 of them the area, 15 the aspect ratio, 16 the left
+        edge, 16 the top, and the last one the flip. Sampling is bilinear.
+
+        Args:
+            pixels: Whole pictures, uint8 of shape (batch, height, width, channels).
+            draws: A uniform integer of 64 bits for each picture, of shape (batch,).
+            aspects: Each picture's width over its height before it was resized, of shape (batch,).
+            size: Height and width to resize the windows to.
+
+        Returns:
+            uint8 of shape (batch, *size, channels).
+        """
+        import torch
+        from torch.nn import functional as F
+
+        area, ratio, left, top = (
+            (draws >> np.uint64(start) & np.uint64(2**bits - 1)).astype(np.float64) / (2**bits - 1)
+            for start, bits in ((0, 16), (16, 15), (31, 16), (47, 16))
+        )
+        area = (self.scale or 1.0) + area * (1 - (self.scale or 1.0))
+        shape = np.exp(math.log(3 / 4) * (1 - 2 * ratio)) / aspects  # width over height, both as shares
+        wide = np.minimum(np.sqrt(area * shape), 1.0)
+        high = np.minimum(np.sqrt(area / shape), 1.0)
+        flips = np.where(self.flip & (draws >> np.uint64(63) > 0), -1.0, 1.0)
+        zeros = np.zeros_like(wide)
+        right, down = (2 * left - 1) * (1 - wide), (2 * top - 1) * (1 - high)
+        rows = np.stack([wide * flips, zeros, right, zeros, high, down], 1).reshape(-1, 2, 3)
+        window = torch.from_numpy(rows.astype(np.float32)).to(pixels.device)
+        shape_out = [len(pixels), pixels.shape[-1], *size]
+        grid = F.affine_grid(window, shape_out, align_corners=False)
+        whole = pixels.movedim(-1, 1).to(torch.float32)
+        seen = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
+        return seen.round_().to(torch.uint8).movedim(1, -1)
 
     def apply(self, pixels: Tensor, draws: NDArray[np.uint64]) -> Tensor:
         """Crop and flip pictures, on the device where they are.

@@ -281,6 +281,8 @@ def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
 
 def _format(header: Header, coded: bool) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
+    if header.learn.norm_stats:
+        return 5
     if header.learn.by_layer:
         return 4
     return 3 if header.learn.rank is not None else 2 if coded else 1

@@ -81,6 +81,21 @@ def is_norm(module: nn.Module) -> bool:
     return named and bool(own) and all(value.dim() == 1 for value in own)
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` normalises by running statistics in evaluation mode."""
+    return any(name.startswith("running_") and value is not None for name, value in module._buffers.items())
+
+
+def statistics_names(net: nn.Module) -> frozenset[str]:
+    """Return the names of all running statistics, with the counts of batches beside them."""
+    return frozenset(
+        f"{plain_name(name)}.{leaf}".lstrip(".")
+        for name, module in net.named_modules()
+        if keeps_statistics(module)
+        for leaf in module._buffers
+    )
+
+
 def is_sliceable(module: nn.Module) -> bool:
     """Whether ``module`` has filters: a convolution, a linear map, an attention's input projections.
 

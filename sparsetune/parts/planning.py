@@ -24,6 +24,7 @@ from sparsetune.parts.layers import (
     is_sliceable,
     plain_name,
     sites,
+    statistics_names,
     under,
     unwrapped,
 )
@@ -41,14 +42,16 @@ class Plan:
     Attributes:
         learn: The spec that was applied.
         parts: One for each parameter, in the model's order.
-        buffers: Running statistics and other persistent buffers, in the model's order.
+        buffers: Running statistics and other persistent buffers that a delta holds, in the model's order.
         itemsize: Bytes of one learned value.
+        statistics: Running statistics that stay at the backbone's, which no delta holds.
     """
 
     learn: Learn
     parts: tuple[Part, ...]
     buffers: tuple[Buffer, ...]
     itemsize: int = 4
+    statistics: tuple[Buffer, ...] = ()
 
     def __iter__(self) -> Iterator[Part]:
         return iter(self.parts)
@@ -210,8 +213,11 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         for name, buffer in net.named_buffers()
         if name in persistent
     )
+    held = statistics_names(net) if learn.norm_stats == "frozen" else frozenset()
+    frozen = tuple(buffer for buffer in buffers if buffer.name in held)
     dtypes = [site.parameter.element_size() for site in found]
-    return Plan(learn, parts, buffers, max(dtypes, default=4))
+    travelling = tuple(buffer for buffer in buffers if buffer.name not in held)
+    return Plan(learn, parts, travelling, max(dtypes, default=4), frozen)
 
 
 def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str]) -> Part:

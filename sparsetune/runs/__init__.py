@@ -7,7 +7,7 @@ Imports ``train``.
 - ``choosing``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
 """
 
-from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, set_aside, try_out
+from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
 from sparsetune.runs.run import BLUE, Outcome, run
@@ -35,7 +35,6 @@ __all__ = [
     "recorded",
     "run",
     "run_members",
-    "set_aside",
     "spend",
     "try_out",
 ]

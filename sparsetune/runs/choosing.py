@@ -14,14 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsetune.data import Data, Feed, Split, balanced, count_steps, split_in_two
+from sparsetune.data import Data, Feed, Split, balanced, count_steps
 from sparsetune.delta import file_bytes, longest_noted
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.parts import Plan, plan
 from sparsetune.runs.spend import RESERVE, candidates, is_random
 from sparsetune.sliced import adapt_
-from sparsetune.spec import FitConfig, Learn, Precision
-from sparsetune.train import Processes, fit, pictures_for, predict_logits, processes
+from sparsetune.spec import AUTO, FitConfig, Learn, Precision
+from sparsetune.train import (
+    Processes,
+    decide,
+    fit,
+    pictures_for,
+    predict_logits,
+    processes,
+    set_aside,
+    usual_rate,
+)
 
 SHARE = 0.1
 """Most of the training's steps that the comparison may take."""
@@ -30,8 +39,6 @@ LEAST, LEAST_RANDOM = 50, 200
 backbone shorter ones tell which starts faster."""
 SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
-HELD_OUT, HELD_SHARE = 512, 0.2
-"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
 SLACK = 256
 """Bytes by which a file may differ from what is told before the training: which code a vector has."""
 KEPT: Precision = "int8"
@@ -249,34 +256,6 @@ class _Comparison:
         return f"{short}; this one is the best in most cases."
 
 
-def set_aside(train: Split, seed: int) -> tuple[Split, Split]:
-    """Return the training pictures that trials learn, and those that they are judged by."""
-    return split_in_two(train, min(HELD_SHARE, HELD_OUT / len(train)), seed)
-
-
-def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Choose the candidate of the least loss, if that is below the default's by more than noise.
-
-    Args:
-        default: A candidate's name.
-        losses: Of each that did not diverge, on the same pictures, ``(N,)``.
-
-    Returns:
-        A candidate's name, and why it is chosen.
-    """
-    best = min(losses, key=lambda name: losses[name].mean().item(), default=default)
-    if best == default:
-        return default, "no candidate has a lower held-out loss."
-    if default not in losses:
-        return best, f"{default} diverged, and this has the lowest held-out loss."
-    gaps = losses[default] - losses[best]
-    gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
-    said = f"{gap:.3f} ± {error:.3f}"
-    if gap > error:
-        return best, f"its held-out loss is below that of {default} by {said}."
-    return default, f"{best} has a lower held-out loss by {said}, which is within the noise."
-
-
 def try_out(
     net: nn.Module,
     learn: Learn,
@@ -289,7 +268,7 @@ def try_out(
     """Train a copy of a plain model for a few steps and judge it.
 
     The trial has the whole schedule of ``config`` in its few steps, and AdamW in place of SGD. It is judged
-    with the normalisation of each batch, since so few steps settle no running statistics.
+    with the normalisation of each batch where running statistics move, since so few steps settle none.
 
     Args:
         net: A plain model; it is not changed.
@@ -311,8 +290,10 @@ def try_out(
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; a trial needs some.")
     part, config = data.train, replace(config, compile=False, epochs=1)
+    if config.lr == AUTO:
+        config = replace(config, lr=usual_rate(config.opt))
     if config.opt in SLOW:
-        config = replace(config, opt="adamw", lr=config.lr / 10)
+        config = replace(config, opt="adamw", lr=config.rate / 10)
     wanted = steps * config.batch_size
     if wanted < len(part):
         part = balanced(part, wanted, config.seed, "the trial's limit")
@@ -325,7 +306,8 @@ def try_out(
     )
     try:
         fit(net, replace(data, train=part, test=unread, validation=None), config)
-        logits, labels = predict_logits(_unsettled(net), judged.epoch(config.seed))
+        settled = net if learn.norm_stats == "frozen" else _unsettled(net)
+        logits, labels = predict_logits(settled, judged.epoch(config.seed))
     except DivergedError:
         return None
     losses = F.cross_entropy(logits.double(), labels, reduction="none")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from sparsetune.data import Data, Preprocessing, loader, open_data
+from sparsetune.data import Preprocessing, loader, open_data
 from sparsetune.delta import bundle, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.host import DELTA, pick_device
-from sparsetune.parts import Plan
 from sparsetune.runs.choosing import Choosing
 from sparsetune.runs.folder import RUNS
-from sparsetune.runs.run import Outcome, run
+from sparsetune.runs.run import Outcome, Started, run
 from sparsetune.runs.settings import Run
 from sparsetune.serve import Ensemble
 from sparsetune.train import Diversity, Scores, Watch, diversity, predict_logits, scores
@@ -56,7 +54,7 @@ def run_members(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
-    started: Callable[[Plan, Data], None] | None = None,
+    started: Started | None = None,
     choosing: Choosing | None = None,
 ) -> Together:
     """Train an ensemble: members over one backbone that differ in order, augmentation and dropout alone.
@@ -83,7 +81,7 @@ def run_members(
     members, choice = [], None
     for number in range(count):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        seeded = replace(settings, config=replace(settings.config, seed=settings.config.seed + number))
+        seeded = replace(settings, config=settings.config.but(seed=settings.config.seed + number))
         place = folder / f"member-{number}"
         begun = resume and place.exists()
         outcome = run(

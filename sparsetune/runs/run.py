@@ -32,14 +32,16 @@ from sparsetune.runs.folder import (
     leave,
     recorded,
 )
-from sparsetune.runs.settings import Run, adapt, build
+from sparsetune.runs.settings import Run, adapt, build, follow
 from sparsetune.sliced import adapted
-from sparsetune.spec import Learn
+from sparsetune.spec import AUTO, FitConfig, Learn
 from sparsetune.train import (
     Epoch,
     Processes,
+    Rate,
     Step,
     Watch,
+    find_rate,
     fit,
     predict_logits,
     processes,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE = "#0067a5"
+
+Started = Callable[[Plan, Data, FitConfig, Rate | None], None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def run(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
-    started: Callable[[Plan, Data], None] | None = None,
+    started: Started | None = None,
     choosing: Choosing | None = None,
     choice: Choice | None = None,
 ) -> Outcome:
@@ -92,7 +96,8 @@ def run(
         resume: Go on where an earlier call with the same settings stopped.
         time_budget: Seconds of training after which to save and stop.
         watch: Called after each step and each epoch; of several processes, by the main one.
-        started: Called once with plan and data, before the first step.
+        started: Called once before the first step, with plan, data, all settings, and how the learning rate
+            was found, where it was.
         choosing: With a budget, called after each trial of the comparison and with the choice.
         choice: With a budget, what was chosen already, so that nothing is compared.
 
@@ -112,6 +117,7 @@ def run(
             check(folder, asked, resume)
         folder = group.from_main(folder)
         net, data = build(settings)
+        settings, data = follow(net, data, settings)
         if group.is_main:
             check_data(folder, data)
         if settings.budget is not None:
@@ -126,13 +132,18 @@ def run(
         if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
             return Outcome(folder, _read_history(folder / METRICS), True, made, choice)
         _check_budget(net, made, learned, data)
+        rate: Rate | None = None
+        if learned.config.lr == AUTO:
+            found = group.from_main(recorded(folder, "rate"))
+            rate = Rate.from_json(found) if found else find_rate(net, data, learned.config, fit)
+            learned = replace(learned, config=learned.config.but(lr=rate.lr))
         if group.is_main:
-            folder = claim(folder, settings.name, {**asked, **_noted(data, choice)})
+            folder = claim(folder, settings.name, {**asked, **_noted(data, choice, rate, learned)})
         training = _Training(net, data, learned, group.from_main(folder), group)
         if started:
-            started(made, data)
+            started(made, data, learned.config, rate)
         history = training.run(resume, time_budget, watch)
-        finished = len(history) == settings.config.epochs
+        finished = len(history) == learned.config.epochs
         if finished and group.is_main:
             training.finish(history)
         group.wait()
@@ -220,11 +231,13 @@ def _check_budget(net: nn.Module, made: Plan, settings: Run, data: Data) -> None
         )
 
 
-def _noted(data: Data, choice: Choice | None) -> dict[str, Any]:
+def _noted(data: Data, choice: Choice | None, rate: Rate | None, learned: Run) -> dict[str, Any]:
     """What the settings of a run hold beside what was asked."""
     noted: dict[str, Any] = {"versions": {name: version(name) for name in LIBRARIES}}
     noted |= {SOURCE: data.source, DIGEST: data.digest()}
-    return noted if choice is None else {**noted, "choice": choice.to_json()}
+    noted |= {} if choice is None else {"choice": choice.to_json()}
+    noted |= {} if rate is None else {"rate": rate.to_json()}
+    return {**noted, "recipe": {**learned.config.decisive, "preprocessing": data.preprocessing.to_json()}}
 
 
 def _write_history(path: Path, history: list[Epoch]) -> None:

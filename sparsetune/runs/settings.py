@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sparsetune.delta import fill, inspect, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.sliced import Taught, adapt_, teach
 from sparsetune.spec import FitConfig, Learn, Precision, check_precision
-from sparsetune.train import pictures_for
+from sparsetune.train import augmented, pictures_for, recipe_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,21 @@ def build(settings: Run) -> tuple[nn.Module, Data]:
         header = inspect(delta)
         teach(net, Taught(header.classes, header.preprocessing))
     return net, pictures_for(net, data)
+
+
+def follow(net: nn.Module, data: Data, settings: Run) -> tuple[Run, Data]:
+    """Put a recipe's settings in the place of those that were left out, and its crop on the data.
+
+    Args:
+        net: The plain model.
+        data: As :func:`build` gives it.
+        settings: What was asked.
+    """
+    recipe = recipe_for(net, data, settings.config)
+    config, learn = settings.config.following(recipe), settings.learn
+    if recipe.frozen_statistics and learn.norm_stats is None and learn.frozen != "zero":
+        learn = replace(learn, norm_stats="frozen")
+    return replace(settings, config=config, learn=learn), augmented(data, config)
 
 
 def adapt(net: nn.Module, settings: Run) -> None:

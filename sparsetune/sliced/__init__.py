@@ -8,7 +8,7 @@ Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a p
 - ``module``: the class that a layer then has.
 - ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
   each with what is frozen, how the whole is put together, and gradients of the learned part alone.
-- ``convolution``: the kernels under these.
+- ``convolution``: the kernels under these; ``statistics``: running statistics that stay.
 """
 
 from sparsetune.sliced.adapt import (

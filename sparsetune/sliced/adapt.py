@@ -19,6 +19,7 @@ from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
 from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
 from sparsetune.sliced.module import partly_, unslice_
 from sparsetune.sliced.slices import Slice
+from sparsetune.sliced.statistics import hold_statistics_, let_statistics_go_
 from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
@@ -156,6 +157,8 @@ def to_freeze(
         if made.learn.frozen == "zero" and part.layer:
             rest = torch.zeros_like(rest)
         yield part.name, _cast(rest, dtype)
+    for each in made.statistics:
+        yield each.name, _cast(net.get_buffer(each.name), dtype)
 
 
 def freeze_(net: nn.Module, made: Plan, source: Backbone, dtype: torch.dtype, found: str) -> None:
@@ -178,6 +181,8 @@ def freeze_(net: nn.Module, made: Plan, source: Backbone, dtype: torch.dtype, fo
     for part in made:
         if not part.whole:
             _freeze_rest(net, part, zero=made.learn.frozen == "zero" and part.layer)
+    for module in _holding_statistics(net, made):
+        hold_statistics_(module)
     setattr(net, ADAPTED, Adapted(made, source, found, dtype, rounded, plain, layers))
     setattr(net, UNSENT, [*getattr(net, UNSENT, []), *_frozen_names(made)])
     for name in CHANGING:
@@ -203,6 +208,9 @@ def merge_(net: nn.Module) -> nn.Module:
     learned = dict(learned_values(net, state.plan))
     for name in (name for part in state.plan if part.partial for name in part.learned):
         _retire(learned[name], "merge_")
+    for module in _holding_statistics(net, state.plan):
+        let_statistics_go_(module)
+        module.train(net.training)
     frozen = set(_frozen_names(state.plan))
     setattr(net, UNSENT, [name for name in getattr(net, UNSENT) if name not in frozen])
     if not getattr(net, UNSENT):
@@ -257,13 +265,15 @@ def teach(net: nn.Module, what: Taught) -> None:
 
 
 def frozen_values(net: nn.Module, made: Plan) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and frozen values of every parameter of an adapted model that is not learned whole."""
+    """Yield name and frozen values of an adapted model: of each parameter, then running statistics."""
     for part in made:
         module, leaf = next(_homes(net, part))
         if part.partial:
             yield part.name, frozen_rest(module, leaf)
         elif part.k == 0:
             yield part.name, module.get_buffer(leaf)
+    for each in made.statistics:
+        yield each.name, net.get_buffer(each.name)
 
 
 def check_tensors(net: nn.Module) -> None:
@@ -274,7 +284,7 @@ def check_tensors(net: nn.Module) -> None:
     """
     made = adapted(net).plan
     learned = {name for name, _ in learned_values(net, made)}
-    shapes = {buffer.name: buffer.shape for buffer in made.buffers}
+    shapes = {buffer.name: buffer.shape for buffer in (*made.buffers, *made.statistics)}
     for part in made:
         if not part.whole:
             name, leaf = part.homes[0]
@@ -441,6 +451,14 @@ def _frozen_names(made: Plan) -> Iterator[str]:
         if not part.whole:
             for module, leaf in part.homes:
                 yield f"{module}.{rest_name(leaf) if part.partial else leaf}".lstrip(".")
+    for each in made.statistics:
+        yield each.name
+
+
+def _holding_statistics(net: nn.Module, made: Plan) -> list[nn.Module]:
+    """The modules whose running statistics stay."""
+    names = dict.fromkeys(each.name.rpartition(".")[0] for each in made.statistics)
+    return [net.get_submodule(name) for name in names]
 
 
 def _retire(parameter: nn.Parameter, by: str) -> None:

@@ -2,6 +2,7 @@
 
 - ``learn``: ``Learn``, which part of each layer is learned.
 - ``config``: ``FitConfig``, how a training goes, and in how many bits its outcome is kept.
+- ``recipe``: ``Recipe``, what it is where settings are left out, for random and for trained backbones.
 - ``option``: what the fields of both say of themselves, for command lines, checks and model cards.
 
 A value comes from Python, a command's options or a file's JSON, is checked once as it is made, and is never
@@ -9,6 +10,7 @@ changed: ``Learn`` goes to ``parts.plan``, and both go into the file.
 """
 
 from sparsetune.spec.config import (
+    AUTO,
     FREE,
     PRECISIONS,
     WIDTHS,
@@ -22,14 +24,18 @@ from sparsetune.spec.config import (
 )
 from sparsetune.spec.learn import Learn, matches
 from sparsetune.spec.option import Option, options_of, words
+from sparsetune.spec.recipe import PAPER, Recipe, transfer
 
 __all__ = [
+    "AUTO",
     "FREE",
     "FitConfig",
     "Learn",
     "Option",
+    "PAPER",
     "PRECISIONS",
     "Precision",
+    "Recipe",
     "WIDTHS",
     "YELLOWFIN",
     "check_precision",
@@ -38,5 +44,6 @@ __all__ = [
     "rows_of",
     "scales",
     "stored_bytes",
+    "transfer",
     "words",
 ]

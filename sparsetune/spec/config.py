@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
 
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
-from sparsetune.spec.option import option, out_of_range
+from sparsetune.spec.option import option, options_of, out_of_range
+from sparsetune.spec.recipe import Recipe
 
 Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
 SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "multistep", "none")
@@ -23,6 +24,9 @@ WIDTHS = {"bf16": 2, "fp16": 2, "int8": 1, "root8": 1}
 
 YELLOWFIN = "yellowfin"
 """The name of the one optimiser here that timm does not have."""
+
+AUTO: Literal["auto"] = "auto"
+"""The learning rate that short trials find."""
 
 FREE = ("workers", "device")
 """Settings that change where and how fast a training runs, not what it comes to."""
@@ -39,17 +43,27 @@ def optimisers() -> list[str]:
 class FitConfig:
     """How to train; names follow timm's ``train.py``.
 
+    The defaults are the paper's recipe. Over a trained backbone ``fit`` puts those of
+    :data:`~sparsetune.spec.recipe.TRANSFER` in the place of settings that were left out here.
+
     Args:
         epochs: Passes over the training pictures.
         batch_size: Pictures a step.
         opt: Name of one of timm's optimisers, or ``yellowfin``; ``momentum`` is the paper's, SGD with it.
-        lr: Learning rate at the start. The default suits ``momentum``; Adam and its kin want about 0.001.
+        lr: Learning rate at the start, or ``auto`` for one that short trials find. The default suits
+            ``momentum``; Adam and its kin want about 0.001.
         sched: How it falls, step by step, to zero at the end; ``multistep`` lowers it at milestones, ``none``
             keeps it.
+        warmup_epochs: Epochs, or a part of one, in which it rises first.
         decay_milestones: Epochs after which ``multistep`` lowers it.
         decay_rate: The factor of each lowering.
         weight_decay: On learned weights; biases and normalisation are left out, as timm does.
         momentum: For the optimisers that have it.
+        smoothing: Share of each label that is spread over all classes, for the loss (Szegedy et al., 2016).
+        scale: Least share of a training picture that a random crop of it has, which is then resized; ``None``
+            for the crop and flips that the data came with.
+        aug: Whether anything happens to training pictures.
+        clip_grad: Longest norm of all gradients together; 0 for no limit.
         seed: Order of pictures, augmentation and dropout.
         amp: Mixed precision of training steps, or ``None``; tests are always in full precision.
         compile: Use ``torch.compile``.
@@ -62,27 +76,67 @@ class FitConfig:
         UnknownNameError: When the only problem is an optimiser that timm does not have.
     """
 
-    epochs: int = field(default=10, metadata=option("Passes over the training pictures.", least=1))
-    batch_size: int = field(default=64, metadata=option("Pictures a step.", short="-b", least=1))
+    epochs: int = field(
+        default=10, metadata=option("Passes over the training pictures.", least=1, follows=True)
+    )
+    batch_size: int = field(
+        default=64, metadata=option("Pictures a step.", short="-b", least=1, follows=True)
+    )
     opt: str = field(
         default="momentum",
         metadata=option(
             "One of timm's optimisers, such as momentum, or adamw with --lr 0.001; or yellowfin.",
             names=optimisers,
+            follows=True,
         ),
     )
-    lr: float = field(default=0.1, metadata=option("Learning rate at the start.", least=0))
+    lr: float | Literal["auto"] = field(
+        default=0.1,
+        metadata=option(
+            "Learning rate at the start; auto finds one by short trials.",
+            choices=(AUTO,),
+            least=0,
+            follows=True,
+        ),
+    )
     sched: Sched = field(
         default="cosine",
         metadata=option("How it falls to zero: cosine, tanh or poly; or multistep, or none.", choices=SCHEDS),
+    )
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata=option(
+            "Epochs, or a part of one, in which it rises first.", least=0, follows=True, late=True
+        ),
     )
     decay_milestones: tuple[int, ...] = field(
         default=(),
         metadata=option("An epoch after which multistep lowers it; may be repeated.", kind=list[int]),
     )
     decay_rate: float = field(default=0.1, metadata=option("By which factor multistep does.", least=0))
-    weight_decay: float = field(default=5e-4, metadata=option("On learned weights.", least=0))
+    weight_decay: float = field(default=5e-4, metadata=option("On learned weights.", least=0, follows=True))
     momentum: float = field(default=0.9, metadata=option(least=0))
+    smoothing: float = field(
+        default=0.0,
+        metadata=option(
+            "Share of each label that is spread over all classes.", least=0, most=1, follows=True, late=True
+        ),
+    )
+    scale: float | None = field(
+        default=None,
+        metadata=option(
+            "Crop training pictures at random, to this share of their area or more, and resize them.",
+            kind=float,
+            least=0.01,
+            most=1,
+            follows=True,
+            late=True,
+        ),
+    )
+    aug: bool = field(default=True, metadata=option("Crop and flip training pictures at random.", late=True))
+    clip_grad: float = field(
+        default=0.0, metadata=option("Longest norm of all gradients together; 0: any.", least=0, late=True)
+    )
     seed: int = field(
         default=0, metadata=option("Seed of the training: order, augmentation, dropout.", least=0)
     )
@@ -103,6 +157,15 @@ class FitConfig:
         metadata=option("cpu or cuda; by default what there is.", kind=str, panel=None),
     )
 
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Names of the settings that were given to this one."""
+
+    def __new__(cls, **given: Any) -> Self:
+        """Note which settings are given, for :meth:`following`."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "given", frozenset(given))
+        return self
+
     def __post_init__(self) -> None:
         if isinstance(self.decay_milestones, list):
             object.__setattr__(self, "decay_milestones", tuple(self.decay_milestones))
@@ -122,14 +185,59 @@ class FitConfig:
         if self.sched == "multistep" and self.decay_milestones == ():
             yield "sched 'multistep' lowers lr at decay_milestones; give some."
 
+    def describe(self) -> str:
+        """Return a few plain words, such as ``adamw, lr 0.001, 10 epochs of batches of 16``."""
+        words = [self.opt, f"lr {self.lr if self.lr == AUTO else format(self.lr, '.2g')}", self.sched]
+        words += [f"{self.epochs} epoch{'s' * (self.epochs != 1)} of batches of {self.batch_size}"]
+        words += [f"{self.warmup_epochs:g} of warm-up"] if self.warmup_epochs else []
+        words += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
+        if not self.aug:
+            words.append("no augmentation")
+        elif self.scale is not None:
+            words.append(f"crops of {self.scale:.0%} or more")
+        return ", ".join(words)
+
+    def following(self, recipe: Recipe) -> FitConfig:
+        """Return the settings with a recipe's in the place of those that were left out; none is then."""
+        left = {name: value for name, value in recipe.settings.items() if name not in self.given}
+        return FitConfig(**{**vars_of(self), **left})
+
+    def but(self, **changes: Any) -> FitConfig:
+        """Return the settings with changes; what was left out still is."""
+        kept = {name: value for name, value in vars_of(self).items() if name in self.given}
+        return FitConfig(**{**kept, **changes})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every setting is given."""
+        return self.given == {*vars_of(self)}
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, once it is found.
+
+        Raises:
+            ConfigError: When it is not.
+        """
+        if self.lr == AUTO:
+            raise ConfigError("lr 'auto' stands for no number yet; fit finds one, or give a number.")
+        return float(self.lr)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return {**asdict(self), "decay_milestones": list(self.decay_milestones)}
+        """Return the settings as plain JSON values; of those that came late, what is not the default."""
+        said = options_of(FitConfig)
+        values = {**asdict(self), "decay_milestones": list(self.decay_milestones)}
+        return {k: v for k, v in values.items() if not (said[k].late and v == said[k].default)}
 
     @property
     def decisive(self) -> dict[str, Any]:
         """The settings that the outcome depends on, as plain JSON values."""
         return {name: value for name, value in self.to_json().items() if name not in FREE}
+
+
+def vars_of(settings: Any) -> dict[str, Any]:
+    """Return the fields of a settings' value by name, as they are."""
+    return {each.name: getattr(settings, each.name) for each in fields(settings)}
 
 
 def _is_milestones(value: object) -> bool:

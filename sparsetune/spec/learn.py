@@ -82,9 +82,11 @@ def _words(kind: str, number: float) -> str:
 
 Dim = Literal["out", "in", "height", "width"]
 Frozen = Literal["random", "zero", "pretrained"]
+NormStats = Literal["frozen", "updated"]
 
 DIMS: tuple[Dim, ...] = ("out", "in", "height", "width")
 FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
+NORM_STATS: tuple[NormStats, ...] = ("frozen", "updated")
 KINDS = ("fraction", "filters", "rank")
 """What an amount may be an amount of."""
 
@@ -110,10 +112,14 @@ class Learn:
             (positions inside the kernel). Slices along the last three hold at least one index.
         layers: Beside one number, module-name patterns (``block3``, ``layer*.0``); a pattern covers all that
             is under the modules that it matches. Only layers covered are sliced. ``None``: all of them.
-        norm: Learn the affine parameters of normalisation layers. Running statistics always update.
+        norm: Learn the affine parameters of normalisation layers.
         head: Learn the classifier, whole.
         frozen: What stands in the rest of the sliced layers. ``zero`` sets it to zero (the paper's †);
             ``random`` and ``pretrained`` state what the backbone must be; ``None`` takes it as it is.
+        norm_stats: What running statistics of batch normalisation do while the model trains. ``frozen``:
+            they stay at the backbone's and normalise training batches too, and no file holds them.
+            ``updated``: they follow the batches, and are saved. ``None`` is ``updated``, but that ``fit``
+            leaves those of a trained backbone as they are.
 
     Raises:
         ConfigError: For settings out of range, all problems together.
@@ -164,6 +170,15 @@ class Learn:
             "What the rest of sliced layers must be: random, zero or pretrained.", kind=str, choices=FROZEN
         ),
     )
+    norm_stats: NormStats | None = field(
+        default=None,
+        metadata=option(
+            "Running statistics of normalisation: frozen at the backbone's, or updated. "
+            "If left out, frozen over trained weights.",
+            kind=str,
+            choices=NORM_STATS,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, list):
@@ -200,7 +215,7 @@ class Learn:
             yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
         if self.rank is not None and self.frozen == "zero":
             yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
-        for name in ("dim", "frozen"):
+        for name in ("dim", "frozen", "norm_stats"):
             value = getattr(self, name)
             if reason := OPTIONS[name].wrong(value):
                 yield f"{name} '{shown(value)}' {reason}"
@@ -266,10 +281,11 @@ class Learn:
         words += [f"layers {' '.join(self.layers)}"] if self.layers else []
         words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
         words += [f"frozen {self.frozen}"] if self.frozen else []
+        words += ["frozen statistics"] if self.norm_stats == "frozen" else []
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values; ``rank`` only where there is one.
+        """Return the settings as plain JSON values; ``rank`` and ``norm_stats`` only where they are given.
 
         Amounts by layer are a list of ``[pattern, number]``: their order counts, and that of an object's keys
         would not survive a writer that sorts them.
@@ -277,6 +293,8 @@ class Learn:
         values = asdict(self)
         if self.rank is None:
             del values["rank"]
+        if self.norm_stats is None:
+            del values["norm_stats"]
         for kind, amount in self.amounts.items():
             values[kind] = [list(pair) for pair in amount] if isinstance(amount, tuple) else amount
         values["layers"] = None if self.layers is None else list(self.layers)

@@ -29,10 +29,12 @@ class Option:
         help: One line for ``--help``; ``None`` where no command has an option for it.
         short: The option's short name, such as ``-b``.
         panel: Of the help; empty, the one of the class' other options.
+        follows: Whether the recipe of a training decides where it is left out.
+        late: Whether records of trainings hold it only where it is not the default, as those of before it do.
         least: The lowest number; ``None`` where it is not a number in a range.
         most: The highest.
         remedy: Said behind what is wrong with a number.
-        choices: The texts that it may be.
+        choices: The texts that it may be; beside numbers, where there is a lowest one.
         names: Gives them where they are many.
     """
 
@@ -42,6 +44,8 @@ class Option:
     help: str | None = None
     short: str | None = None
     panel: str | None = ""
+    follows: bool = False
+    late: bool = False
     least: float | None = None
     most: float = inf
     remedy: str = ""
@@ -55,11 +59,14 @@ class Option:
 
     def wrong(self, value: Any) -> str | None:
         """Return what is wrong with a value, to stand behind it in a sentence; ``None`` if it may be."""
-        if self.choices:
-            known = value in self.choices or value is self.default
-            return None if known else f"is not one of {', '.join(self.choices)}."
+        if value is None and self.default is None:
+            return None
+        if isinstance(value, str) and value in self.choices:
+            return None
+        if self.least is None:
+            return f"is not one of {', '.join(self.choices)}." if self.choices else None
         whole = self.kind is int
-        if self.least is None or (_is_number(value, whole) and self.least <= value <= self.most):
+        if _is_number(value, whole) and self.least <= value <= self.most:
             return None
         number = "a whole number" if whole else "a number"
         span = (
@@ -67,11 +74,21 @@ class Option:
             if self.most == inf
             else f"between {self.least} and {self.most}"
         )
-        return f"is not {span}{'; ' if self.remedy else ''}{self.remedy}."
+        other = f", or {' or '.join(self.choices)}" if self.choices else ""
+        return f"is not {span}{other}{'; ' if self.remedy else ''}{self.remedy}."
 
-    def words(self, value: Any) -> Iterator[str]:
-        """Yield the words of a command that give it a value: none for the default, for a list all items."""
-        if value == self.default:
+    def read(self, text: str) -> Any:
+        """Return the value that a text stands for, where that is one of ``choices`` or a number."""
+        return text if text in self.choices else float(text)
+
+    def words(self, value: Any, spelled: bool = False) -> Iterator[str]:
+        """Yield the words of a command that give it a value: none for the default, for a list all items.
+
+        Args:
+            value: The value.
+            spelled: Whether to spell out the default too.
+        """
+        if value == self.default and not (spelled and self.follows):
             return
         if isinstance(value, bool):
             yield self.spelling
@@ -99,10 +116,16 @@ def out_of_range(settings: Any) -> Iterator[str]:
             yield f"{name} {said} {reason}"
 
 
-def words(settings: Any, without: Collection[str] = ()) -> list[str]:
-    """Return the words of a command that makes these settings, but for fields that are to be left out."""
+def words(settings: Any, without: Collection[str] = (), spelled: bool = False) -> list[str]:
+    """Return the words of a command that makes these settings.
+
+    Args:
+        settings: A value whose fields are described.
+        without: Fields that are to be left out.
+        spelled: Whether to spell out what a recipe would decide.
+    """
     each = [o for o in options_of(type(settings)).values() if o.help and o.name not in without]
-    return [word for o in each for word in o.words(getattr(settings, o.name))]
+    return [word for o in each for word in o.words(getattr(settings, o.name), spelled)]
 
 
 def _is_number(value: Any, whole: bool) -> bool:

@@ -3,7 +3,7 @@
 Imports whatever it needs; only ``cli`` imports it.
 
 - ``jobs``: one thing to compute as a value with an identity; ``store``: results, once each, for ever.
-- ``runner``: jobs in order, by a ``crew`` of processes or a cluster, whose ``worker`` does the ``work``.
+- ``runner``: jobs in order, by a ``crew`` of processes or a cluster, which do the ``work``.
 - A new kind of job is a function with ``jobs.kind`` on it, in ``work`` or beside what it belongs to.
 - ``sources``: data sets by name, and counts that need no training.
 - ``compare``: our methods beside PEFT's; ``paper``: the paper's experiments.

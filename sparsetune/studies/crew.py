@@ -21,7 +21,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.host import reason
 from sparsetune.studies.jobs import Job
 from sparsetune.studies.store import Place
-from sparsetune.studies.worker import do
+from sparsetune.studies.work import do
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -99,7 +99,7 @@ class _Worker:
         folder, sources = crew.place.folder, json.dumps(crew.place.sources)
         with (folder / "worker.log").open("a") as told:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sparsetune.studies.worker", str(folder), sources],
+                [sys.executable, "-m", "sparsetune.studies.work", str(folder), sources],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=told,

@@ -1,8 +1,17 @@
-"""Do one job: a training, an ensemble's evaluation, a look at a training's weights."""
+"""Do one job: a training, an ensemble's evaluation, a look at a training's weights; or, as a process, many.
+
+A worker process reads jobs from stdin, a JSON line each, and writes what happens to stdout.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import sys
+import time
+import warnings
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -11,7 +20,7 @@ from torch import Tensor, nn
 
 from sparsetune.backbone import create
 from sparsetune.delta import inspect, load
-from sparsetune.errors import DivergedError
+from sparsetune.errors import DivergedError, SparsetuneError
 from sparsetune.host import DELTA
 from sparsetune.runs import Run, measure, recorded, run
 from sparsetune.sliced import adapt_, adapted, merge_
@@ -20,7 +29,7 @@ from sparsetune.studies.compare.training import scored
 from sparsetune.studies.jobs import DEFAULTS, KINDS, LEARN, TRAINING, Job, Result, kind
 from sparsetune.studies.sources import KNOWN, check_digest, describe_source, here
 from sparsetune.studies.store import Place, Settings, Task
-from sparsetune.train import Watch
+from sparsetune.train import Epoch, Step, Watch
 
 
 def perform(
@@ -171,3 +180,52 @@ def _magnitudes(net: nn.Module) -> list[dict[str, Any]]:
 def _moments(value: Tensor) -> dict[str, float]:
     exact = value.double()
     return {"mean": float(exact.abs().mean()), "variance": float(exact.var(unbiased=False))}
+
+
+EVERY = 0.3
+"""Seconds between two messages about steps; when nobody reads them any more, the worker ends."""
+
+
+def do(
+    identity: str, settings: dict[str, Any], place: Place, budget: float | None, watch: Any = None
+) -> dict[str, Any]:
+    """Do a job; return what became of it, as plain JSON values: ``kind`` and what goes with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nobody at a worker can act on them
+            result = perform(identity, settings, place, budget, watch)
+    except DivergedError as error:
+        result = {"diverged": str(error)}
+    except SparsetuneError as error:
+        return {"kind": "failed", "reason": str(error)}
+    except MemoryError:
+        return {"kind": "failed", "reason": "the memory was not enough; give fewer --jobs."}
+    if result is None:
+        return {"kind": "stopped"}
+    return {"kind": "finished", "result": result, "about": about(settings, place)}
+
+
+def main() -> None:
+    """Do jobs until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that gives the jobs ends this one
+    messages = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not get among them
+    place = Place(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    messages.write(json.dumps({"kind": "ready"}) + "\n")
+    for line in sys.stdin:
+        given = json.loads(line)
+        said = 0.0
+
+        def watch(event: Step | Epoch, epochs: int = given["settings"]["epochs"]) -> None:
+            nonlocal said
+            if isinstance(event, Step) and time.monotonic() - said > EVERY:
+                said = time.monotonic()
+                done = (event.epoch - 1 + event.step / event.steps) / epochs
+                messages.write(json.dumps({"kind": "step", "done": done, "loss": event.loss}) + "\n")
+
+        came = do(given["id"], given["settings"], place, given["budget"], watch)
+        messages.write(json.dumps(came) + "\n")
+
+
+if __name__ == "__main__":
+    main()

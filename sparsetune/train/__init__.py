@@ -3,6 +3,7 @@
 Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes through ``fit`` or ``train``.
 
 - ``loop``: epochs, steps and the clock; ``step``: one step; ``optim``: an optimiser that timm does not have.
+- ``recipe``: how a training goes where it is not told, and trials, which compare candidates.
 - ``inputs``: which pictures and classes a model sees; ``metrics``: what its outputs are worth.
 - ``checkpoint``: everything that a stopped training needs to go on from the very step.
 - ``processes``: one process or several; the only file that knows of accelerate.
@@ -23,6 +24,17 @@ from sparsetune.train.metrics import (
     scores,
 )
 from sparsetune.train.processes import Processes, processes
+from sparsetune.train.recipe import (
+    Rate,
+    RateTrial,
+    augmented,
+    decide,
+    find_rate,
+    is_trained,
+    recipe_for,
+    set_aside,
+    usual_rate,
+)
 from sparsetune.train.step import Stepper
 
 __all__ = [
@@ -30,19 +42,28 @@ __all__ = [
     "Diversity",
     "Epoch",
     "Processes",
+    "Rate",
+    "RateTrial",
     "Scores",
     "Step",
     "Stepper",
     "Watch",
+    "augmented",
     "calibrated",
+    "decide",
     "detection",
     "diversity",
+    "find_rate",
     "fit",
+    "is_trained",
     "pictures_for",
     "predict_logits",
     "processes",
     "read_history",
+    "recipe_for",
     "score",
     "scores",
+    "set_aside",
     "train",
+    "usual_rate",
 ]

@@ -25,10 +25,10 @@ def pictures_for(net: nn.Module, data: Data) -> Data:
     """Give data the preprocessing under which a model's values were trained.
 
     Preprocessing that the user put in the place of :func:`open_data`'s stays. Else it is what the model was
-    trained with before, if it was. Else mean, standard deviation and interpolation are those of the backbone
-    where its values were trained (published weights, or a checkpoint of a model that has some), and the
-    data's own over a random one. The size is that of published weights, or of a model that takes no other,
-    but for one that ``open_data`` was given. Grey pictures go to a model of one channel.
+    trained with before, if it was. Else it is that of the backbone where its values were trained (published
+    weights, or a checkpoint of a model that has some), crop and aspect ratio included, and the data's own
+    over a random one. Thumbnails, all of one size below the model's, are enlarged as they are. A size that
+    ``open_data`` was given stays. Grey pictures go to a model of one channel.
 
     Args:
         net: A model, plain or adapted.
@@ -47,16 +47,28 @@ def pictures_for(net: nn.Module, data: Data) -> Data:
         form, source = known, BEFORE
     elif wanted := known_pictures(net):
         kind = _kind(net)
-        if kind == "pretrained" or _config(net).get("fixed_input_size"):
+        ours = type(net).__module__.startswith("sparsetune.")
+        trained = kind in ("pretrained", "file") and not ours
+        if trained or _config(net).get("fixed_input_size"):
             form = replace(form, size=(form.size[0], *wanted["input_size"][1:]))
-        if kind in ("pretrained", "file", "theirs") and not type(net).__module__.startswith("sparsetune."):
+        if trained or (kind == "theirs" and not ours):
             mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
             form, source = replace(form, mean=mean, std=std, interpolation=wanted["interpolation"]), MODELS
+        if trained:
+            form = replace(form, **_crop(wanted, data))
         form = _in_channels(form, wanted["input_size"][0])
     if data.sized:
         form = replace(form, size=(form.size[0], *data.default.size[1:]))
     pad = data.augment.pad * min(form.size[1:]) // min(data.default.size[1:])
     return replace(data, preprocessing=form, decided=source, augment=replace(data.augment, pad=pad))
+
+
+def _crop(wanted: dict[str, Any], data: Data) -> dict[str, Any]:
+    """The model's crop; thumbnails, all of one size below the model's, are taken whole."""
+    native, side = data.native, min(wanted["input_size"][1:])
+    if native is not None and max(native) < side:
+        return {} if native[0] == native[1] else {"crop_mode": "center"}
+    return {"crop_pct": float(wanted.get("crop_pct") or 1), "crop_mode": wanted.get("crop_mode") or "center"}
 
 
 def _config(net: nn.Module) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from sparsetune.backbone import check_classifier
-from sparsetune.data import Data, Feed, Seen, Split, count_steps
+from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps
 from sparsetune.delta import check_savable
 from sparsetune.errors import ConfigError, DataError, DivergedError, notify
 from sparsetune.host import is_main, keep_freed_memory
 from sparsetune.parts import unwrapped
 from sparsetune.sliced import Taught, adapted, taught, teach
-from sparsetune.spec import FitConfig
+from sparsetune.spec import AUTO, FitConfig
 from sparsetune.train.checkpoint import (
     COUNT,
     DATA,
@@ -33,6 +33,7 @@ from sparsetune.train.checkpoint import (
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.processes import Processes, processes
+from sparsetune.train.recipe import augmented, find_rate, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
 
 CHECKPOINT_SECONDS = 60.0
@@ -105,7 +106,7 @@ Watch = Callable[["Step | Epoch"], None]
 def fit(
     net: nn.Module,
     data: Data,
-    config: FitConfig,
+    config: FitConfig | None = None,
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -113,6 +114,11 @@ def fit(
     watch: Watch | None = None,
 ) -> list[Epoch]:
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
+
+    Settings that ``config`` leaves out follow the backbone: over a random one they are the paper's, over
+    trained weights those of a transfer (:data:`~sparsetune.spec.recipe.TRANSFER`), where also a classifier
+    that was drawn anew starts at zero, and running statistics stay as they are unless ``Learn`` says
+    otherwise.
 
     The result depends on the model, the data and ``config`` alone: stopping and going on, or reading with
     more workers, changes no bit of it on a CPU. The caller's random state is not touched. Where the C library
@@ -129,7 +135,7 @@ def fit(
     Args:
         net: An adapted model.
         data: What to learn; the pictures are what :func:`~sparsetune.train.inputs.pictures_for` decides.
-        config: How.
+        config: How; left out, all as the backbone wants it.
         checkpoint: A file to keep the state in, after each epoch and every minute of a long one.
         resume: Go on from ``checkpoint`` if it exists.
         time_budget: Seconds after which to save and stop, at the end of a step.
@@ -150,8 +156,16 @@ def fit(
     state, opened = adapted(inside), data
     data = pictures_for(inside, data)
     meet_classes(inside, data.classes)
-    for line in state.plan.notes:
+    config = config or FitConfig()
+    recipe = recipe_for(inside, data, config)
+    for line in state.plan.notes if config.complete else (*state.plan.notes, *recipe.words):
         notify(line)
+    config = config.following(recipe)
+    data = augmented(data, config)
+    held = recipe.frozen_statistics and state.plan.learn.norm_stats is None
+    start_(inside, recipe, frozen_statistics=held)
+    if config.lr == AUTO:
+        config = config.but(lr=find_rate(inside, data, config, fit).lr)
     earlier = taught(inside).seen
     teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing, earlier))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
@@ -224,7 +238,7 @@ class _Training:
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
-        self.feeds = self._feed(self.train), self._feed(data.watched)
+        self.feeds = self._feed(self.train, data.augment), self._feed(data.watched)
         self.position = Position()
 
     @cached_property
@@ -264,13 +278,13 @@ class _Training:
         self._finish_epoch(started, watch)
         return True
 
-    def _feed(self, split: Split) -> Feed:
+    def _feed(self, split: Split, augment: Augment | None = None) -> Feed:
         return Feed(
             split,
             self.data.preprocessing,
             self.group.device,
             batch_size=self.config.batch_size,
-            augment=self.data.augment,
+            augment=augment,
             workers=self.config.workers,
             share=self.group.share,
         )
@@ -318,7 +332,7 @@ class _Training:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss} in epoch {self.position.epoch + 1}; "
-                f"lower lr {self.config.lr:g}, or choose another optimiser than {self.config.opt}."
+                f"lower lr {self.config.rate:g}, or choose another optimiser than {self.config.opt}."
             )
 
 

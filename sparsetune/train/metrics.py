@@ -220,6 +220,11 @@ def _false_alarms(alarm: Tensor, truth: Tensor, recall: float) -> float:
     return (alarm[~truth] >= threshold).double().mean().item()
 
 
+def device_of(net: nn.Module) -> torch.device:
+    """Return where a model's values are."""
+    return next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+
+
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return a classifier's outputs over all batches, in evaluation mode; modes are restored after.
 
@@ -233,7 +238,7 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     Raises:
         ConfigError: When it gives no logits.
     """
-    device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+    device = device_of(net)
     training = [module for module in net.modules() if module.training]
     net.eval()
     logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]

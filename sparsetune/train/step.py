@@ -94,14 +94,18 @@ class Stepper:
         self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
     ) -> None:
         given, net = net, unwrapped(net)
-        self.net, self.group = net.to(group.device), group
+        self.net, self.group, self.config = net.to(group.device), group, config
         moved = {b.name for b in adapted(net).plan.buffers} if hasattr(net, ADAPTED) else None
         self._statistics = [
             b for name, b in net.named_buffers() if moved is None or plain_name(name) in moved
         ]
         with _explaining(f"optimiser '{config.opt}' cannot be used here", "choose another"):
             optimizer = create_optimizer_v2(
-                net, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+                net,
+                opt=config.opt,
+                lr=config.rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
             )
         self.schedule = create_scheduler_v2(
             optimizer,
@@ -109,6 +113,8 @@ class Stepper:
             decay_milestones=list(config.decay_milestones),
             decay_rate=config.decay_rate,
             num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.rate / 100,
             step_on_epochs=False,
             updates_per_epoch=steps,
         )[0]
@@ -153,10 +159,12 @@ class Stepper:
         with _explaining(f"the model cannot learn from a batch of {shape}", remedy):
             x, y = (part.to(self.group.device, non_blocking=True) for part in (x, y))
             output = self.model(x)
-            loss, logits = loss_of(output, y), logits_of(output)
+            loss, logits = loss_of(output, y, self.config.smoothing), logits_of(output)
             self.optimizer.zero_grad()
             with moved_once(self._statistics):
                 self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))
+            if self.config.clip_grad:
+                self.group.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
             self.optimizer.step()
             right = (logits.detach().argmax(1) == y).sum()
             mean, count = torch.stack([loss.detach().float(), right.float()]).tolist()  # waits for a GPU once

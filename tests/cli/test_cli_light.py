@@ -27,7 +27,7 @@ LOADED = f"print([name for name in {HEAVY} if name in sys.modules], file=sys.std
         ("fit --help", 0, "Pictures a step."),
         ("compare --help", 0, "Trainings side by side."),
         ("nosuch", 2, "No such command 'nosuch'"),
-        ("fit --nosuch 3", 2, "No such option: --nosuch"),
+        ("fit --nosuch 3", 2, "No such option"),
         (
             "fit --fraction 1.5 --sched cosin --model-kwargs x",
             2,

@@ -11,11 +11,12 @@ from PIL import Image
 import sparsetune as st
 from sparsetune.delta.saving import write_plain
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.runs.choosing import Trial, decide
+from sparsetune.runs.choosing import Trial
 from sparsetune.runs.members import run_members
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
 from sparsetune.runs.spend import LATER, UNIFORM
+from sparsetune.train.recipe import decide
 
 LONG = st.FitConfig(epochs=900, batch_size=64, lr=0.05)
 """Of 300 digits: 5 steps an epoch, 4,500 in all."""

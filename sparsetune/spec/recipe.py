@@ -1,0 +1,77 @@
+"""``Recipe``: how ``fit`` trains where it is not told; one for random backbones and one for trained ones.
+
+Over trained weights four things decide: enough steps, a head that starts small, statistics that stay, and
+preprocessing that is the backbone's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+STEPS = 300
+"""Steps that a training over a trained backbone takes at least, as far as its epochs allow."""
+EPOCHS = 5, 15
+"""Fewest and most epochs there."""
+WARMUP = 0.1
+"""Share of the epochs in which the learning rate rises there."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that ``fit`` takes where they are left out.
+
+    Attributes:
+        name: What to call it.
+        settings: Of ``FitConfig``, by name; it has defaults for those that are not here.
+        zero_head: Whether a classifier that was drawn anew starts at zero.
+        frozen_statistics: Whether running statistics stay at the backbone's, unless ``Learn`` says otherwise.
+        words: What to tell, such as that there are too few training pictures to hope for much.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    zero_head: bool = False
+    frozen_statistics: bool = False
+    words: tuple[str, ...] = ()
+
+
+PAPER = Recipe("paper")
+"""The paper's, for random and zero backbones: the defaults of ``FitConfig``."""
+TRANSFER = Recipe(
+    "transfer",
+    {
+        "opt": "adamw",
+        "lr": "auto",
+        "batch_size": 16,
+        "weight_decay": 0.01,
+        "smoothing": 0.1,
+        "scale": 0.35,
+    },
+    zero_head=True,
+    frozen_statistics=True,
+)
+"""For published weights and checkpoints."""
+FEWEST = 5
+"""Pictures of a class below which a transfer is a gamble."""
+
+
+def transfer(pictures: int, classes: int, settings: Mapping[str, Any]) -> Recipe:
+    """Return ``TRANSFER`` for so many training pictures.
+
+    Args:
+        pictures: How many there are.
+        classes: Of how many classes.
+        settings: Those that are given, which epochs are counted by.
+    """
+    batch = min(settings.get("batch_size", TRANSFER.settings["batch_size"]), pictures)
+    least, most = EPOCHS
+    epochs = settings.get("epochs", min(max(least, math.ceil(STEPS * batch / pictures)), most))
+    words: tuple[str, ...] = ()
+    if pictures < FEWEST * classes:
+        wanted = f"{FEWEST * classes:,} or more would make a difference."
+        words = (f"{pictures:,} training pictures of {classes:,} classes are very few; {wanted}",)
+    said = {**TRANSFER.settings, "epochs": epochs, "warmup_epochs": round(WARMUP * epochs, 2)}
+    return replace(TRANSFER, settings=said, words=words)

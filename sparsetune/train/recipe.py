@@ -1,0 +1,231 @@
+"""Which recipe a training follows, what that makes of a model and its pictures, and how a rate is found."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsetune.backbone import drawn_head, origin_of
+from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_in_two
+from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
+from sparsetune.sliced import Adapted
+from sparsetune.spec import PAPER, FitConfig, Recipe, transfer
+from sparsetune.train.metrics import device_of, predict_logits
+
+
+def is_trained(net: nn.Module) -> bool:
+    """Whether a model stands on trained values: published weights, a checkpoint, or a model that has learned.
+
+    A model of the user's own has where its running statistics have moved, or it keeps none.
+    """
+    net = unwrapped(net)
+    state, origin = getattr(net, ADAPTED, None), origin_of(net)
+    if isinstance(state, Adapted):
+        kind = state.backbone.root.kind if state.backbone.kind != "zero" else "zero"
+    elif origin is not None:
+        kind = origin.backbone.root.kind
+    else:
+        kind = "module"
+    if kind != "module":
+        return kind in ("pretrained", "file")
+    keeping = [module for module in net.modules() if keeps_statistics(module)]
+    means = [mean for m in keeping if isinstance(mean := getattr(m, "running_mean", None), Tensor)]
+    return not means or any(bool(mean.count_nonzero()) for mean in means if not mean.is_meta)
+
+
+def recipe_for(net: nn.Module, data: Data, config: FitConfig) -> Recipe:
+    """Return the recipe that ``config`` follows for a model and its pictures."""
+    if data.train is None or not is_trained(net):
+        return PAPER
+    given = {name: getattr(config, name) for name in config.given}
+    return transfer(len(data.train), len(data.classes), given)
+
+
+def augmented(data: Data, config: FitConfig) -> Data:
+    """Return the data with what its training pictures go through."""
+    if not config.aug:
+        return replace(data, augment=Augment())
+    return data if config.scale is None else replace(data, augment=replace(data.augment, scale=config.scale))
+
+
+def start_(net: nn.Module, recipe: Recipe, frozen_statistics: bool) -> None:
+    """Put an adapted model where a recipe has it start.
+
+    Args:
+        net: The model.
+        recipe: Its recipe.
+        frozen_statistics: Whether layers that keep running statistics go into evaluation mode, in which
+            training leaves them.
+    """
+    if recipe.zero_head:
+        with torch.no_grad():
+            for value in drawn_head(net):
+                value.zero_()
+    if frozen_statistics:
+        if not net.training:
+            net.train()
+        for module in net.modules():
+            if keeps_statistics(module):
+                module.eval()
+
+
+SHARE = 0.1
+"""Most of the training's time that finding a learning rate may take."""
+LEAST = 60
+"""Steps of a trial from which it tells which rate a whole training would prefer."""
+FACTORS = (1.0, 1 / 3, 3.0)
+"""Rates that are tried, over the usual one."""
+USUAL = {"adamw": 1e-3, "momentum": 0.03, "sgd": 0.03, "nesterov": 0.03}
+"""The rate that an optimiser usually wants over a trained backbone with batches of 16 to 64 pictures."""
+HELD_OUT, HELD_SHARE = 512, 0.2
+"""Training pictures that trials are judged by: so many, or that share where it is fewer."""
+
+
+@dataclass(frozen=True)
+class RateTrial:
+    """One learning rate, and how it did.
+
+    Attributes:
+        lr: The rate.
+        steps: Training steps; 0 if it was not tried.
+        loss: Mean cross-entropy over held-out training pictures, in nats; ``None`` if not tried or diverged.
+    """
+
+    lr: float
+    steps: int = 0
+    loss: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The learning rate that was found.
+
+    Attributes:
+        lr: The rate.
+        why: One sentence.
+        trials: Every rate that was a candidate.
+    """
+
+    lr: float
+    why: str
+    trials: tuple[RateTrial, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return {**asdict(self), "trials": [trial.to_json() for trial in self.trials]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Rate:
+        """Rebuild from :meth:`to_json`'s result.
+
+        Raises:
+            ConfigError: When ``value`` is not such a result.
+        """
+        try:
+            return cls(**{**value, "trials": tuple(RateTrial(**each) for each in value["trials"])})
+        except (KeyError, TypeError) as error:
+            raise ConfigError("the recorded learning rate cannot be read; start anew.") from error
+
+
+def set_aside(train: Split, seed: int) -> tuple[Split, Split]:
+    """Return the training pictures that trials learn, and those that they are judged by."""
+    return split_in_two(train, min(HELD_SHARE, HELD_OUT / len(train)), seed)
+
+
+def decide(default: str, losses: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Choose the candidate of the least loss, if that is below the default's by more than noise.
+
+    Args:
+        default: A candidate's name.
+        losses: Of each that did not diverge, on the same pictures, ``(N,)``.
+
+    Returns:
+        A candidate's name, and why it is chosen.
+    """
+    best = min(losses, key=lambda name: losses[name].mean().item(), default=default)
+    if best == default:
+        return default, "no candidate has a lower held-out loss."
+    if default not in losses:
+        return best, f"{default} diverged, and this has the lowest held-out loss."
+    gaps = losses[default] - losses[best]
+    gap, error = gaps.mean().item(), gaps.std().item() / math.sqrt(len(gaps))
+    said = f"{gap:.3f} ± {error:.3f}"
+    if gap > error:
+        return best, f"its held-out loss is below that of {default} by {said}."
+    return default, f"{best} has a lower held-out loss by {said}, which is within the noise."
+
+
+def usual_rate(opt: str) -> float:
+    """Return the learning rate that an optimiser usually wants over a trained backbone."""
+    return USUAL.get(opt, USUAL["adamw"])
+
+
+def find_rate(
+    net: nn.Module, data: Data, config: FitConfig, trained: Callable[[nn.Module, Data, FitConfig], object]
+) -> Rate:
+    """Find a learning rate by short trainings of copies on a part of the training pictures.
+
+    Three rates are tried, a factor of three apart, each with the whole schedule in its few steps, and judged
+    by the loss on other training pictures. Another than the usual one is taken if its loss is lower by more
+    than the standard error. All of it takes at most a tenth of the training's steps; where these are too few,
+    the usual rate is taken untried.
+
+    Args:
+        net: An adapted model; it is not changed.
+        data: What it shall learn; test and validation pictures are not looked at.
+        config: The training that will follow.
+        trained: Trains a model on data as settings say.
+
+    Returns:
+        The rate; the same for the same arguments.
+    """
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; fit needs some.")
+    usual = usual_rate(config.opt)
+    part, held = set_aside(data.train, config.seed)
+    extra = math.ceil(len(held) / config.batch_size / 3)
+    limit = int(SHARE * config.epochs * count_steps(len(data.train), config.batch_size))
+    steps = limit // len(FACTORS) - extra
+    rates = [usual * factor for factor in FACTORS]
+    if steps < LEAST:
+        needed = len(FACTORS) * (LEAST + extra)
+        return Rate(usual, f"a tenth of the training is {limit} steps, and trials need about {needed}.")
+    wanted = steps * config.batch_size
+    short = {"epochs": 1, "warmup_epochs": config.warmup_epochs / config.epochs, "compile": False}
+    if wanted < len(part):
+        part = balanced(part, wanted, config.seed, "the trial's limit")
+    else:
+        short["epochs"] = steps // count_steps(len(part), config.batch_size)
+        short["warmup_epochs"] *= short["epochs"]
+    few = replace(data, train=part, test=held.take(np.arange(1)), validation=None)
+    losses: dict[str, Tensor] = {}
+    for rate in rates:
+        one = copy.deepcopy(net)
+        try:
+            trained(one, few, config.but(**short, lr=rate))
+        except DivergedError:
+            continue
+        judged = Feed(held, few.preprocessing, device_of(one), batch_size=config.batch_size)
+        logits, labels = predict_logits(one, judged.epoch())
+        losses[_named(rate)] = F.cross_entropy(logits.double(), labels, reduction="none")
+    best, why = decide(_named(usual), losses)
+    means = {name: found.mean().item() for name, found in losses.items()}
+    trials = tuple(RateTrial(rate, steps, means.get(_named(rate))) for rate in sorted(rates))
+    return Rate(next(rate for rate in rates if _named(rate) == best), why, trials)
+
+
+def _named(rate: float) -> str:
+    return f"lr {rate:.2g}"
