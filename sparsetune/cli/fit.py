@@ -18,10 +18,7 @@ from sparsetune.spec import PRECISIONS, Learn, Precision
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from sparsetune.data import Data
-    from sparsetune.parts import Plan
-    from sparsetune.runs import Choice, Outcome, Run, Together, Trial
-    from sparsetune.spec import FitConfig
+    from sparsetune.runs import Choice, Outcome, Run, Start, Together, Trial
     from sparsetune.train import Epoch, Rate, Step
 
 BESIDE_A_BUDGET: dict[str, Any] = {"fraction": None, "filters": 0, "rank": None, "layers": None, "dim": "out"}
@@ -94,10 +91,11 @@ def fit(
         dtype=precision if dtype or budget is None else KEPT,
     )
     with console.progress() as bars:
+        watch = _Watch(bars)
         how: Any = {
             "resume": resume,
             "time_budget": seconds,
-            "watch": (watch := _Watch(bars)),
+            "watch": watch,
             "started": watch.announce,
             "choosing": _tell_choice,
         }
@@ -168,16 +166,20 @@ class _Watch:
         self.bars, self.epochs = bars, 0
         self.task: TaskID | None = None
 
-    def announce(self, made: Plan, data: Data, config: FitConfig, rate: Rate | None) -> None:
-        """Tell what is learned from what, and how."""
-        self.epochs = config.epochs
+    def announce(self, start: Start) -> None:
+        """Tell what is learned of what, from what, and how."""
+        self.epochs, made, data = start.config.epochs, start.plan, start.data
+        root, said = start.backbone.root, start.backbone.describe()
+        if root.kind == "seed":
+            said = f"random ({said}); --pretrained, or --init-from FILE, stands on trained weights instead"
+        console.err.print(f"backbone: {said}")
         console.tell_data(data)
         learned = console.share(made.learned_parameters, made.total_parameters)
         console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
         console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
-        if rate:
-            _tell_rate(rate)
-        console.err.print(f"learning with {config.describe()}")
+        if start.rate:
+            _tell_rate(start.rate)
+        console.err.print(f"learning with {start.config.describe()}")
 
     def __call__(self, event: Step | Epoch) -> None:
         from sparsetune.train import Step
@@ -240,7 +242,7 @@ def _tell_run(outcome: Outcome, settings: Run, as_json: bool) -> None:
         _tell_shared(outcome.folder / DELTA)
     else:
         console.err.print(
-            f"time is up after {_epochs(len(outcome.history))} of {settings.config.epochs}, "
+            f"time is up after {_epochs(len(outcome.history))} of {outcome.epochs}, "
             f"saved in {outcome.folder}; the same command with --resume goes on."
         )
 

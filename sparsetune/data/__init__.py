@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparsetune.data.parquet import ParquetImages
     from sparsetune.data.preprocessing import Augment, Preprocessing
     from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
-    from sparsetune.data.splits import Split, balanced, split_in_two
+    from sparsetune.data.splits import Split, balanced, split_by_content, split_in_two
 else:
     __getattr__ = lazily(__name__)
 
@@ -50,6 +50,7 @@ __all__ = [
     "open_data",
     "scan",
     "seen_by_all",
+    "split_by_content",
     "split_in_two",
     "told",
 ]

@@ -281,7 +281,8 @@ def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
 
 def _format(header: Header, coded: bool) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
-    if header.learn.norm_stats:
+    learn, form = header.learn, header.preprocessing
+    if learn.norm_stats or (learn.rank is not None and not learn.depthwise_sums) or (form and form.crops):
         return 5
     if header.learn.by_layer:
         return 4

@@ -105,6 +105,11 @@ def is_sliceable(module: nn.Module) -> bool:
     return own and isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention))
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each filter of ``module`` sees one channel alone."""
+    return isinstance(module, _ConvNd) and module.groups == module.in_channels > 1
+
+
 def head_names(net: nn.Module) -> tuple[str, ...]:
     """Return the names of the classifier's modules.
 

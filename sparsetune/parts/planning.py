@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from sparsetune.parts.layers import (
     STORED,
     Site,
     head_names,
+    is_depthwise,
     is_norm,
     is_sliceable,
     plain_name,
@@ -189,7 +190,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         its filters and is never split along another dimension; the classifier is whole or frozen. The
         filters of a transposed convolution are dimension 1 of its weight; with groups, a slice is the first
         ``k`` filters of each group, and the bias is learned whole. A low-rank sum is over the weight as a
-        matrix with a row for each first index; the bias is frozen.
+        matrix with a row for each first index; the bias is frozen, and so is a depthwise convolution, whose
+        sum would have about as many values as its weight.
 
     Raises:
         ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
@@ -203,6 +205,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
     for site in found:
         if is_lazy(site.parameter):
             raise ConfigError(f"'{site.name}' has no shape yet; run the model on one batch first.")
+    if learn.rank is not None and not any(is_depthwise(site.module) for site in found):
+        learn = replace(learn, depthwise_sums=True)  # which then says nothing, and need not be told
     heads = head_names(net)
     _check_patterns(learn, found, heads)
     stored = getattr(net, STORED, ())
@@ -236,7 +240,8 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
         layer = True
         own = learn.at(site.module_name)
         dim, k = _slice(site, own) if own and own.rank is None else (0, 0)
-        rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) else 0
+        thin = not is_depthwise(site.module) or learn.depthwise_sums
+        rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) and thin else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
     return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.host import DELTA, pick_device
 from sparsetune.runs.choosing import Choosing
 from sparsetune.runs.folder import RUNS
-from sparsetune.runs.run import Outcome, Started, run
+from sparsetune.runs.run import Outcome, Start, run
 from sparsetune.runs.settings import Run
 from sparsetune.serve import Ensemble
 from sparsetune.train import Diversity, Scores, Watch, diversity, predict_logits, scores
@@ -54,7 +55,7 @@ def run_members(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
-    started: Started | None = None,
+    started: Callable[[Start], None] | None = None,
     choosing: Choosing | None = None,
 ) -> Together:
     """Train an ensemble: members over one backbone that differ in order, augmentation and dropout alone.

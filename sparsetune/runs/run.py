@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sparsetune.backbone import Backbone
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, SparsetuneError
@@ -43,6 +44,7 @@ from sparsetune.train import (
     Watch,
     find_rate,
     fit,
+    is_finished,
     predict_logits,
     processes,
     read_history,
@@ -54,7 +56,24 @@ if TYPE_CHECKING:
 
 BLUE = "#0067a5"
 
-Started = Callable[[Plan, Data, FitConfig, Rate | None], None]
+
+@dataclass(frozen=True)
+class Start:
+    """What a run is about to do.
+
+    Attributes:
+        backbone: What it stands on.
+        plan: What is learned.
+        data: From what.
+        config: How, with everything decided.
+        rate: How the learning rate was found, where it was.
+    """
+
+    backbone: Backbone
+    plan: Plan
+    data: Data
+    config: FitConfig
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +83,15 @@ class Outcome:
     Attributes:
         folder: Where its files are.
         history: A record for each finished epoch.
-        finished: Whether all epochs are done, and the delta written.
+        epochs: How many it shall have.
+        finished: Whether all is done, and the delta written.
         plan: What was learned.
         choice: How that was chosen, where there was a budget.
     """
 
     folder: Path
     history: list[Epoch]
+    epochs: int
     finished: bool
     plan: Plan
     choice: Choice | None = None
@@ -83,7 +104,7 @@ def run(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
-    started: Started | None = None,
+    started: Callable[[Start], None] | None = None,
     choosing: Choosing | None = None,
     choice: Choice | None = None,
 ) -> Outcome:
@@ -96,8 +117,7 @@ def run(
         resume: Go on where an earlier call with the same settings stopped.
         time_budget: Seconds of training after which to save and stop.
         watch: Called after each step and each epoch; of several processes, by the main one.
-        started: Called once before the first step, with plan, data, all settings, and how the learning rate
-            was found, where it was.
+        started: Called once, before the first step.
         choosing: With a budget, called after each trial of the comparison and with the choice.
         choice: With a budget, what was chosen already, so that nothing is compared.
 
@@ -130,7 +150,8 @@ def run(
         adapt(net, learned)
         made = adapted(net).plan
         if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
-            return Outcome(folder, _read_history(folder / METRICS), True, made, choice)
+            history = _read_history(folder / METRICS)
+            return Outcome(folder, history, learned.config.epochs, True, made, choice)
         _check_budget(net, made, learned, data)
         rate: Rate | None = None
         if learned.config.lr == AUTO:
@@ -141,13 +162,13 @@ def run(
             folder = claim(folder, settings.name, {**asked, **_noted(data, choice, rate, learned)})
         training = _Training(net, data, learned, group.from_main(folder), group)
         if started:
-            started(made, data, learned.config, rate)
+            started(Start(adapted(net).backbone, made, data, learned.config, rate))
         history = training.run(resume, time_budget, watch)
-        finished = len(history) == learned.config.epochs
+        finished = is_finished(history, learned.config)
         if finished and group.is_main:
             training.finish(history)
         group.wait()
-        return Outcome(training.folder, history, finished, made, choice)
+        return Outcome(training.folder, history, learned.config.epochs, finished, made, choice)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sparsetune.delta import fill, inspect, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.sliced import Taught, adapt_, teach
 from sparsetune.spec import FitConfig, Learn, Precision, check_precision
-from sparsetune.train import augmented, pictures_for, recipe_for
+from sparsetune.train import augmented, parted, pictures_for, recipe_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def build(settings: Run) -> tuple[nn.Module, Data]:
 
 
 def follow(net: nn.Module, data: Data, settings: Run) -> tuple[Run, Data]:
-    """Put a recipe's settings in the place of those that were left out, and its crop on the data.
+    """Put a recipe's settings in the place of those that were left out, and make of the data what they say.
 
     Args:
         net: The plain model.
@@ -123,7 +123,7 @@ def follow(net: nn.Module, data: Data, settings: Run) -> tuple[Run, Data]:
     config, learn = settings.config.following(recipe), settings.learn
     if recipe.frozen_statistics and learn.norm_stats is None and learn.frozen != "zero":
         learn = replace(learn, norm_stats="frozen")
-    return replace(settings, config=config, learn=learn), augmented(data, config)
+    return replace(settings, config=config, learn=learn), augmented(parted(data, config), config)
 
 
 def adapt(net: nn.Module, settings: Run) -> None:

@@ -15,6 +15,8 @@ Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
 SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "multistep", "none")
 Amp = Literal["bf16", "fp16"]
 AMPS: tuple[Amp, ...] = ("bf16", "fp16")
+Keep = Literal["last", "best"]
+KEEPS: tuple[Keep, ...] = ("last", "best")
 Precision = Literal["bf16", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
 
@@ -64,6 +66,11 @@ class FitConfig:
             for the crop and flips that the data came with.
         aug: Whether anything happens to training pictures.
         clip_grad: Longest norm of all gradients together; 0 for no limit.
+        val_share: Share of the training pictures to validate on instead, where the data has no validation
+            split; the content of a picture decides.
+        keep: ``last`` keeps the values after the last epoch, ``best`` those after the epoch whose validation
+            loss is least.
+        patience: Epochs without a lower validation loss after which to stop; 0 for never.
         seed: Order of pictures, augmentation and dropout.
         amp: Mixed precision of training steps, or ``None``; tests are always in full precision.
         compile: Use ``torch.compile``.
@@ -136,6 +143,29 @@ class FitConfig:
     aug: bool = field(default=True, metadata=option("Crop and flip training pictures at random.", late=True))
     clip_grad: float = field(
         default=0.0, metadata=option("Longest norm of all gradients together; 0: any.", least=0, late=True)
+    )
+    val_share: float = field(
+        default=0.0,
+        metadata=option(
+            "Share of the training pictures to validate on, where the data has no validation split.",
+            panel="Data",
+            least=0,
+            most=0.9,
+            follows=True,
+            late=True,
+        ),
+    )
+    keep: Keep = field(
+        default="last",
+        metadata=option(
+            "Which epoch's values to keep: last, or best on validation.", choices=KEEPS, late=True
+        ),
+    )
+    patience: int = field(
+        default=0,
+        metadata=option(
+            "Epochs without better validation after which to stop; 0: never.", least=0, late=True
+        ),
     )
     seed: int = field(
         default=0, metadata=option("Seed of the training: order, augmentation, dropout.", least=0)

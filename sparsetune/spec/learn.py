@@ -120,6 +120,8 @@ class Learn:
             they stay at the backbone's and normalise training batches too, and no file holds them.
             ``updated``: they follow the batches, and are saved. ``None`` is ``updated``, but that ``fit``
             leaves those of a trained backbone as they are.
+        depthwise_sums: Whether ``rank`` is also of depthwise convolutions, as it was in files of format 3 and
+            4; they are frozen otherwise.
 
     Raises:
         ConfigError: For settings out of range, all problems together.
@@ -179,6 +181,8 @@ class Learn:
             choices=NORM_STATS,
         ),
     )
+
+    depthwise_sums: bool = field(default=False, compare=False, metadata=option())
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, list):
@@ -293,6 +297,8 @@ class Learn:
         values = asdict(self)
         if self.rank is None:
             del values["rank"]
+        if self.rank is None or self.depthwise_sums:
+            del values["depthwise_sums"]
         if self.norm_stats is None:
             del values["norm_stats"]
         for kind, amount in self.amounts.items():
@@ -319,7 +325,8 @@ class Learn:
         if wrong:
             said = reprlib.repr(value[wrong])
             raise ConfigError(f"learn spec has {wrong} = {said}; expected a number, or pattern-number pairs.")
-        return cls(**{**value, **amounts})
+        before = {"depthwise_sums": True} if "rank" in value else {}
+        return cls(**{**before, **value, **amounts})
 
 
 OPTIONS = options_of(Learn)

@@ -49,6 +49,7 @@ TRANSFER = Recipe(
         "weight_decay": 0.01,
         "smoothing": 0.1,
         "scale": 0.35,
+        "val_share": 0.1,
     },
     zero_head=True,
     frozen_statistics=True,

@@ -11,7 +11,7 @@ Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes thr
 
 from sparsetune.train.checkpoint import read_history
 from sparsetune.train.inputs import pictures_for
-from sparsetune.train.loop import Epoch, Step, Watch, fit, train
+from sparsetune.train.loop import Epoch, Step, Watch, fit, is_finished, train
 from sparsetune.train.metrics import (
     Detection,
     Diversity,
@@ -31,6 +31,7 @@ from sparsetune.train.recipe import (
     decide,
     find_rate,
     is_trained,
+    parted,
     recipe_for,
     set_aside,
     usual_rate,
@@ -55,7 +56,9 @@ __all__ = [
     "diversity",
     "find_rate",
     "fit",
+    "is_finished",
     "is_trained",
+    "parted",
     "pictures_for",
     "predict_logits",
     "processes",

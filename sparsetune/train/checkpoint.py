@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsetune.errors import StorageError
 from sparsetune.host import write_bytes
@@ -48,6 +48,30 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any, /) -> Any:
         """Take such a state back."""
+
+
+class Best:
+    """A model's values after its best epoch so far, on the CPU; what is frozen is not among them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.values: dict[str, Tensor] = {}
+
+    def note(self) -> None:
+        """Take the values as they are now."""
+        self.values = {k: v.detach().to("cpu", copy=True) for k, v in self.net.state_dict().items()}
+
+    def restore(self) -> None:
+        """Put them back."""
+        self.net.load_state_dict(self.values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the values."""
+        return self.values
+
+    def load_state_dict(self, state: dict[str, Tensor], /) -> None:
+        """Take values that :meth:`state_dict` gave."""
+        self.values = state
 
 
 def random_state() -> Tensor:

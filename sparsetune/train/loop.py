@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,9 @@ from sparsetune.train.checkpoint import (
     COUNT,
     DATA,
     DIGEST,
+    Best,
     Position,
+    Stateful,
     random_state,
     read_checkpoint,
     write_checkpoint,
@@ -33,7 +35,7 @@ from sparsetune.train.checkpoint import (
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.processes import Processes, processes
-from sparsetune.train.recipe import augmented, find_rate, recipe_for, start_
+from sparsetune.train.recipe import augmented, find_rate, parted, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
 
 CHECKPOINT_SECONDS = 60.0
@@ -59,6 +61,9 @@ class Epoch:
         validation_loss: As ``test_loss``, over the validation pictures.
         validation_top1: Likewise.
         validation_top5: Likewise.
+        kept: Of a training's last epoch, the one whose values are kept where that is another; the test is
+            theirs.
+        stopped: Whether the training ended with it, before all its epochs.
     """
 
     epoch: int
@@ -72,6 +77,8 @@ class Epoch:
     validation_loss: float | None = None
     validation_top1: float | None = None
     validation_top5: float | None = None
+    kept: int | None = None
+    stopped: bool | None = None
 
     @property
     def watched(self) -> Literal["validation", "test"]:
@@ -161,7 +168,7 @@ def fit(
     for line in state.plan.notes if config.complete else (*state.plan.notes, *recipe.words):
         notify(line)
     config = config.following(recipe)
-    data = augmented(data, config)
+    data = augmented(parted(data, config), config)
     held = recipe.frozen_statistics and state.plan.learn.norm_stats is None
     start_(inside, recipe, frozen_statistics=held)
     if config.lr == AUTO:
@@ -172,9 +179,14 @@ def fit(
     history = train(
         net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
     )
-    if len(history) == config.epochs and is_main():
+    if is_finished(history, config) and is_main():
         teach(inside, replace(taught(inside), seen=_seen(data, earlier)))
     return history
+
+
+def is_finished(history: Sequence[Epoch], config: FitConfig) -> bool:
+    """Whether a training with such a history is done."""
+    return len(history) == config.epochs or bool(history and history[-1].stopped)
 
 
 def train(
@@ -203,11 +215,9 @@ def train(
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
-            training.position = read_checkpoint(
-                checkpoint, training.settings, training.stepper.parts, group.index
-            )
+            training.position = read_checkpoint(checkpoint, training.settings, training.parts, group.index)
         try:
-            while training.position.epoch < config.epochs and training.run_epoch(deadline, watch):
+            while not training.is_finished and training.run_epoch(deadline, watch):
                 pass
         finally:
             net.eval()
@@ -240,6 +250,24 @@ class _Training:
         self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
         self.feeds = self._feed(self.train, data.augment), self._feed(data.watched)
         self.position = Position()
+        self.best = Best(self.net)
+        for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):
+            if needed and data.validation is None:
+                raise ConfigError(
+                    f"{name} looks at validation pictures and {data.name} has none; hold some out with "
+                    "val_share=0.1 (--val-share), or leave it out."
+                )
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """Whatever a training changes, by name."""
+        parts = self.stepper.parts
+        return {**parts, "best": self.best} if self.config.keep == "best" else parts
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return is_finished([Epoch(**record) for record in self.position.history], self.config)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -293,15 +321,28 @@ class _Training:
         position, count = self.position, len(self.train)
         self._check_finite(position.loss)
         self.stepper.share_statistics()
+        epoch, kept, stopped = position.epoch + 1, None, None
         found = {"test" if self.data.validation is None else "validation": self._scores(self.feeds[1])}
-        if "test" not in found and position.epoch + 1 == self.config.epochs:
-            found["test"] = self._scores(self._feed(self.data.test))
+        if "validation" in found:
+            losses = [*(record["validation_loss"] for record in position.history), found["validation"].nll]
+            best = 1 + losses.index(min(losses))
+            if self.config.keep == "best" and best == epoch:
+                self.best.note()
+            last = epoch == self.config.epochs
+            stopped = (0 < self.config.patience <= epoch - best and not last) or None
+            if stopped or last:
+                if self.config.keep == "best" and best != epoch:
+                    self.best.restore()
+                    kept = best
+                found["test"] = self._scores(self._feed(self.data.test))
         record = Epoch(
-            epoch=position.epoch + 1,
+            epoch=epoch,
             lr=self.stepper.lr,
             train_loss=position.loss / count,
             train_top1=position.correct / count,
             seconds=time.monotonic() - started,
+            kept=kept,
+            stopped=stopped,
             **{
                 f"{split}_{name}": value
                 for split, each in found.items()
@@ -326,7 +367,7 @@ class _Training:
             return
         states = self.group.all_of(random_state())
         if self.group.is_main:
-            write_checkpoint(self.checkpoint, self.settings, self.position, self.stepper.parts, states)
+            write_checkpoint(self.checkpoint, self.settings, self.position, self.parts, states)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

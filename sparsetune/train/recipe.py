@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsetune.backbone import drawn_head, origin_of
-from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_in_two
+from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_by_content, split_in_two
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
@@ -50,6 +50,17 @@ def recipe_for(net: nn.Module, data: Data, config: FitConfig) -> Recipe:
     return transfer(len(data.train), len(data.classes), given)
 
 
+def parted(data: Data, config: FitConfig) -> Data:
+    """Return the data with validation pictures, where it has none and some shall be held out for that.
+
+    The content of a picture decides, so that adding pictures moves none across.
+    """
+    if not config.val_share or data.validation is not None or data.train is None:
+        return data
+    train, validation = split_by_content(data.train, config.val_share, VALIDATING)
+    return replace(data, train=train, validation=validation) if len(validation) else data
+
+
 def augmented(data: Data, config: FitConfig) -> Data:
     """Return the data with what its training pictures go through."""
     if not config.aug:
@@ -78,6 +89,8 @@ def start_(net: nn.Module, recipe: Recipe, frozen_statistics: bool) -> None:
                 module.eval()
 
 
+VALIDATING = 1
+"""Seed of the choice of validation pictures; a reader's of test pictures is 0 if it is not told."""
 SHARE = 0.1
 """Most of the training's time that finding a learning rate may take."""
 LEAST = 60

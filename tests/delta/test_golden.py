@@ -74,6 +74,21 @@ RECORDED = {
         "f508fabdc10fc9c410b7622dbcde5d0e72472b2ea6abd2dd6302a6cb2ab21521",
         [-0.37891, 0.38798, -0.37538, 0.21842, 0.14374, -0.43051, -0.11688, 0.34952, -0.06915, -0.04167],
     ),
+    "format3-depthwise": (
+        "eb54c00b35b11f5908f1acb458ebc0684f4cef0e947c65dbb83c7d6d9bd87b4b",
+        "d01337731d41a8d1af341c06cfb5557ea4de5dd327a943ecb769883517ed85f4",
+        [0.05035, -0.28672, -0.13758, -0.19667],
+    ),
+    "format5-depthwise": (
+        "eb54c00b35b11f5908f1acb458ebc0684f4cef0e947c65dbb83c7d6d9bd87b4b",
+        "fb10df4c7f34d9c8907646e47a140d5bb956e817e7092dfdd17c819efd0c0d57",
+        [0.19595, 0.01691, -0.81304, -0.0022],
+    ),
+    "format5-statistics": (
+        "b8275e42ac42da7cba382784e0bce8e81da336b2758f1a3a1c9ce015b28906f2",
+        "c465ada5710ec8eae31e5e621323624657843573322f9f3d756510109e0132ed",
+        [-8.40995, -6.87733, -0.25853, -0.06265, -2.82039, 0.59272, -0.65825, 8.08889, -0.27782, 7.50182],
+    ),
 }
 """Of each delta: fingerprint, digest of all values, logits."""
 BUNDLED = {

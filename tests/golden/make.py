@@ -95,6 +95,20 @@ def amounts8():
     return dense(st.Learn(rank={"block1": 2, "block3": 1}), seed=15), {"dtype": "int8"}
 
 
+def depthwise():
+    """Sums of rank 1 of the convolutions that are not depthwise; in format 3, also of those that are."""
+    return st.adapt_(st.create("test_efficientnet", num_classes=4, seed=19), st.Learn(rank=1, head=False)), {
+        "dtype": "int8"
+    }
+
+
+def statistics():
+    """Running statistics that stay at the backbone's, and pictures whose middle is cut out."""
+    net = dense(st.Learn(fraction=0.5, norm_stats="frozen"), seed=20)
+    form = st.Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bicubic", 0.875, "center")
+    return net, {"preprocessing": form}
+
+
 def own():
     """The user's own model of `module`, from plain arithmetic."""
     net = torch.nn.Sequential(
@@ -160,6 +174,7 @@ DELTAS = (
     *((2, make) for make in (bf16, fp16, int8)),
     *((3, make) for make in (rank, rank8)),
     *((4, make) for make in (amounts, amounts8)),
+    *((5, make) for make in (depthwise, statistics)),
 )
 
 

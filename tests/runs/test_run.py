@@ -132,6 +132,7 @@ def test_stopped_by_its_time_budget_it_ends_the_same(settings, tmp_path):
 
 
 def go_on(settings: Run, folder: Path, saves: float) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # or workers of the loader import all anew
     training.CHECKPOINT_SECONDS = saves
     run(settings, folder, resume=True)
 

@@ -1,0 +1,220 @@
+"""What a training follows where it is not told."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import sparsetune as st
+from sparsetune.errors import ConfigError, Notice
+from sparsetune.runs.run import run
+from sparsetune.runs.settings import Run
+from sparsetune.spec.recipe import PAPER, TRANSFER
+from sparsetune.train.recipe import find_rate, is_trained, parted, recipe_for
+
+TEN = st.Learn(fraction=0.1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of five classes whose running statistics have moved."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=5)
+    for _ in range(3):
+        net(torch.randn(8, 3, 32, 32))
+    path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def few():
+    return st.open_data("digits", size=32, train_limit=200, test_limit=60)
+
+
+def over(checkpoint, learn=TEN, classes=10):
+    return st.adapt_(st.create("test_resnet", num_classes=classes, checkpoint=checkpoint), learn)
+
+
+def test_backbones_that_are_trained(checkpoint):
+    assert is_trained(st.create("test_resnet", checkpoint=checkpoint))
+    assert is_trained(over(checkpoint))
+    assert not is_trained(st.create("test_resnet"))
+    assert not is_trained(st.adapt_(st.create("wrn28_4", depth=10, width=1), TEN))
+    zeroed = st.adapt_(st.create("test_resnet", checkpoint=checkpoint), replace(TEN, frozen="zero"))
+    assert not is_trained(zeroed)
+
+
+def test_a_model_of_the_users_own_is_trained_where_its_statistics_moved():
+    fresh = timm.create_model("test_resnet")
+    assert not is_trained(fresh)
+    fresh.train()(torch.randn(4, 3, 32, 32))
+    assert is_trained(fresh)
+    assert is_trained(timm.create_model("test_vit")), "it keeps no statistics that could tell"
+
+
+def test_a_random_backbone_follows_the_paper(few):
+    net = st.adapt_(st.create("test_resnet", num_classes=10), TEN)
+    assert recipe_for(net, few, st.FitConfig()) is PAPER
+    assert st.FitConfig(epochs=3).following(PAPER) == st.FitConfig(epochs=3)
+
+
+def test_a_trained_backbone_follows_the_transfer_where_nothing_else_is_given(checkpoint, few):
+    config = st.FitConfig(epochs=4, weight_decay=0.2)
+    found = config.following(recipe_for(over(checkpoint), few, config))
+    assert (found.opt, found.lr, found.batch_size, found.smoothing) == ("adamw", "auto", 16, 0.1)
+    assert (found.epochs, found.weight_decay, found.warmup_epochs) == (4, 0.2, 0.4)
+    assert found.complete
+    explicit = st.FitConfig(opt="momentum", lr=0.1)
+    kept = explicit.following(recipe_for(over(checkpoint), few, explicit))
+    assert (kept.opt, kept.lr) == ("momentum", 0.1), "also where it is the paper's own"
+
+
+@pytest.mark.parametrize(("pictures", "epochs"), [(50, 15), (320, 15), (640, 8), (1000, 5), (10**6, 5)])
+def test_there_are_enough_steps(pictures, epochs):
+    from sparsetune.spec import transfer
+
+    assert transfer(pictures, 2, {}).settings["epochs"] == epochs
+
+
+def test_very_few_pictures_are_told_of(checkpoint, few):
+    train = few.train.take(np.arange(12))
+    with pytest.warns(Notice, match="12 training pictures of 10 classes are very few; 50 or more"):
+        st.fit(over(checkpoint), replace(few, train=train), st.FitConfig(epochs=1))
+
+
+def test_a_head_that_was_drawn_starts_at_zero_and_another_stays(checkpoint, few):
+    still = st.FitConfig(epochs=1, lr=0.0, opt="adamw")
+    drawn = over(checkpoint)
+    assert drawn.fc.weight.abs().max() > 0
+    st.fit(drawn, few, still)
+    assert not drawn.fc.weight.count_nonzero()
+    five = few.regroup("five", {str(i): [few.classes[i]] for i in range(5)})
+    kept = over(checkpoint, classes=5)
+    before = kept.fc.weight.detach().clone()
+    st.fit(kept, five, still)
+    assert torch.equal(kept.fc.weight, before)
+    moved = over(checkpoint)
+    with torch.no_grad():
+        moved.fc.weight.add_(1)
+    before = moved.fc.weight.detach().clone()
+    st.fit(moved, few, still)
+    assert torch.equal(moved.fc.weight, before)
+    assert not moved.fc.bias.count_nonzero()
+
+
+def test_statistics_stay_over_a_trained_backbone_unless_told(checkpoint, few):
+    config = st.FitConfig(epochs=1, lr=0.001)
+    for learn, stays in ((TEN, True), (replace(TEN, norm_stats="updated"), False)):
+        net = over(checkpoint, learn)
+        before = net.bn1.running_mean.clone()
+        st.fit(net, few, config)
+        assert torch.equal(net.bn1.running_mean, before) is stays
+
+
+def test_validation_pictures_are_chosen_by_content(few):
+    config = st.FitConfig(val_share=0.2)
+    data = parted(few, config)
+    assert len(data.train) + len(data.validation) == len(few.train)
+    assert 0.1 < len(data.validation) / len(few.train) < 0.3
+    mine = {*data.validation.keys().tolist()}
+    assert not mine & {*data.train.keys().tolist()}
+    fewer = parted(replace(few, train=few.train.take(np.arange(0, 200, 2))), config)
+    both = {*few.train.take(np.arange(0, 200, 2)).keys().tolist()}
+    moved = ({*fewer.validation.keys().tolist()} ^ mine) & both
+    assert len(moved) <= len(few.classes), "only small classes may differ"
+    assert parted(data, config) is data
+    assert parted(few, st.FitConfig()) is few
+
+
+def test_the_test_is_looked_at_once(checkpoint, few):
+    history = st.fit(over(checkpoint), few, st.FitConfig(epochs=3, lr=0.001))
+    assert [record.test_top1 is None for record in history] == [True, True, False]
+    assert all(record.watched == "validation" for record in history)
+
+
+def test_rates_are_tried_where_there_is_time(checkpoint):
+    data = st.open_data("digits", size=32, train_limit=400, test_limit=20)
+    net = over(checkpoint)
+    before = copy.deepcopy(net.state_dict())
+    config = st.FitConfig(epochs=90, batch_size=16, lr="auto", opt="adamw", smoothing=0.1)
+    rate = find_rate(net, data, config, st.fit)
+    assert [round(trial.lr, 6) for trial in rate.trials] == [0.000333, 0.001, 0.003]
+    losses = {trial.lr: trial.loss for trial in rate.trials}
+    assert rate.lr in losses
+    assert losses[rate.lr] <= losses[0.001]
+    steps = sum(trial.steps for trial in rate.trials)
+    assert 180 <= steps <= 0.1 * 90 * 25
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert find_rate(net, data, config, st.fit) == rate
+    assert type(rate).from_json(rate.to_json()) == rate
+
+
+def test_short_trainings_take_the_usual_rate_and_say_so(checkpoint, few):
+    rate = find_rate(over(checkpoint), few, st.FitConfig(epochs=5, lr="auto", opt="adamw"), st.fit)
+    assert (rate.lr, rate.trials) == (0.001, ())
+    assert "a tenth of the training is" in rate.why
+
+
+def test_a_run_is_of_the_recipe_and_goes_on(checkpoint, tmp_path):
+    settings = Run(
+        model="test_resnet", learn=TEN, config=st.FitConfig(epochs=2), size=32, train_limit=100, test_limit=20,
+        init_from=str(checkpoint),
+    )  # fmt: skip
+    whole = run(settings, tmp_path / "whole")
+    header = st.inspect(whole.folder / "delta.safetensors")
+    assert header.learn.norm_stats == "frozen"
+    assert header.training["config"]["opt"] == "adamw"
+    assert header.training["config"]["lr"] == 0.001
+    while not (part := run(settings, tmp_path / "parts", resume=True, time_budget=0.0)).finished:
+        pass
+    assert (part.folder / "delta.safetensors").read_bytes() == (
+        whole.folder / "delta.safetensors"
+    ).read_bytes()
+
+
+def falling(history):
+    return [record.validation_loss for record in history]
+
+
+def test_the_best_epoch_is_kept_and_patience_ends(checkpoint, few):
+    wild = st.FitConfig(
+        epochs=8, lr=0.05, opt="adamw", batch_size=16, val_share=0.2, sched="none", smoothing=0.0
+    )
+    last, best = over(checkpoint), over(checkpoint)
+    history = st.fit(last, few, wild)
+    kept = st.fit(best, few, wild.but(keep="best"))
+    assert falling(kept) == falling(history)
+    number = 1 + falling(history).index(min(falling(history)))
+    assert number < 8, "else this tests nothing"
+    assert kept[-1].kept == number
+    early = over(checkpoint)
+    ended = st.fit(early, few, wild.but(keep="best", patience=1))
+    assert len(ended) < 8
+    assert ended[-1].stopped
+    assert falling(ended) == falling(history)[: len(ended)]
+    assert ended[-1].test_top1 is not None
+
+
+@pytest.mark.parametrize("more", [{"keep": "best"}, {"patience": 2}])
+def test_both_want_validation_pictures(few, more):
+    net = st.adapt_(st.create("wrn28_4", depth=10, width=1, num_classes=10), TEN)
+    with pytest.raises(ConfigError, match=r"looks at validation pictures and digits has none"):
+        st.fit(net, few, st.FitConfig(epochs=1, **more))
+
+
+def test_transfer_is_data():
+    assert TRANSFER.zero_head
+    assert {*TRANSFER.settings} <= {
+        *st.FitConfig().to_json(),
+        "warmup_epochs",
+        "smoothing",
+        "scale",
+        "val_share",
+    }
