@@ -258,7 +258,9 @@ class Feed:
         if prod(shape) <= SHARE * free_bytes(self.device):
             self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
 
-    def epoch(self, seed: int | None = None, number: int = 0, skip: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, seed: int | None = None, number: int = 0, skip: int = 0, view: int | None = None
+    ) -> Iterator[Batch]:
         """Yield the batches of one epoch: x on the device, y on the CPU.
 
         Args:
@@ -266,11 +268,23 @@ class Feed:
                 pictures as they are.
             number: The epoch's number, from 0.
             skip: Batches to leave out at the start, undecoded: what comes is the tail of the full epoch.
+            view: Number of the epoch whose augmentation the pictures have; ``number`` if left out.
 
         Raises:
             DataError: When a picture cannot be decoded.
         """
-        batches = epoch_rows(len(self.split), self.batch_size, seed, number, self.share)[skip:]
+        return self._made(self.rows(seed, number)[skip:], seed, number if view is None else view)
+
+    def rows(self, seed: int | None = None, number: int = 0) -> list[Rows]:
+        """Return which pictures make up each batch of an epoch."""
+        return epoch_rows(len(self.split), self.batch_size, seed, number, self.share)
+
+    def in_order(self, seed: int, number: int, batch_size: int) -> Iterator[Tensor]:
+        """Yield the pictures of an epoch in their stored order, as they are augmented in it."""
+        for x, _ in self._made(epoch_rows(len(self.split), batch_size, None, 0), seed, number):
+            yield x
+
+    def _made(self, batches: list[Rows], seed: int | None, number: int) -> Iterator[Batch]:
         view = View.of_epoch(self.split, self.preprocessing, self.augment, seed, number)
         missing = [rows[~self._held[rows]] for rows in batches]
         decoded = iter(

@@ -119,7 +119,7 @@ def follow(net: nn.Module, data: Data, settings: Run) -> tuple[Run, Data]:
         data: As :func:`build` gives it.
         settings: What was asked.
     """
-    recipe = recipe_for(net, data, settings.config)
+    recipe = recipe_for(net, data, settings.config, settings.learn)
     config, learn = settings.config.following(recipe), settings.learn
     if recipe.frozen_statistics and learn.norm_stats is None and learn.frozen != "zero":
         learn = replace(learn, norm_stats="frozen")

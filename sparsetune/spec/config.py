@@ -65,6 +65,8 @@ class FitConfig:
         scale: Least share of a training picture that a random crop of it has, which is then resized; ``None``
             for the crop and flips that the data came with.
         aug: Whether anything happens to training pictures.
+        views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
+            one in each epoch. What frozen layers before the first learned one make of a view is kept.
         clip_grad: Longest norm of all gradients together; 0 for no limit.
         val_share: Share of the training pictures to validate on instead, where the data has no validation
             split; the content of a picture decides.
@@ -140,7 +142,19 @@ class FitConfig:
             late=True,
         ),
     )
-    aug: bool = field(default=True, metadata=option("Crop and flip training pictures at random.", late=True))
+    aug: bool = field(
+        default=True,
+        metadata=option("Crop and flip training pictures at random.", follows=True, late=True),
+    )
+    views: int = field(
+        default=0,
+        metadata=option(
+            "Views of each training picture, kept from epoch to epoch behind frozen layers; 0: always new.",
+            least=0,
+            follows=True,
+            late=True,
+        ),
+    )
     clip_grad: float = field(
         default=0.0, metadata=option("Longest norm of all gradients together; 0: any.", least=0, late=True)
     )

@@ -227,6 +227,11 @@ class Learn:
             yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
 
     @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the classifier is learned."""
+        return self.head and not self.norm and not any(self.amounts.values())
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """Every module-name pattern, each once."""
         named = [pattern for amount in self.amounts.values() if self.by_layer for pattern, _ in amount]

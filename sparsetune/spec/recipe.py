@@ -13,7 +13,7 @@ from typing import Any
 
 STEPS = 300
 """Steps that a training over a trained backbone takes at least, as far as its epochs allow."""
-EPOCHS = 5, 15
+EPOCHS = 5, 12
 """Fewest and most epochs there."""
 WARMUP = 0.1
 """Share of the epochs in which the learning rate rises there."""
@@ -59,13 +59,18 @@ FEWEST = 5
 """Pictures of a class below which a transfer is a gamble."""
 
 
-def transfer(pictures: int, classes: int, settings: Mapping[str, Any]) -> Recipe:
+HEAD = {"aug": False, "scale": None, "views": 1}
+"""Where the classifier alone is learned: of pictures as they are, so that nothing before it runs twice."""
+
+
+def transfer(pictures: int, classes: int, settings: Mapping[str, Any], head_alone: bool) -> Recipe:
     """Return ``TRANSFER`` for so many training pictures.
 
     Args:
         pictures: How many there are.
         classes: Of how many classes.
         settings: Those that are given, which epochs are counted by.
+        head_alone: Whether nothing but the classifier is learned.
     """
     batch = min(settings.get("batch_size", TRANSFER.settings["batch_size"]), pictures)
     least, most = EPOCHS
@@ -74,5 +79,6 @@ def transfer(pictures: int, classes: int, settings: Mapping[str, Any]) -> Recipe
     if pictures < FEWEST * classes:
         wanted = f"{FEWEST * classes:,} or more would make a difference."
         words = (f"{pictures:,} training pictures of {classes:,} classes are very few; {wanted}",)
-    said = {**TRANSFER.settings, "epochs": epochs, "warmup_epochs": round(WARMUP * epochs, 2)}
+    alone = HEAD if head_alone else {}
+    said = {**TRANSFER.settings, **alone, "epochs": epochs, "warmup_epochs": round(WARMUP * epochs, 2)}
     return replace(TRANSFER, settings=said, words=words)

@@ -34,9 +34,12 @@ from sparsetune.train.checkpoint import (
 )
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
+from sparsetune.train.prefix import KeptFeed, Tail, fits, tail_of
 from sparsetune.train.processes import Processes, processes
 from sparsetune.train.recipe import augmented, find_rate, parted, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
+
+AnyFeed = Feed | KeptFeed
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
@@ -164,7 +167,7 @@ def fit(
     data = pictures_for(inside, data)
     meet_classes(inside, data.classes)
     config = config or FitConfig()
-    recipe = recipe_for(inside, data, config)
+    recipe = recipe_for(inside, data, config, state.plan.learn)
     for line in state.plan.notes if config.complete else (*state.plan.notes, *recipe.words):
         notify(line)
     config = config.following(recipe)
@@ -247,8 +250,8 @@ class _Training:
         self.net, self.data, self.config, self.checkpoint = unwrapped(net), data, config, checkpoint
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
-        self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size)
-        self.feeds = self._feed(self.train, data.augment), self._feed(data.watched)
+        tail, self.feeds = self._kept(net)
+        self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size, tail)
         self.position = Position()
         self.best = Best(self.net)
         for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):
@@ -284,7 +287,8 @@ class _Training:
             torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
         if not self.net.training:
             self.net.train()
-        for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step):
+        view = position.epoch % self.config.views if self.config.views else position.epoch
+        for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step, view):
             done = position.step * self.config.batch_size
             last = position.step == self.steps - 1
             pictures = len(self.train) - done if last else self.config.batch_size
@@ -305,6 +309,18 @@ class _Training:
                 return False
         self._finish_epoch(started, watch)
         return True
+
+    def _kept(self, net: nn.Module) -> tuple[Tail | None, tuple[AnyFeed, AnyFeed]]:
+        """What of the model a step needs, and batches for it: of training pictures, and of those watched."""
+        feed, watched = self._feed(self.train, self.data.augment), self._feed(self.data.watched)
+        alone = self.group.count == 1 and net is self.net and not self.config.compile
+        if not self.config.views or not alone:
+            return None, (feed, watched)
+        self.net.to(self.group.device)
+        tail = tail_of(self.net, next(iter(watched.in_order(0, 0, 2))))
+        if tail is None or not fits(feed, tail, self.config.views):
+            return None, (feed, watched)
+        return tail, (KeptFeed(feed, tail), KeptFeed(watched, tail))
 
     def _feed(self, split: Split, augment: Augment | None = None) -> Feed:
         return Feed(
@@ -354,8 +370,9 @@ class _Training:
         if watch:
             watch(record)
 
-    def _scores(self, feed: Feed) -> Scores:
-        logits, labels = predict_logits(self.net, feed.epoch())
+    def _scores(self, feed: AnyFeed) -> Scores:
+        net = feed.tail if isinstance(feed, KeptFeed) else self.net
+        logits, labels = predict_logits(net, feed.epoch())
         logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
         found = score(logits, labels)
         self._check_finite(found.nll)

@@ -18,7 +18,7 @@ from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, s
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
-from sparsetune.spec import PAPER, FitConfig, Recipe, transfer
+from sparsetune.spec import PAPER, FitConfig, Learn, Recipe, transfer
 from sparsetune.train.metrics import device_of, predict_logits
 
 
@@ -42,12 +42,12 @@ def is_trained(net: nn.Module) -> bool:
     return not means or any(bool(mean.count_nonzero()) for mean in means if not mean.is_meta)
 
 
-def recipe_for(net: nn.Module, data: Data, config: FitConfig) -> Recipe:
-    """Return the recipe that ``config`` follows for a model and its pictures."""
+def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> Recipe:
+    """Return the recipe that ``config`` follows for a model, its pictures, and what is learned."""
     if data.train is None or not is_trained(net):
         return PAPER
     given = {name: getattr(config, name) for name in config.given}
-    return transfer(len(data.train), len(data.classes), given)
+    return transfer(len(data.train), len(data.classes), given, learn.head_alone)
 
 
 def parted(data: Data, config: FitConfig) -> Data:

@@ -85,13 +85,20 @@ class Stepper:
         steps: Steps of an epoch.
         group: The processes that train.
         size: Channels, height and width of a picture.
+        tail: Runs in the place of the model, on what its first layers gave.
 
     Raises:
         ConfigError: When the optimiser cannot be used here.
     """
 
     def __init__(
-        self, net: nn.Module, config: FitConfig, steps: int, group: Processes, size: tuple[int, int, int]
+        self,
+        net: nn.Module,
+        config: FitConfig,
+        steps: int,
+        group: Processes,
+        size: tuple[int, int, int],
+        tail: nn.Module | None = None,
     ) -> None:
         given, net = net, unwrapped(net)
         self.net, self.group, self.config = net.to(group.device), group, config
@@ -119,7 +126,7 @@ class Stepper:
             updates_per_epoch=steps,
         )[0]
         compiled = COMPILED in given._modules
-        run: Any = given if compiled else slimming(net, size) if hasattr(net, ADAPTED) else net
+        run: Any = tail or (given if compiled else slimming(net, size) if hasattr(net, ADAPTED) else net)
         if config.compile and not compiled:
             run = torch.compile(run)
         wrapped = _Wrapped(run)

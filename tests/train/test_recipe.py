@@ -61,26 +61,26 @@ def test_a_model_of_the_users_own_is_trained_where_its_statistics_moved():
 
 def test_a_random_backbone_follows_the_paper(few):
     net = st.adapt_(st.create("test_resnet", num_classes=10), TEN)
-    assert recipe_for(net, few, st.FitConfig()) is PAPER
+    assert recipe_for(net, few, st.FitConfig(), TEN) is PAPER
     assert st.FitConfig(epochs=3).following(PAPER) == st.FitConfig(epochs=3)
 
 
 def test_a_trained_backbone_follows_the_transfer_where_nothing_else_is_given(checkpoint, few):
     config = st.FitConfig(epochs=4, weight_decay=0.2)
-    found = config.following(recipe_for(over(checkpoint), few, config))
+    found = config.following(recipe_for(over(checkpoint), few, config, TEN))
     assert (found.opt, found.lr, found.batch_size, found.smoothing) == ("adamw", "auto", 16, 0.1)
     assert (found.epochs, found.weight_decay, found.warmup_epochs) == (4, 0.2, 0.4)
     assert found.complete
     explicit = st.FitConfig(opt="momentum", lr=0.1)
-    kept = explicit.following(recipe_for(over(checkpoint), few, explicit))
+    kept = explicit.following(recipe_for(over(checkpoint), few, explicit, TEN))
     assert (kept.opt, kept.lr) == ("momentum", 0.1), "also where it is the paper's own"
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(50, 15), (320, 15), (640, 8), (1000, 5), (10**6, 5)])
+@pytest.mark.parametrize(("pictures", "epochs"), [(50, 12), (320, 12), (640, 8), (1000, 5), (10**6, 5)])
 def test_there_are_enough_steps(pictures, epochs):
     from sparsetune.spec import transfer
 
-    assert transfer(pictures, 2, {}).settings["epochs"] == epochs
+    assert transfer(pictures, 2, {}, False).settings["epochs"] == epochs
 
 
 def test_very_few_pictures_are_told_of(checkpoint, few):
@@ -163,10 +163,9 @@ def test_short_trainings_take_the_usual_rate_and_say_so(checkpoint, few):
 
 
 def test_a_run_is_of_the_recipe_and_goes_on(checkpoint, tmp_path):
-    settings = Run(
-        model="test_resnet", learn=TEN, config=st.FitConfig(epochs=2), size=32, train_limit=100, test_limit=20,
-        init_from=str(checkpoint),
-    )  # fmt: skip
+    few = {"size": 32, "train_limit": 100, "test_limit": 20}
+    config = st.FitConfig(epochs=2)
+    settings = Run(model="test_resnet", learn=TEN, config=config, init_from=str(checkpoint), **few)
     whole = run(settings, tmp_path / "whole")
     header = st.inspect(whole.folder / "delta.safetensors")
     assert header.learn.norm_stats == "frozen"

@@ -2,14 +2,13 @@
 
 - ``experiments``: what was trained, and the numbers that the paper prints; ``results``: ours.
 - ``rules``: the paper's claims, each with the rule that decides it.
-- ``figures``, ``tables``, ``report``: the page that shows both.
+- ``figures``, ``report``: the page that shows both.
 """
 
 from sparsetune.studies.paper.experiments import EXPERIMENTS
-from sparsetune.studies.paper.report import read_results, write_report
+from sparsetune.studies.paper.report import read_results, rows_of, write_report
 from sparsetune.studies.paper.results import Results, Selection, Spread
 from sparsetune.studies.paper.rules import CLAIMS
-from sparsetune.studies.paper.tables import rows_of
 
 __all__ = [
     "CLAIMS",

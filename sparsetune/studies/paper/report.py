@@ -4,20 +4,155 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
 from sparsetune.host import duration, write_text
-from sparsetune.studies.paper.experiments import EXPERIMENTS, NAMES, Experiment
-from sparsetune.studies.paper.figures import FIVE, curve, draw, fit_line
+from sparsetune.studies.paper.experiments import (
+    ENSEMBLES,
+    EXPERIMENTS,
+    LAYERS,
+    NAMES,
+    Experiment,
+    Number,
+    published,
+)
+from sparsetune.studies.paper.figures import FIVE, curve, draw, fit_line, magnitudes
 from sparsetune.studies.paper.results import Results, Selection
 from sparsetune.studies.paper.rules import CLAIMS
-from sparsetune.studies.paper.tables import Cell, rows_of
-from sparsetune.studies.sources import KNOWN
-from sparsetune.studies.store import Row, from_lines, to_lines
+from sparsetune.studies.sources import KNOWN, learned_parameters
+from sparsetune.studies.store import Row, Settings, from_lines, to_lines
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell with a class of the report's style."""
+
+    text: str
+    kind: str
+
+
+NOT_RUN = Cell("not run", "none")
+BESIDE = ("paper", "difference")
+NEAR, OFF = 2.0, 10.0
+"""Percent points up to which a difference is coloured as near, and as off."""
+
+Rows = tuple[list[str], list[list[str | Cell]]]
+
+
+def rows_of(experiment: Experiment, results: Results) -> Rows:
+    """Return header and rows of an experiment's table."""
+    if experiment.id in OWN:
+        return OWN[experiment.id](results)
+    rows: list[list[str | Cell]] = []
+    for point in experiment.points:
+        number = published(experiment.id, point)
+        rows.append(
+            [
+                NAMES[point["model"]],
+                KNOWN[point["data"]].title,
+                what(point),
+                f"{learned_parameters(point):,}",
+                (number and number.learned) or "",
+                *_compared(results, point, number),
+            ]
+        )
+    return ["model", "data", "learned", "parameters", "paper's", "ours", *BESIDE], rows
+
+
+def what(settings: Settings) -> str:
+    """Say which slices a row learns."""
+    for name, layer in LAYERS.items():
+        same = all(settings[key] == value for key, value in {"head": True, "layers": None, **layer}.items())
+        if same and (settings["layers"] or settings["filters"] == 0):
+            return name
+    fraction, filters = settings["fraction"], settings["filters"]
+    size = f"{fraction:.0%}" if fraction is not None else f"{filters} a layer"
+    words = [size] if settings["dim"] == "out" else [size, f"along {settings['dim']}"]
+    words += ["rest zero"] if settings["frozen"] == "zero" else []
+    words += ["BN not learned"] if not settings["norm"] else []
+    return ", ".join(words)
+
+
+def _compared(results: Results, point: Settings, number: Number | None) -> list[str | Cell]:
+    """Ours, the paper's, and the difference, where both are of one data set."""
+    spread = results.spread(point)
+    told = "" if number is None else f"{'about ' * number.about}{number.top1:g}"
+    if spread is None:
+        return [NOT_RUN, told, ""]
+    ours = f"{spread} (did not converge)" if spread.diverged else str(spread)
+    return [ours, told, "" if number is None else _difference(results, point, spread.mean - number.top1)]
+
+
+def _layers(results: Results) -> Rows:
+    """Table 1, with both data sets in one row as the paper has it."""
+    header = ["model", "learned", "parameters", "paper's", "C10", *BESIDE, "C100", *BESIDE]
+    rows: list[list[str | Cell]] = []
+    points = results.points("table1")
+    for ten, hundred in zip(points[::2], points[1::2], strict=True):
+        counts = dict.fromkeys(f"{learned_parameters(point):,}" for point in (ten, hundred))
+        numbers = [published("table1", point) for point in (ten, hundred)]
+        told = dict.fromkeys(number.learned for number in numbers if number and number.learned)
+        cells = [
+            cell
+            for point, number in zip((ten, hundred), numbers, strict=True)
+            for cell in _compared(results, point, number)
+        ]
+        rows.append([NAMES[ten["model"]], what(ten), " / ".join(counts), " / ".join(told), *cells])
+    return header, rows
+
+
+def _difference(results: Results, point: Settings, points: float) -> str | Cell:
+    if results.selection.adjusted(point)["data"] != point["data"]:
+        return ""
+    kind = "near" if abs(points) <= NEAR else "off" if abs(points) <= OFF else "far"
+    return Cell(f"{points:+.2f}", kind)
+
+
+def _ensembles(results: Results) -> Rows:
+    header = ["model type", "parameters", "paper's", "optimiser", "mean", "paper", "ensemble", *BESIDE]
+    rows: list[list[str | Cell]] = []
+    for name, size in ENSEMBLES.items():
+        points = results.points("table4", **{"fraction": None, "filters": None, **size})
+        number = published("table4", points[0])
+        best = results.best(points)
+        counts = [name, f"{learned_parameters(points[0]):,}", (number and number.learned) or ""]
+        told = [f"{number.mean:g}", f"{number.top1:g}"] if number and number.mean else ["", ""]
+        if best is None or number is None:
+            rows.append([*counts, "", NOT_RUN, told[0], NOT_RUN, told[1], ""])
+            continue
+        point, spread = best
+        mean = results.spread(point, "mean_top1")
+        gap = _difference(results, point, spread.mean - number.top1)
+        opt = "SGD" if point["opt"] == "momentum" else "Adam"
+        rows.append([*counts, opt, str(mean), told[0], str(spread), told[1], gap])
+    return header, rows
+
+
+def _magnitudes(results: Results) -> Rows:
+    header = ["learned", "convolutions", "mean |w|", "variance", "mean |w| of the slice"]
+    rows: list[list[str | Cell]] = []
+    for fraction in (0.1, 0.4, 0.7, 1.0, None):
+        name = "as drawn" if fraction is None else f"{fraction:.0%}"
+        layers = magnitudes(results, fraction)
+        if not layers:
+            rows.append([name, NOT_RUN, "", "", ""])
+            continue
+        slices = [layer["learned"]["mean"] for layer in layers if layer["learned"]]
+        means = [fmean(layer[key] for layer in layers) for key in ("mean", "variance")]
+        shown = f"{fmean(slices):.4f}" if slices else ""
+        rows.append([name, str(len(layers)), f"{means[0]:.4f}", f"{means[1]:.5f}", shown])
+    return header, rows
+
+
+OWN: dict[str, Callable[[Results], Rows]] = {"table1": _layers, "table4": _ensembles, "fig6": _magnitudes}
+"""Tables of another form."""
+
 
 PAGE, DATA = "index.html", "results.jsonl"
 TEXTS = {"table1": 2, "table4": 1, "fig6": 1}

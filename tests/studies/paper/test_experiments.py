@@ -14,8 +14,8 @@ from sparsetune.studies.paper.experiments import (
     WRN,
     published,
 )
+from sparsetune.studies.paper.report import what
 from sparsetune.studies.paper.results import Selection
-from sparsetune.studies.paper.tables import what
 from sparsetune.studies.sources import learned_parameters, total_parameters
 
 DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]

@@ -1,0 +1,198 @@
+"""The frozen layers that a model starts with: what they give is computed once for each view of a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetune.data import Feed
+from sparsetune.host import free_bytes
+from sparsetune.parts import keeps_statistics
+
+SHARE = 0.25
+"""Most of a device's free memory that outputs of the frozen layers may take."""
+CHUNK = 32
+"""Pictures that go through the frozen layers at once, always the same ones, so that results never differ."""
+
+
+class ReachedError(Exception):
+    """A forward pass came to the first learned layer."""
+
+
+def _same(x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+class Tail(nn.Module):
+    """A model from its first learned layer on.
+
+    Args:
+        net: The model.
+        cut: Name of the layer.
+        passed: Names of the layers before it, which hand on what they are given.
+    """
+
+    def __init__(self, net: nn.Module, cut: str, passed: tuple[str, ...]) -> None:
+        super().__init__()
+        self.net, self.cut, self.passed = net, cut, passed
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the model's output for what its first learned layer is given."""
+        before = [self.net.get_submodule(name) for name in self.passed]
+        for module in before:
+            module.__dict__["forward"] = _same
+        try:
+            return self.net(x)
+        finally:
+            for module in before:
+                del module.__dict__["forward"]
+
+    @torch.no_grad()
+    def given(self, x: Tensor) -> Tensor:
+        """Return what the first learned layer is given for pictures ``(B, C, H, W)``."""
+        found: list[Tensor] = []
+
+        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise ReachedError
+
+        handle = self.net.get_submodule(self.cut).register_forward_pre_hook(stop)
+        try:
+            self.net(x)
+        except ReachedError:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+
+class Last(Tail):
+    """A model of which only the very last layer is learned."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Return that layer's output."""
+        return self.net.get_submodule(self.cut)(x)
+
+
+def tail_of(net: nn.Module, x: Tensor) -> Tail | None:
+    """Return what of a model has to be computed anew in each step.
+
+    Layers before the first learned one are passed over. Whether the rest gives the same without them, as it
+    does not where a shortcut leads around the cut, is tried.
+
+    Args:
+        net: A model in the mode in which it trains.
+        x: A few pictures, ``(B, C, H, W)``.
+
+    Returns:
+        ``None`` where nothing can be saved.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    names = {module: name for name, module in net.named_modules()}
+    order: list[str] = []
+    handles = [m.register_forward_pre_hook(lambda m, _: order.append(names[m])) for m in names]
+    active = {name for module, name in names.items() if _is_active(module)}
+    try:
+        net.eval()
+        with torch.no_grad():
+            whole = net(x)
+        for handle in handles:
+            handle.remove()
+        handles = []
+        first = next((name for name in order if name in active), "")
+        pieces = first.split(".") if first else []
+        for length in range(len(pieces), 0, -1):
+            cut = ".".join(pieces[:length])
+            before = order[: order.index(cut)] if order.count(cut) == 1 else []
+            passed = tuple(_outermost(before, cut))
+            for kind in (Last, Tail) if passed else ():
+                if _is_right(tail := kind(net, cut, passed), x, whole):
+                    return tail
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _is_active(module: nn.Module) -> bool:
+    """Whether what a module gives changes while its model trains, its children aside."""
+    if any(value is not None and value.requires_grad for value in module._parameters.values()):
+        return True
+    drops = "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth"
+    share = getattr(module, "p", None) or getattr(module, "drop_prob", None) or 0
+    return module.training and (keeps_statistics(module) or (drops and bool(share)))
+
+
+def _outermost(names: list[str], cut: str) -> Iterator[str]:
+    """Yield the modules before a cut that are in no other one of them; those around it are none of them."""
+    beside = [name for name in dict.fromkeys(names) if name and not f"{cut}.".startswith(f"{name}.")]
+    for name in beside:
+        if not any(name.startswith(f"{other}.") for other in beside):
+            yield name
+
+
+def _is_right(tail: Tail, x: Tensor, whole: Any) -> bool:
+    try:
+        with torch.no_grad():
+            again = tail(tail.given(x))
+    except Exception:  # the rest of a model may do anything with what it is not made for
+        return False
+    return isinstance(again, Tensor) and isinstance(whole, Tensor) and torch.equal(again, whole)
+
+
+@dataclass(eq=False)
+class KeptFeed:
+    """Batches of what the first learned layer is given, in the place of pictures; kept for each view.
+
+    Attributes:
+        feed: The pictures.
+        tail: What comes behind the frozen layers.
+    """
+
+    feed: Feed
+    tail: Tail
+    _kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def epoch(
+        self, seed: int | None = None, number: int = 0, skip: int = 0, view: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of one epoch, as :meth:`sparsetune.data.Feed.epoch` does."""
+        if view not in self._kept:
+            self._kept[view] = self._pass(seed, view)
+        kept = self._kept[view]
+        for rows in self.feed.rows(seed, number)[skip:]:
+            index = torch.from_numpy(rows)
+            yield kept.index_select(0, index.to(kept.device)), self.feed.split.labels[index]
+
+    def _pass(self, seed: int | None, view: int) -> Tensor:
+        """What the first learned layer is given for every picture, in their order."""
+        with evaluating(self.tail.net):
+            return torch.cat([self.tail.given(x) for x in self.feed.in_order(seed or 0, view, CHUNK)])
+
+
+def fits(feed: Feed, tail: Tail, views: int) -> bool:
+    """Whether the outputs of a split's frozen layers fit into memory."""
+    with evaluating(tail.net):
+        one = tail.given(next(iter(feed.in_order(0, 0, 1))))
+    needed = views * len(feed.split) * math.prod(one.shape) * one.element_size()
+    return needed <= SHARE * free_bytes(feed.device)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for as long as the context lasts."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
