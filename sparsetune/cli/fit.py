@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import DELTA, bytes_from, seconds_from
-from sparsetune.spec import PRECISIONS, Learn, Precision
+from sparsetune.spec import KINDS, PRECISIONS, TRANSFER, Learn, Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -51,7 +51,11 @@ def fit(
 ) -> None:
     """Train a slice of a model and save it as a delta.
 
-    Example: sparsetune fit --model wrn28_4 --fraction 0.1 --data digits
+    Example: sparsetune fit --model resnet18 --pretrained --data photos/
+
+    Over trained weights (--pretrained, --init-from), settings that are left out are those of a transfer, and
+    normalisation and classifier are learned unless --fraction, --filters, --rank or --budget says more.
+    Over a random backbone they are the paper's: sparsetune fit --model wrn28_4 --fraction 0.1
 
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder.
     """
@@ -61,7 +65,9 @@ def fit(
     with _noted(problems):
         nbytes = _budget_from(budget, learned.values)
     with _noted(problems):
-        learn = learned.made() if budget is None else learned.made(**BESIDE_A_BUDGET)
+        open_ = (pretrained or init_from) and not learned.values.keys() & {*KINDS, "layers"}
+        amount = TRANSFER.learn if open_ else {}
+        learn = learned.made(**(amount if budget is None else BESIDE_A_BUDGET))
     with _noted(problems):
         config = trained.made()
     with _noted(problems):

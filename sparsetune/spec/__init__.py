@@ -22,20 +22,22 @@ from sparsetune.spec.config import (
     scales,
     stored_bytes,
 )
-from sparsetune.spec.learn import Learn, matches
+from sparsetune.spec.learn import KINDS, Learn, matches
 from sparsetune.spec.option import Option, options_of, words
-from sparsetune.spec.recipe import PAPER, Recipe, transfer
+from sparsetune.spec.recipe import PAPER, TRANSFER, Recipe, transfer
 
 __all__ = [
     "AUTO",
     "FREE",
     "FitConfig",
+    "KINDS",
     "Learn",
     "Option",
     "PAPER",
     "PRECISIONS",
     "Precision",
     "Recipe",
+    "TRANSFER",
     "WIDTHS",
     "YELLOWFIN",
     "check_precision",
