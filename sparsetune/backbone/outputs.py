@@ -29,22 +29,29 @@ def logits_of(output: Any) -> Tensor:
     return _heads(output)[0]
 
 
-def loss_of(output: Any, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def loss_of(output: Any, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy of what a classifier gave back; each auxiliary head counts a share.
 
     Args:
         output: As for :func:`logits_of`.
         labels: Classes ``(B,)``.
         smoothing: Share of each label that is spread over all classes.
+        weights: What a picture of each class counts, ``(classes,)``; ``None`` for 1.
 
     Raises:
         ConfigError: As :func:`logits_of` raises.
     """
     main, *others = _heads(output)
-    loss = F.cross_entropy(main, labels, label_smoothing=smoothing)
+
+    def one(logits: Tensor) -> Tensor:
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return (each * weights[labels]).mean()
+
+    loss = one(main)
     for logits in others:
-        share = AUXILIARY.get(len(others), 0.3)
-        loss = loss + share * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = loss + AUXILIARY.get(len(others), 0.3) * one(logits)
     return loss
 
 

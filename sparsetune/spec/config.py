@@ -15,6 +15,8 @@ Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
 SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "multistep", "none")
 Amp = Literal["bf16", "fp16"]
 AMPS: tuple[Amp, ...] = ("bf16", "fp16")
+ClassWeights = Literal["balanced"]
+CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("balanced",)
 Keep = Literal["last", "best"]
 KEEPS: tuple[Keep, ...] = ("last", "best")
 Precision = Literal["bf16", "fp16", "int8"]
@@ -65,6 +67,8 @@ class FitConfig:
         scale: Least share of a training picture that a random crop of it has, which is then resized; ``None``
             for the crop and flips that the data came with.
         aug: Whether anything happens to training pictures.
+        class_weights: ``balanced`` lets a picture of a rare class count more, by the inverse of its class'
+            share of the training pictures; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
             one in each epoch. What frozen layers before the first learned one make of a view is kept.
         clip_grad: Longest norm of all gradients together; 0 for no limit.
@@ -145,6 +149,15 @@ class FitConfig:
     aug: bool = field(
         default=True,
         metadata=option("Crop and flip training pictures at random.", follows=True, late=True),
+    )
+    class_weights: ClassWeights | None = field(
+        default=None,
+        metadata=option(
+            "Let pictures of rare classes count more: balanced.",
+            kind=str,
+            choices=CLASS_WEIGHTS,
+            late=True,
+        ),
     )
     views: int = field(
         default=0,

@@ -36,7 +36,7 @@ from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.prefix import KeptFeed, Tail, fits, tail_of
 from sparsetune.train.processes import Processes, processes
-from sparsetune.train.recipe import augmented, find_rate, parted, recipe_for, start_
+from sparsetune.train.recipe import augmented, class_weights, find_rate, parted, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
 
 AnyFeed = Feed | KeptFeed
@@ -251,7 +251,9 @@ class _Training:
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         tail, self.feeds = self._kept(net)
-        self.stepper = Stepper(net, config, self.steps, group, data.preprocessing.size, tail)
+        weights = class_weights(self.train.labels, len(data.classes)) if config.class_weights else None
+        size = data.preprocessing.size
+        self.stepper = Stepper(net, config, self.steps, group, size, tail, weights)
         self.position = Position()
         self.best = Best(self.net)
         for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):

@@ -68,6 +68,18 @@ def augmented(data: Data, config: FitConfig) -> Data:
     return data if config.scale is None else replace(data, augment=replace(data.augment, scale=config.scale))
 
 
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return what a picture of each class counts, so that all classes count alike and pictures 1 on average.
+
+    Args:
+        labels: Of the training pictures, ``(N,)`` int64.
+        classes: How many there are; one without a picture counts 0.
+    """
+    counts = torch.bincount(labels, minlength=classes).float()
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), 0.0)
+
+
 def start_(net: nn.Module, recipe: Recipe, frozen_statistics: bool) -> None:
     """Put an adapted model where a recipe has it start.
 

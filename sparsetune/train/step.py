@@ -86,6 +86,7 @@ class Stepper:
         group: The processes that train.
         size: Channels, height and width of a picture.
         tail: Runs in the place of the model, on what its first layers gave.
+        weights: What a picture of each class counts, ``(classes,)``; ``None`` for 1.
 
     Raises:
         ConfigError: When the optimiser cannot be used here.
@@ -99,9 +100,11 @@ class Stepper:
         group: Processes,
         size: tuple[int, int, int],
         tail: nn.Module | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         given, net = net, unwrapped(net)
         self.net, self.group, self.config = net.to(group.device), group, config
+        self.weights = None if weights is None else weights.to(group.device)
         moved = {b.name for b in adapted(net).plan.buffers} if hasattr(net, ADAPTED) else None
         self._statistics = [
             b for name, b in net.named_buffers() if moved is None or plain_name(name) in moved
@@ -166,7 +169,7 @@ class Stepper:
         with _explaining(f"the model cannot learn from a batch of {shape}", remedy):
             x, y = (part.to(self.group.device, non_blocking=True) for part in (x, y))
             output = self.model(x)
-            loss, logits = loss_of(output, y, self.config.smoothing), logits_of(output)
+            loss, logits = loss_of(output, y, self.config.smoothing, self.weights), logits_of(output)
             self.optimizer.zero_grad()
             with moved_once(self._statistics):
                 self.group.accelerator.backward(loss * (len(y) * self.group.count / pictures))

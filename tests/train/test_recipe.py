@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 import sparsetune as st
+from sparsetune.backbone import loss_of
 from sparsetune.errors import ConfigError, Notice
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
 from sparsetune.spec.recipe import PAPER, TRANSFER
-from sparsetune.train.recipe import find_rate, is_trained, parted, recipe_for
+from sparsetune.train.recipe import class_weights, find_rate, is_trained, parted, recipe_for
 
 TEN = st.Learn(fraction=0.1)
 
@@ -217,3 +218,29 @@ def test_transfer_is_data():
         "scale",
         "val_share",
     }
+
+
+def test_classes_count_alike(few):
+    labels = torch.tensor([0] * 6 + [1] * 3 + [3])
+    weights = class_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 0, 10 / 3])
+    assert weights[labels].mean().item() == pytest.approx(1)
+    logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    plain = -logits.log_softmax(1)[torch.arange(10), labels]
+    assert loss_of(logits, labels, 0.0, weights).item() == pytest.approx(
+        (plain * weights[labels]).mean().item()
+    )
+
+
+def test_a_rare_class_is_learned_better_where_classes_count_alike(few):
+    """Nine pictures of one class to each of the other; without weights the loss would rather miss these."""
+    data = few.regroup("rare", {"common": list("01235678"), "rare": ["9"]})
+    found = {}
+    for weights in (None, "balanced"):
+        net = st.adapt_(st.create("wrn28_4", depth=10, width=1, num_classes=2), st.Learn(filters=0))
+        st.fit(net, data, st.FitConfig(epochs=3, lr=0.02, class_weights=weights))
+        probabilities = torch.cat(
+            [net(data.preprocessing.apply(data.test[i][0])[None]) for i in range(len(data.test))]
+        ).softmax(1)
+        found[weights] = probabilities[data.test.labels == 1, 1].mean().item()
+    assert found["balanced"] > found[None] + 0.05
