@@ -177,8 +177,8 @@ class _Watch:
         self.epochs, made, data = start.config.epochs, start.plan, start.data
         root, said = start.backbone.root, start.backbone.describe()
         if root.kind == "seed":
-            said = f"random ({said}); --pretrained, or --init-from FILE, stands on trained weights instead"
-        console.err.print(f"backbone: {said}")
+            said = f"a random backbone ({said}); --pretrained or --init-from FILE would take trained weights"
+        console.err.print(f"learning over {said}")
         console.tell_data(data)
         learned = console.share(made.learned_parameters, made.total_parameters)
         console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")

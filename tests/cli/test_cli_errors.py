@@ -44,7 +44,7 @@ TENTH = f"{FIT} --fraction 0.1"
         ("--fraction .1 --workers -1", "workers -1 is not a whole number of 0 or more."),
         ("--fraction .1 --seed -1", "seed -1 is not a whole number of 0 or more."),
         ("--fraction .1 --backbone-seed -1", "-1"),
-        ("--fraction .1 --lr nan", "lr nan is not a number of 0 or more."),
+        ("--fraction .1 --lr nan", "lr nan is not a number of 0 or more, or auto."),
         ("--fraction .1 --lr 1e30", "the loss became nan in epoch 1; lower lr 1e+30"),
         ("--fraction .1 --size 0", "size (3, 0, 0) is not valid"),
         ("--fraction .1 --size 99999", "sides from 1 to 4096"),

@@ -33,12 +33,14 @@ def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
     assert lines[4].split() == ["curves", "runs/test_resnet-digits-f0.25-s0/curves.png"]
     assert lines[5].endswith("for 2 epochs")
     assert len({re.match(r"\w+( \w+)? +", line).end() for line in lines[:6] if "test" not in line}) == 1
-    errors = result.err.splitlines()
+    first, *errors = result.err.splitlines()
+    assert first.startswith("learning over a random backbone (seed 0); --pretrained or --init-from FILE ")
     assert errors[0] == "learning 95,702 of 373,658 values (25.6%) on 200 pictures of digits"
     epoch = r"epoch +(\d+)  loss [\d.]+  train +[\d.]+%  test +[\d.]+%  [\d.]+ s"
     said = "learning from 8x8 pictures, mean 0.3057, 0.3057, 0.3057, std 0.376, 0.376, 0.376, bilinear"
     assert errors[1] == f"{said} (the data's own)"
-    assert [re.fullmatch(epoch, line)[1] for line in errors[2:]] == ["1", "2"]
+    assert errors[2] == "learning with momentum, lr 0.05, cosine, 2 epochs of batches of 64"
+    assert [re.fullmatch(epoch, line)[1] for line in errors[3:]] == ["1", "2"]
     again = sparsetune(*next_command(result.out), "--test-limit", 50)
     assert f"{record['test_top1']:.2%}" in again.out
 
@@ -176,10 +178,11 @@ def test_arguments_of_the_model_reach_it_and_the_file(sparsetune):
         "global_pool": "avg",
     }
     assert header.preprocessing.size == (1, 32, 32)
-    first, second, third = result.err.splitlines()[:3]
-    assert first.startswith("learning ")
+    _, first, second, third, fourth = result.err.splitlines()[:5]
+    assert first.startswith("learning 27,850 of ")
     assert second == "learning from 32x32 grey pictures, mean 0.3057, std 0.376, bilinear (the data's own)"
-    assert third.startswith("learning only the queries of 6 attention layers, ")
+    assert third.startswith("learning with momentum, lr 0.01")
+    assert fourth.startswith("learning only the queries of 6 attention layers, ")
     sparsetune("verify r/delta.safetensors")
 
 
@@ -199,5 +202,5 @@ def test_libraries_warn_nobody_and_sparsetune_does_once(sparsetune, recwarn):
         "fit --model torchvision/googlenet --filters 0 --no-norm --size 32 --train-limit 10 --test-limit 10",
         *["--epochs", "2", "-b", "10", "--lr", "0", "--out", "r"],
     )
-    assert [line.split()[0] for line in result.err.splitlines()] == ["learning"] * 2 + ["epoch"] * 2
+    assert [line.split()[0] for line in result.err.splitlines()] == ["learning"] * 4 + ["epoch"] * 2
     assert not recwarn.list

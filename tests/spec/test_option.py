@@ -13,7 +13,7 @@ def test_each_field_is_described():
     for settings in (Learn, FitConfig):
         for name, each in options_of(settings).items():
             assert each.name == name
-            assert each.help or name == "momentum"
+            assert each.help or name in ("momentum", "depthwise_sums")
             assert each.default == getattr(settings, name)
 
 
@@ -45,6 +45,7 @@ def test_words_leave_out_what_is_said():
 def test_a_number_is_wrong_exactly_outside_its_range(value):
     fraction, filters = options_of(Learn)["fraction"], options_of(Learn)["filters"]
     whole = isinstance(value, int) and not isinstance(value, bool)
-    assert (filters.wrong(value) is None) == (whole and value >= 0)
+    left_out = value is None  # the default of both
+    assert (filters.wrong(value) is None) == (left_out or (whole and value >= 0))
     number = whole or isinstance(value, float)
-    assert (fraction.wrong(value) is None) == (number and 0 <= value <= 1)
+    assert (fraction.wrong(value) is None) == (left_out or (number and 0 <= value <= 1))

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 
@@ -44,12 +45,13 @@ def form(data: st.Data) -> tuple:
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_vit", "test_resnet"])
-def test_over_a_timm_checkpoint_statistics_and_interpolation_are_its_own(few, whole, name):
+def test_over_a_timm_checkpoint_all_is_its_own(few, whole, name):
     told = resolve_model_data_config(timm.create_model(name))
     net = st.create(name, num_classes=10, checkpoint=whole(timm.create_model(name, num_classes=10)))
     size, *rest = form(pictures_for(net, few))
     assert rest == [tuple(told["mean"]), tuple(told["std"]), told["interpolation"]]
-    assert size == ((3, 160, 160) if name == "test_vit" else (3, 8, 8))  # a ViT takes one size alone
+    assert size == told["input_size"]
+    assert not pictures_for(net, few).preprocessing.crops, "thumbnails are taken whole"
     assert pictures_for(net, few).decided == "the model's"
 
 
@@ -57,7 +59,7 @@ def test_over_a_torchvision_checkpoint_they_are_those_of_its_weights(few, whole)
     told = torchvision.models.EfficientNet_B1_Weights.DEFAULT.transforms()
     path = whole(torchvision.models.efficientnet_b1(num_classes=10))
     net = st.create("torchvision/efficientnet_b1", num_classes=10, checkpoint=path)
-    expected = (3, 8, 8), tuple(told.mean), tuple(told.std), told.interpolation.value
+    expected = (3, 240, 240), tuple(told.mean), tuple(told.std), told.interpolation.value
     assert form(pictures_for(net, few)) == expected
 
 
@@ -112,7 +114,9 @@ def test_python_trains_by_the_models_and_the_file_says_so(few, whole, tmp_path):
     """A step of ``fit`` equals one on pictures made by hand with the model's own values."""
     path = whole(timm.create_model("test_efficientnet", num_classes=10))
     told = resolve_model_data_config(timm.create_model("test_efficientnet"))
-    hand = st.Preprocessing((3, 8, 8), tuple(told["mean"]), tuple(told["std"]), told["interpolation"])
+    hand = st.Preprocessing(
+        told["input_size"], tuple(told["mean"]), tuple(told["std"]), told["interpolation"]
+    )
     nets = [st.create("test_efficientnet", num_classes=10, checkpoint=path) for _ in range(2)]
     for net, data in zip(nets, (few, replace(few, preprocessing=hand)), strict=True):
         st.fit(st.adapt_(net, st.Learn(fraction=0.1)), data, QUICK)
@@ -149,6 +153,23 @@ def test_a_loaded_model_goes_on_with_the_pictures_that_it_knows(few, tmp_path):
         init_from=str(tmp_path / "a.safetensors"),
     )
     seen = []
-    run(start, tmp_path / "r", started=lambda plan, data: seen.append(data))
+    run(start, tmp_path / "r", started=lambda start: seen.append(start.data))
     assert seen[0].preprocessing == own
     assert st.inspect(tmp_path / "r/delta.safetensors").preprocessing == own
+
+
+def test_photos_keep_their_aspect_ratio_over_trained_weights(whole, tmp_path):
+    for number in range(12):
+        place = tmp_path / "photos" / ("train" if number < 8 else "test") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300 + number, 200), (number * 20, 90, 30)).save(place / f"{number}.png")
+    data = st.open_data(str(tmp_path / "photos"))
+    net = st.create("test_resnet", num_classes=2, checkpoint=whole(timm.create_model("test_resnet")))
+    told = resolve_model_data_config(net)
+    found = pictures_for(net, data).preprocessing
+    assert (found.size, found.crop_pct, found.crop_mode) == (
+        told["input_size"],
+        told["crop_pct"],
+        told["crop_mode"],
+    )
+    assert pictures_for(st.create("test_resnet", num_classes=2), data).preprocessing.crop_mode == "squash"
