@@ -20,7 +20,7 @@ import typer
 
 from sparsetune.errors import ConfigError
 from sparsetune.host import fetch
-from sparsetune.spec import PRECISIONS, FitConfig, Learn, Option, options_of
+from sparsetune.spec import PRECISIONS, TRANSFER, FitConfig, Learn, Option, options_of
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
 """Panels of the help."""
@@ -86,10 +86,17 @@ def typer_option(o: Option, panel: str | None = None) -> Any:
         f"{long}/{o.spelling}" if o.default is True else long,
         *([o.short] if o.short else []),
         help=o.help,
-        show_default=f"{o.default}, or the recipe's over trained weights" if o.follows else True,
+        show_default=_default(o) if o.follows else True,
         rich_help_panel=panel if o.panel == "" else o.panel,
         autocompletion=o.names or (among(o.choices) if o.choices else None),
     )
+
+
+def _default(o: Option) -> str:
+    """What is said of the default of a setting that a recipe may decide."""
+    plain = {True: "on", None: "none"}.get(o.default, str(o.default))
+    other = TRANSFER.settings.get(o.name, "by the number of pictures" if "epochs" in o.name else None)
+    return plain if other is None else f"{plain}; over trained weights {other}"
 
 
 def among(choices: Sequence[str]) -> Callable[[], list[str]]:

@@ -65,9 +65,8 @@ def command(header: Header) -> str | None:
         stands["init_from"] = root.source
     model = (TORCHVISION if header.library == "torchvision" else "") + header.model
     built = _words({"model": model, **_built(header.kwargs)})
-    return shlex.join(
-        ["sparsetune", "fit", *built, *words(header.learn), *_words(stands), *words(config, ELSEWHERE)]
-    )
+    trained = words(config, ELSEWHERE, spelled=root.kind in ("pretrained", "file"))
+    return shlex.join(["sparsetune", "fit", *built, *words(header.learn), *_words(stands), *trained])
 
 
 def _built(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -88,10 +88,10 @@ class Option:
             value: The value.
             spelled: Whether to spell out the default too.
         """
-        if value == self.default and not (spelled and self.follows):
+        if value is None or (value == self.default and not (spelled and self.follows)):
             return
         if isinstance(value, bool):
-            yield self.spelling
+            yield self.spelling if value != self.default else f"--{self.name.replace('_', '-')}"
         else:
             for item in value if isinstance(value, (list, tuple)) else [value]:
                 yield from (self.spelling, str(item))

@@ -7,12 +7,17 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import timm
+import torch
 from forge import small
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from safetensors.torch import save_file
 
 import sparsetune as st
-from sparsetune.publish.card import card
+from sparsetune.publish.card import card, command
+from sparsetune.runs.run import run
+from sparsetune.runs.settings import Run
 
 HOSTILE = [
     "a | b",
@@ -186,3 +191,26 @@ def test_a_folder_of_pictures_is_no_built_in_and_its_path_is_asked_for(header):
     text = card(replace(header, training={**training, "data": "digits"}), 1000, None, "hf://a/b")
     assert "--data" not in text
     assert "Put the path" not in text
+
+
+def test_over_trained_weights_the_command_spells_what_a_recipe_would_decide(tmp_path):
+    """Else the recipe of another day would take the place of settings that happen to be the defaults."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "w.safetensors")
+    config = st.FitConfig(epochs=10, batch_size=64, opt="momentum", lr=0.1, scale=None, val_share=0.0)
+    learn, few = st.Learn(filters=0), {"size": 32, "train_limit": 70, "test_limit": 10}
+    start = str(tmp_path / "w.safetensors")
+    settings = Run(model="test_resnet", learn=learn, config=config, init_from=start, **few)
+    header = st.inspect(run(settings, tmp_path / "run").folder / "delta.safetensors")
+    said = command(header)
+    for words in (
+        "--epochs 10",
+        "--batch-size 64",
+        "--opt momentum",
+        "--lr 0.1",
+        "--norm-stats frozen",
+        "--aug",
+    ):
+        assert f"{words} " in f"{said} "
+    assert "--no-aug" not in said
+    assert "None" not in said
