@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sparsetune.delta import Header
     from sparsetune.train import Detection, Diversity, Scores
 
+TABLES = (".csv", ".parquet")
+"""Suffixes of the tables that ``predict`` writes."""
 SOME_FAILED, ALL_FAILED = 1, 2
 """Exit codes of ``predict`` where some pictures, or all, cannot be read."""
 
@@ -251,6 +253,10 @@ def predict(
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time; memory grows with it.")
     ] = 32,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write a table too, a row for each picture: .csv or .parquet."),
+    ] = None,
     device: options.Device = None,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
@@ -258,7 +264,7 @@ def predict(
 ) -> None:
     """Name what is in pictures.
 
-    Example: sparsetune predict runs/NAME/delta.safetensors cat.jpg photos/
+    Example: sparsetune predict runs/NAME/delta.safetensors cat.jpg photos/ -o answers.csv
 
     Pictures that cannot be read are named on stderr, and the others answered; the exit code is then 1.
     """
@@ -268,6 +274,8 @@ def predict(
     from sparsetune.delta import inspect, load
     from sparsetune.host import pick_device
 
+    if out is not None and out.suffix not in TABLES:
+        raise ConfigError(f"'{out}' does not end in {' or '.join(TABLES)}, the tables that are written.")
     place = pick_device(device)
     header = inspect(delta)
     if header.preprocessing is None:
@@ -295,6 +303,10 @@ def predict(
                 console.out.print(name, style="bold")
                 for label, probability in ranked:
                     console.out.print(f"  {probability:7.2%}  {label}")
+    if out is not None:
+        from sparsetune.data import write_table
+
+        write_table(out, [_row(each) for each in found])
     failed = sum("error" in each for each in found)
     if failed == len(found):
         raise typer.Exit(ALL_FAILED)
@@ -302,6 +314,15 @@ def predict(
         console.print_json(found)
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _row(answer: dict[str, Any]) -> dict[str, Any]:
+    """A picture's row of the table: its likeliest class first, then the others."""
+    row = {"image": answer["image"]}
+    for number, each in enumerate(answer.get("classes", ()), 1):
+        place = "" if number == 1 else f"_{number}"
+        row |= {f"class{place}": each["name"], f"probability{place}": each["probability"]}
+    return row | ({"error": answer["error"]} if "error" in answer else {})
 
 
 def _pictures(word: str) -> Iterator[tuple[str, DataError | None]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsetune.data.listing import scan
     from sparsetune.data.loading import Feed, count_steps, loader
     from sparsetune.data.named import NAMES, address, is_folder, namesake, told
-    from sparsetune.data.parquet import ParquetImages
+    from sparsetune.data.parquet import ParquetImages, write_table
     from sparsetune.data.preprocessing import Augment, Preprocessing
     from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
     from sparsetune.data.splits import Split, balanced, split_by_content, split_in_two
@@ -53,4 +53,5 @@ __all__ = [
     "split_by_content",
     "split_in_two",
     "told",
+    "write_table",
 ]

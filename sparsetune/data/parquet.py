@@ -6,13 +6,14 @@ import io
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,7 +23,7 @@ from sparsetune.data.layout import SplitName
 from sparsetune.data.listing import Folder
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
-from sparsetune.host import reason
+from sparsetune.host import reason, replacing
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -291,6 +292,25 @@ def find(root: Folder) -> dict[str, list[Path]]:
     for some in splits.values():
         _check_complete(some)
     return splits
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV or Parquet, by the file's suffix; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        rows: Values by column; one that a row lacks is empty.
+
+    Raises:
+        StorageError: When it cannot be written.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    with replacing(path) as temporary:
+        if Path(path).suffix == ".csv":
+            pacsv.write_csv(table, temporary)
+        else:
+            pq.write_table(table, temporary)
 
 
 def _tell(file: Path, root: Path) -> _Found:

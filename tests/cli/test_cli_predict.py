@@ -90,3 +90,32 @@ def test_where_none_can_be_read_it_is_a_mistake(sparsetune, deltas, refused, fol
     several = sparsetune("predict", deltas[0], "empty", "nosuch.png", "none*.jpg", "--json", code=2)
     assert several.out == ""
     assert [line[: len("error: ")] for line in several.err.splitlines()] == ["error: "] * 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_answers_make_a_table(sparsetune, deltas, folder, suffix):
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    (folder / "torn.jpg").write_bytes(b"no picture")
+    out = f"tables/answers.{suffix}"
+    found = sparsetune("predict", deltas[0], folder, "--json", "--top", 2, "-o", out, code=1).json
+    read = {"csv": pyarrow.csv.read_csv, "parquet": pyarrow.parquet.read_table}[suffix]
+    rows = read(out).to_pylist()
+    assert [row["image"] for row in rows] == [each["image"] for each in found]
+    for row, each in zip(rows, found, strict=True):
+        if "error" in each:
+            assert row["error"] == each["error"]
+            continue
+        first, second = each["classes"]
+        assert str(row["class"]) == first["name"]
+        assert str(row["class_2"]) == second["name"]
+        assert (row["probability"], row["probability_2"]) == pytest.approx(
+            (first["probability"], second["probability"])
+        )
+
+
+def test_another_kind_of_table_is_refused_first(refused, deltas, folder):
+    said = refused("predict", deltas[0], folder, "-o", "answers.xlsx")
+    assert said == "'answers.xlsx' does not end in .csv or .parquet, the tables that are written."
+    assert not Path("answers.xlsx").exists()
