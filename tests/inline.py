@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from sparsetune.studies.crew import Event, do
 from sparsetune.studies.jobs import Job
+from sparsetune.studies.runner import Event, do
 from sparsetune.studies.store import Place
 
 

@@ -40,7 +40,7 @@ ONLY = {
     "matplotlib": {"runs.run", "bench.chart", "studies.paper.figures", "studies.compare.shown"},
     "jinja2": {"studies.paper.report"},
     "peft": {"bench.peft"},
-    "ray": {"studies.crew"},
+    "ray": {"studies.runner"},
     "sqlite3": {"studies.store"},
     "sklearn": {"data.named", "train.metrics"},
     "pyarrow": {"data.parquet"},

@@ -60,8 +60,8 @@ class Contestant:
 
 def _masked(net: nn.Module, learn: Learn, made: Plan) -> nn.Module:
     """What users write today: every gradient is computed whole, then the frozen part is zeroed."""
-    if learn.rank is not None:
-        raise ConfigError("no mask makes a gradient one of low rank.")
+    if others := learn.amounts.keys() - {"fraction", "filters"}:
+        raise ConfigError(f"no mask makes a gradient one of a {' or '.join(sorted(others))}.")
     parameters = dict(net.named_parameters())
     for part in made:
         if part.k == 0:

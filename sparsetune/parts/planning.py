@@ -243,7 +243,8 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
         thin = not is_depthwise(site.module) or learn.depthwise_sums
         rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) and thin else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
-    return Part(site.name, shape, dim, k, layer, site.homes, rank, site.name in stored and not given)
+    beside = site.name in stored and not given
+    return Part(site.name, shape, dim, k, layer, site.homes, rank=rank, stored=beside)
 
 
 def _slice(site: Site, learn: Learn) -> tuple[int, int]:

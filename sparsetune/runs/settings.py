@@ -63,7 +63,8 @@ class Run:
         learn = self.learn
         letters = {"fraction": "f", "filters": "n", "rank": "r"}
         size = "".join(
-            letters[kind] if learn.by_layer else f"{letters[kind]}{n:g}" for kind, n in learn.amounts.items()
+            letters.get(kind, kind) + ("" if learn.by_layer else f"{n:g}")
+            for kind, n in learn.amounts.items()
         )
         size = size if self.budget is None else f"{self.budget}B"
         pieces = [self.model, Path(self.data).name or "data", size]

@@ -38,7 +38,7 @@ CHANGING = {
 ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that may hold less than a model's own."""
 KINDS: tuple[type[Kind], ...] = (LowRank, Slice)
-"""Every kind of partly learned parameter; a part is of the first that takes it."""
+"""Every kind of partly learned parameter; the first that takes a part has it. ``Slice`` takes any ``k``."""
 
 
 @dataclass(frozen=True)

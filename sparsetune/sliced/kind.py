@@ -50,6 +50,11 @@ class Kind(ABC):
     def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
         """Apply a module whose weight is of this kind, so that only the learned part's gradient is computed.
 
+        Stock convolutions and linear maps come here, and only with gradients enabled; every other forward
+        uses :meth:`whole`, whose bits the output should have. ``x`` may lack a batch dimension and autocast
+        may be on, which ``convolution.applied`` sees to; the output must own its memory, as
+        ``convolution.plain`` gives it.
+
         Args:
             module: A convolution or a linear map.
             x: Its input.

@@ -23,12 +23,12 @@ def test_its_options_stand_in_the_place_of_the_one_parameter():
 
     plain = expanded(command)
     assert plain.__doc__ == "Tell."
-    fields = [name for name in options_of(Learn) if name != "frozen"]
+    fields = [name for name, o in options_of(Learn).items() if o.help and name != "frozen"]
     parameters = signature(plain).parameters
     assert [*parameters] == ["first", *fields, "last"]
     defaults = {name: parameters[name].default for name in fields}
     assert defaults == {"norm": True, "head": True, "dim": "out"} | dict.fromkeys(
-        ("fraction", "filters", "rank", "layers")
+        ("fraction", "filters", "rank", "layers", "norm_stats")
     )
     plain(first=1, last="y", **{**defaults, "rank": 2, "layers": ["a"], "head": False})
     assert (seen["first"], seen["last"]) == (1, "y")

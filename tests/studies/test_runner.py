@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsetune.studies.crew import Processes
 from sparsetune.studies.jobs import in_order
-from sparsetune.studies.runner import go
+from sparsetune.studies.runner import Processes, go
 from sparsetune.studies.store import open_store
 
 
@@ -95,7 +94,7 @@ def test_a_worker_killed_in_mid_run_costs_its_last_checkpoint_no_more(small, pla
 KILLED = """
 import json, os, sys
 from pathlib import Path
-from sparsetune.studies.crew import Processes
+from sparsetune.studies.runner import Processes
 from sparsetune.studies.jobs import Job
 from sparsetune.studies.runner import go
 from sparsetune.studies.store import open_store

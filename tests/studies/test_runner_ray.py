@@ -55,7 +55,7 @@ def busy_workers() -> list[int]:
 def test_a_worker_of_a_cluster_killed_costs_its_last_checkpoint_no_more(
     small, place, inline, address, tmp_path
 ):
-    from sparsetune.studies.crew import Cluster
+    from sparsetune.studies.runner import Cluster
 
     jobs = [small(epochs=40), small(epochs=3, seed=1), small(epochs=3, seed=2)]
     metrics = place.run(jobs[0].id) / "metrics.jsonl"
@@ -83,14 +83,14 @@ def test_a_worker_of_a_cluster_killed_costs_its_last_checkpoint_no_more(
 
 def test_no_cluster_is_one_sentence(place):
     pytest.importorskip("ray")
-    from sparsetune.studies.crew import Cluster
+    from sparsetune.studies.runner import Cluster
 
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at '127\.0\.0\.1:1' .*; start one with"):
         Cluster("127.0.0.1:1", 1, place)
 
 
 def test_without_ray_there_is_a_word_what_to_install(place, monkeypatch):
-    from sparsetune.studies.crew import Cluster
+    from sparsetune.studies.runner import Cluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"Ray is not installed; pip install 'sparsetune\[ray\]'\."):
