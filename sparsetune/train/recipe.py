@@ -25,7 +25,7 @@ from sparsetune.train.metrics import device_of, predict_logits
 def is_trained(net: nn.Module) -> bool:
     """Whether a model stands on trained values: published weights, a checkpoint, or a model that has learned.
 
-    A model of the user's own has where its running statistics have moved, or it keeps none.
+    Of models that ``create`` did not make only timm's can be told: by running statistics that have moved.
     """
     net = unwrapped(net)
     state, origin = getattr(net, ADAPTED, None), origin_of(net)
@@ -39,7 +39,9 @@ def is_trained(net: nn.Module) -> bool:
         return kind in ("pretrained", "file")
     keeping = [module for module in net.modules() if keeps_statistics(module)]
     means = [mean for m in keeping if isinstance(mean := getattr(m, "running_mean", None), Tensor)]
-    return not means or any(bool(mean.count_nonzero()) for mean in means if not mean.is_meta)
+    return bool(getattr(net, "pretrained_cfg", None)) and any(
+        bool(mean.count_nonzero()) for mean in means if not mean.is_meta
+    )
 
 
 def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> Recipe:

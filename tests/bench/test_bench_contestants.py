@@ -47,7 +47,7 @@ def test_a_rank_is_compared_with_peft_at_as_many_values():
     net = st.create("test_resnet", num_classes=10)
     models, missing = contestants(net, st.Learn(rank=4))
     assert [*models] == ["full", "ours", "lora"]
-    assert missing == {"masked": "no mask makes a gradient one of low rank."}
+    assert missing == {"masked": "no mask makes a gradient one of a rank."}
     ours, theirs = (
         sum(p.numel() for p in models[name].parameters() if p.requires_grad) for name in ("ours", "lora")
     )

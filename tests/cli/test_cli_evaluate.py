@@ -123,7 +123,7 @@ def test_one_line_says_what_was_found(sparsetune, trained):
     found = st.open_data(str(data)).found
     assert found
     for words in ((FIT, "--out", "r"), ("eval", run / "delta.safetensors")):
-        assert sparsetune(*words, "--data", data).err.splitlines()[0] == found
+        assert sparsetune(*words, "--data", data).err.splitlines()[:2].count(found) == 1
 
 
 def test_a_folder_called_as_a_built_in_is_not_taken_for_it(sparsetune, refused, trained):
@@ -145,5 +145,5 @@ def test_a_built_in_beside_a_folder_of_its_name_is_said(sparsetune, deltas):
     line = "--data digits is the built-in data set; write ./digits for the folder of that name here."
     assert sparsetune("eval", deltas[0], "--test-limit", 20).err.splitlines() == [line]
     words = (FIT, "--train-limit", 40, "--test-limit", 20, "--out", "r")
-    assert sparsetune(*words).err.splitlines()[0] == line
+    assert line in sparsetune(*words).err.splitlines()[:2]
     assert sparsetune(*words, "--data", "digits", "--resume").err == ""

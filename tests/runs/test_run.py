@@ -387,7 +387,7 @@ def test_a_model_of_fixed_size_gets_its_size_and_a_crop_to_match(tmp_path):
         train_limit=20,
         test_limit=10,
     )
-    run(settings, tmp_path / "r", started=lambda plan, data: seen.append(data))
+    run(settings, tmp_path / "r", started=lambda start: seen.append(start.data))
     assert seen[0].preprocessing.size == (3, 160, 160)
     assert seen[0].augment.pad == 20  # an eighth of the side, as for any other picture
 

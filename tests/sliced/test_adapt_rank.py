@@ -95,8 +95,11 @@ def test_norm_head_and_layers_are_as_with_slices(net):
 
 def test_the_rank_is_capped_at_what_is_useful():
     net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4, 2))
-    parts = st.plan(net, st.Learn(rank=100)).parts
+    parts = st.plan(net, st.Learn(rank=100, depthwise_sums=True)).parts
     assert [part.rank for part in parts if part.layer] == [8, 0, 4, 0]
+    frozen = st.plan(net, st.Learn(rank=100))
+    assert [part.rank for part in frozen if part.layer] == [0, 0, 4, 0]
+    assert not [name for part in frozen.parts[:2] for name in part.learned]
 
 
 KINDS = {
@@ -118,7 +121,7 @@ def test_gradients_are_those_of_autograd_through_the_sum(kind, rank):
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
     net(x)
     plain = copy.deepcopy(net)
-    adapt_(net, st.Learn(rank=rank))
+    adapt_(net, st.Learn(rank=rank, depthwise_sums=True))
     for name, value in net.named_parameters():
         if name.endswith("_B"):
             nn.init.normal_(value)
