@@ -17,7 +17,7 @@ from sparsetune.backbone import Backbone
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, SparsetuneError
-from sparsetune.host import DELTA, is_address, replacing, write_text
+from sparsetune.host import DELTA, is_address, replacing, size, write_text
 from sparsetune.parts import Plan
 from sparsetune.runs.choosing import Choice, Choosing, choose
 from sparsetune.runs.folder import (
@@ -35,7 +35,7 @@ from sparsetune.runs.folder import (
 )
 from sparsetune.runs.settings import Run, adapt, build, follow
 from sparsetune.sliced import adapted
-from sparsetune.spec import AUTO, FitConfig, Learn
+from sparsetune.spec import AUTO, FitConfig
 from sparsetune.train import (
     Epoch,
     Processes,
@@ -214,7 +214,7 @@ class _Training:
     def finish(self, history: list[Epoch]) -> None:
         """Write what was learned, and the curves; the checkpoint goes."""
         settings, folder = self.settings, self.folder
-        title = f"{settings.model} on {self.data.name}, {_what(settings.learn)}"
+        title = f"{settings.model} on {self.data.name}, {_what(settings)}"
         with replacing(folder / CURVES) as temporary:
             draw_curves(history, title).savefig(temporary, format="png", dpi=150)
         write_finished(self.net, folder / DELTA, settings, self.data, history[-1])
@@ -372,7 +372,15 @@ def draw_curves(history: Sequence[Epoch], title: str) -> Figure:
     return figure
 
 
-def _what(learn: Learn) -> str:
+def _what(settings: Run) -> str:
+    """What is learned, short enough for a title."""
+    learn = settings.learn
+    if settings.budget is not None:
+        return f"a budget of {size(settings.budget)}"
+    if learn.by_layer:
+        return f"{' and '.join(learn.amounts)} by layer"
     if not isinstance(learn.filters, int):
         return learn.amount
+    if not learn.filters:
+        return " and ".join([*["normalisation"] * learn.norm, *["classifier"] * learn.head])
     return f"{learn.filters} filter{'s' * (learn.filters != 1)} a layer"

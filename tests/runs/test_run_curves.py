@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsetune.runs.run import draw_curves
+import sparsetune as st
+from sparsetune.runs.run import _what, draw_curves
+from sparsetune.runs.settings import Run
 from sparsetune.train.loop import Epoch
 
 
@@ -47,3 +49,18 @@ def test_no_text_is_cut_off(tmp_path):
 
 def test_perfect_from_the_start_can_be_drawn(tmp_path):
     draw_curves([Epoch(1, 0.1, 0.0, 1.0, 0.0, 1.0)], "").savefig(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("learn", "budget", "said"),
+    [
+        (st.Learn(rank={f"blocks.{n}": 1 for n in range(9)}), None, "rank by layer"),
+        (st.Learn(rank={f"blocks.{n}": 1 for n in range(9)}), 60_000, "a budget of 58.6 KiB"),
+        (st.Learn(filters=0), None, "normalisation and classifier"),
+        (st.Learn(filters=0, norm=False), None, "classifier"),
+        (st.Learn(filters=2), None, "2 filters a layer"),
+        (st.Learn(fraction=0.1), None, "fraction 0.1"),
+    ],
+)
+def test_a_title_says_what_is_learned_in_few_words(learn, budget, said):
+    assert _what(Run(model="x", learn=learn, config=st.FitConfig(), budget=budget)) == said
