@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         origin_of,
         structure,
     )
-    from sparsetune.backbone.outputs import check_classifier, logits_of, loss_of
+    from sparsetune.backbone.outputs import check_classifier, device_of, evaluating, logits_of, loss_of
     from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
     from sparsetune.backbone.seeding import Law, draw
     from sparsetune.backbone.source import GENERATOR_VERSION, Backbone, Origin
@@ -50,8 +50,10 @@ __all__ = [
     "changed",
     "check_classifier",
     "create",
+    "device_of",
     "draw",
     "drawn_head",
+    "evaluating",
     "file_digest",
     "fingerprint",
     "known_pictures",

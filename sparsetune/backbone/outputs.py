@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -55,6 +56,23 @@ def loss_of(output: Any, labels: Tensor, smoothing: float = 0.0, weights: Tensor
     return loss
 
 
+def device_of(net: nn.Module) -> torch.device:
+    """Return where a model's values are."""
+    return next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for as long as the context lasts."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def check_classifier(net: nn.Module, size: tuple[int, ...], count: int, name: str) -> None:
     """Make sure that a model classifies, into as many classes as the data has, by running it on two pictures.
 
@@ -69,16 +87,11 @@ def check_classifier(net: nn.Module, size: tuple[int, ...], count: int, name: st
     Raises:
         ConfigError: When it gives no logits, or not so many.
     """
-    device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
-    modes = {module: module.training for module in net.modules()}
     try:
-        with torch.no_grad():
-            output = net.eval()(torch.zeros(2, *size, device=device))
+        with evaluating(net), torch.no_grad():
+            output = net(torch.zeros(2, *size, device=device_of(net)))
     except Exception:
         return
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     width = logits_of(output).shape[1]
     if width != count:
         raise ConfigError(

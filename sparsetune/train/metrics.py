@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import chain
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from sparsetune.backbone import logits_of
+from sparsetune.backbone import device_of, evaluating, logits_of
 
 ECE_BINS = 15
 HALVINGS = 60
@@ -220,11 +219,6 @@ def _false_alarms(alarm: Tensor, truth: Tensor, recall: float) -> float:
     return (alarm[~truth] >= threshold).double().mean().item()
 
 
-def device_of(net: nn.Module) -> torch.device:
-    """Return where a model's values are."""
-    return next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
-
-
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return a classifier's outputs over all batches, in evaluation mode; modes are restored after.
 
@@ -239,17 +233,11 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         ConfigError: When it gives no logits.
     """
     device = device_of(net)
-    training = [module for module in net.modules() if module.training]
-    net.eval()
     logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
-    try:
-        with torch.inference_mode():
-            for x, y in batches:
-                logits.append(logits_of(net(x.to(device, non_blocking=True))).float().cpu())
-                labels.append(y)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(net), torch.inference_mode():
+        for x, y in batches:
+            logits.append(logits_of(net(x.to(device, non_blocking=True))).float().cpu())
+            labels.append(y)
     return joined_rows(logits), torch.cat(labels)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsetune.backbone import evaluating
 from sparsetune.data import Feed
 from sparsetune.host import free_bytes
 from sparsetune.parts import keeps_statistics
@@ -64,9 +65,8 @@ class Tail(nn.Module):
 
         handle = self.net.get_submodule(self.cut).register_forward_pre_hook(stop)
         try:
-            self.net(x)
-        except ReachedError:
-            pass
+            with suppress(ReachedError):
+                self.net(x)
         finally:
             handle.remove()
         return found[0]
@@ -93,20 +93,17 @@ def tail_of(net: nn.Module, x: Tensor) -> Tail | None:
     Returns:
         ``None`` where nothing can be saved.
     """
-    modes = [(module, module.training) for module in net.modules()]
     names = {module: name for name, module in net.named_modules()}
+    active = {name for module, name in names.items() if _is_active(module)}
     order: list[str] = []
     handles = [m.register_forward_pre_hook(lambda m, _: order.append(names[m])) for m in names]
-    active = {name for module, name in names.items() if _is_active(module)}
-    try:
-        net.eval()
-        with torch.no_grad():
+    with evaluating(net), torch.no_grad():
+        try:
             whole = net(x)
-        for handle in handles:
-            handle.remove()
-        handles = []
-        first = next((name for name in order if name in active), "")
-        pieces = first.split(".") if first else []
+        finally:
+            for handle in handles:
+                handle.remove()
+        pieces = next((name for name in order if name in active), "").split(".")
         for length in range(len(pieces), 0, -1):
             cut = ".".join(pieces[:length])
             before = order[: order.index(cut)] if order.count(cut) == 1 else []
@@ -114,12 +111,7 @@ def tail_of(net: nn.Module, x: Tensor) -> Tail | None:
             for kind in (Last, Tail) if passed else ():
                 if _is_right(tail := kind(net, cut, passed), x, whole):
                     return tail
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
+    return None
 
 
 def _is_active(module: nn.Module) -> bool:
@@ -141,8 +133,7 @@ def _outermost(names: list[str], cut: str) -> Iterator[str]:
 
 def _is_right(tail: Tail, x: Tensor, whole: Any) -> bool:
     try:
-        with torch.no_grad():
-            again = tail(tail.given(x))
+        again = tail(tail.given(x))
     except Exception:  # the rest of a model may do anything with what it is not made for
         return False
     return isinstance(again, Tensor) and isinstance(whole, Tensor) and torch.equal(again, whole)
@@ -184,15 +175,3 @@ def fits(feed: Feed, tail: Tail, views: int) -> bool:
         one = tail.given(next(iter(feed.in_order(0, 0, 1))))
     needed = views * len(feed.split) * math.prod(one.shape) * one.element_size()
     return needed <= SHARE * free_bytes(feed.device)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for as long as the context lasts."""
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

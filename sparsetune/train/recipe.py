@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsetune.backbone import drawn_head, origin_of
+from sparsetune.backbone import device_of, drawn_head, origin_of
 from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_by_content, split_in_two
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
 from sparsetune.spec import PAPER, FitConfig, Learn, Recipe, transfer
-from sparsetune.train.metrics import device_of, predict_logits
+from sparsetune.train.metrics import predict_logits
 
 
 def is_trained(net: nn.Module) -> bool:
