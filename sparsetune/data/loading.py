@@ -237,6 +237,7 @@ class Feed:
         workers: Processes that decode; 0 decodes in this one.
         share: ``(i, n)`` gives every ``n``-th picture of each batch, from the ``i``-th on: a process' share
             where ``n`` train together.
+        channels_last: Whether the channels of a pixel lie side by side in memory.
     """
 
     split: Split
@@ -247,6 +248,7 @@ class Feed:
     augment: Augment | None = None
     workers: int = 0
     share: tuple[int, int] = (0, 1)
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         self._stored = stored_as(self.preprocessing, self.augment)
@@ -299,7 +301,9 @@ class Feed:
                     self._pixels.index_copy_(0, self._index(new), pixels)
                     self._held[new] = True
                 pixels = self._pixels.index_select(0, self._index(rows))
-            yield view.make(pixels, rows, self._aspects[rows]), self.split.labels[torch.from_numpy(rows)]
+            x = view.make(pixels, rows, self._aspects[rows])
+            form = torch.channels_last if self.channels_last else torch.contiguous_format
+            yield x.contiguous(memory_format=form), self.split.labels[torch.from_numpy(rows)]
 
     def _index(self, rows: Rows) -> Tensor:
         return torch.from_numpy(rows).to(self.device)

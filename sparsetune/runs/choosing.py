@@ -8,15 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsetune.data import Data, Feed, Split, balanced, count_steps
+from sparsetune.data import Data, Split, count_steps
 from sparsetune.delta import file_bytes, longest_noted
-from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.errors import ConfigError, DataError
 from sparsetune.parts import Plan, plan
 from sparsetune.runs.spend import RESERVE, candidates, is_random
 from sparsetune.sliced import adapt_
@@ -26,9 +22,10 @@ from sparsetune.train import (
     decide,
     fit,
     pictures_for,
-    predict_logits,
     processes,
+    recipe_for,
     set_aside,
+    tried,
     usual_rate,
 )
 
@@ -162,6 +159,7 @@ def choose(
     data = pictures_for(net, data)
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
+    config = config.following(recipe_for(net, data, config, base or Learn(filters=0)))
     with processes(config.device, config.amp) as group:
         made: Choice = group.from_main(
             _Comparison(net, data, data.train, config, group, watch, training).choice(nbytes, dtype, base)
@@ -240,7 +238,7 @@ class _Comparison:
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         self.steps += steps
-        found = try_out(self.net, trial.learn, self.data, self.held, self.config, steps, self.group)
+        found = try_out(self.net, trial.learn, self.data, self.held, self.config, steps)
         loss = top1 = None
         if found is not None:
             self.losses[trial.name], top1 = found
@@ -263,7 +261,6 @@ def try_out(
     held: Split,
     config: FitConfig,
     steps: int,
-    group: Processes,
 ) -> tuple[Tensor, float] | None:
     """Train a copy of a plain model for a few steps and judge it.
 
@@ -277,7 +274,6 @@ def try_out(
         held: Pictures to judge by.
         config: The training that the trial stands for.
         steps: Training steps.
-        group: The processes that train.
 
     Returns:
         The cross-entropy of each picture held, in nats, ``(N,)`` in float64, and the share classified
@@ -287,38 +283,9 @@ def try_out(
         ConfigError: As ``fit`` raises.
         DataError: When there are no training pictures, or one cannot be read.
     """
-    if data.train is None:
-        raise DataError(f"{data.name} has no training pictures; a trial needs some.")
-    part, config = data.train, replace(config, compile=False, epochs=1)
     if config.lr == AUTO:
-        config = replace(config, lr=usual_rate(config.opt))
+        config = config.but(lr=usual_rate(config.opt))
     if config.opt in SLOW:
-        config = replace(config, opt="adamw", lr=config.rate / 10)
-    wanted = steps * config.batch_size
-    if wanted < len(part):
-        part = balanced(part, wanted, config.seed, "the trial's limit")
-    else:
-        config = replace(config, epochs=steps // count_steps(len(part), config.batch_size))
-    net = adapt_(copy.deepcopy(net), learn)
-    unread = held.take(np.arange(1))  # fit tests; judged are all, here
-    judged = Feed(
-        held, data.preprocessing, group.device, batch_size=config.batch_size, workers=config.workers
-    )
-    try:
-        fit(net, replace(data, train=part, test=unread, validation=None), config)
-        settled = net if learn.norm_stats == "frozen" else _unsettled(net)
-        logits, labels = predict_logits(settled, judged.epoch(config.seed))
-    except DivergedError:
-        return None
-    losses = F.cross_entropy(logits.double(), labels, reduction="none")
-    if not torch.isfinite(losses).all():
-        return None
-    return losses, (logits.argmax(1) == labels).double().mean().item()
-
-
-def _unsettled(net: nn.Module) -> nn.Module:
-    """Let batch norms go by the batch in evaluation too."""
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.running_mean = module.running_var = None
-    return net
+        config = config.but(opt="adamw", lr=config.rate / 10)
+    moving = learn.norm_stats != "frozen"
+    return tried(adapt_(copy.deepcopy(net), learn), data, held, config, steps, fit, moving)

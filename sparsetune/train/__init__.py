@@ -34,6 +34,7 @@ from sparsetune.train.recipe import (
     parted,
     recipe_for,
     set_aside,
+    tried,
     usual_rate,
 )
 from sparsetune.train.step import Stepper
@@ -68,5 +69,6 @@ __all__ = [
     "scores",
     "set_aside",
     "train",
+    "tried",
     "usual_rate",
 ]

@@ -172,10 +172,9 @@ def fit(
         notify(line)
     config = config.following(recipe)
     data = augmented(parted(data, config), config)
-    held = recipe.frozen_statistics and state.plan.learn.norm_stats is None
-    start_(inside, recipe, frozen_statistics=held)
     if config.lr == AUTO:
         config = config.but(lr=find_rate(inside, data, config, fit).lr)
+    start_(inside, recipe, state.plan.learn)
     earlier = taught(inside).seen
     teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing, earlier))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
@@ -333,6 +332,7 @@ class _Training:
             augment=augment,
             workers=self.config.workers,
             share=self.group.share,
+            channels_last=self.config.channels_last,
         )
 
     def _finish_epoch(self, started: float, watch: Watch | None) -> None:

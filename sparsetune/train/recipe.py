@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsetune.backbone import device_of, drawn_head, origin_of
 from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_by_content, split_in_two
 from sparsetune.errors import ConfigError, DataError, DivergedError
+from sparsetune.host import pick_device
 from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
 from sparsetune.spec import PAPER, FitConfig, Learn, Recipe, transfer
@@ -49,7 +51,16 @@ def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> R
     if data.train is None or not is_trained(net):
         return PAPER
     given = {name: getattr(config, name) for name in config.given}
-    return transfer(len(data.train), len(data.classes), given, learn.head_alone)
+    recipe = transfer(len(data.train), len(data.classes), given, learn.head_alone)
+    if pick_device(config.device).type == "cpu" and _runs_faster_channels_last(net, learn):
+        recipe = replace(recipe, settings={**recipe.settings, "channels_last": True})
+    return recipe
+
+
+def _runs_faster_channels_last(net: nn.Module, learn: Learn) -> bool:
+    """Whether a CPU does: but for slices of whole convolutions, whose own kernels want channels apart."""
+    sliced = any(amount for kind, amount in learn.amounts.items() if kind != "rank")
+    return not sliced or any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in net.modules())
 
 
 def parted(data: Data, config: FitConfig) -> Data:
@@ -82,20 +93,20 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), 0.0)
 
 
-def start_(net: nn.Module, recipe: Recipe, frozen_statistics: bool) -> None:
+def start_(net: nn.Module, recipe: Recipe, learn: Learn) -> None:
     """Put an adapted model where a recipe has it start.
 
     Args:
         net: The model.
-        recipe: Its recipe.
-        frozen_statistics: Whether layers that keep running statistics go into evaluation mode, in which
-            training leaves them.
+        recipe: Its recipe: where it says so, a classifier that was drawn anew starts at zero, and layers that
+            keep running statistics go into evaluation mode, in which training leaves them.
+        learn: What the model learns, which may say otherwise of the statistics.
     """
     if recipe.zero_head:
         with torch.no_grad():
             for value in drawn_head(net):
                 value.zero_()
-    if frozen_statistics:
+    if recipe.frozen_statistics and learn.norm_stats is None:
         if not net.training:
             net.train()
         for module in net.modules():
@@ -230,28 +241,83 @@ def find_rate(
     if steps < LEAST:
         needed = len(FACTORS) * (LEAST + extra)
         return Rate(usual, f"a tenth of the training is {limit} steps, and trials need about {needed}.")
-    wanted = steps * config.batch_size
-    short = {"epochs": 1, "warmup_epochs": config.warmup_epochs / config.epochs, "compile": False}
+    few = replace(data, train=part)
+    losses: dict[str, Tensor] = {}
+    for rate in rates:
+        found = tried(copy.deepcopy(net), few, held, config.but(lr=rate), steps, trained)
+        if found is not None:
+            losses[_named(rate)] = found[0]
+    best, why = decide(_named(usual), losses)
+    means = {name: each.mean().item() for name, each in losses.items()}
+    trials = tuple(RateTrial(rate, steps, means.get(_named(rate))) for rate in sorted(rates))
+    return Rate(next(rate for rate in rates if _named(rate) == best), why, trials)
+
+
+ALONE: dict[str, Any] = {"compile": False, "val_share": 0.0, "keep": "last", "patience": 0}
+"""What a trial, which has no validation pictures, does without."""
+
+
+def tried(
+    net: nn.Module,
+    data: Data,
+    held: Split,
+    config: FitConfig,
+    steps: int,
+    trained: Callable[[nn.Module, Data, FitConfig], object],
+    moving: bool = False,
+) -> tuple[Tensor, float] | None:
+    """Train a model for a few steps, with the whole schedule of ``config`` in these, and judge it.
+
+    Args:
+        net: An adapted model; it is trained in place.
+        data: Its training pictures are learned, as many as ``steps`` take, evenly of each class.
+        held: Pictures to judge by.
+        config: The training that the trial stands for.
+        steps: Training steps.
+        trained: Trains a model on data as settings say.
+        moving: Whether running statistics move: then it is judged with the normalisation of each batch, since
+            so few steps settle none.
+
+    Returns:
+        The cross-entropy of each picture held, in nats, ``(N,)`` in float64, and the share classified
+        rightly; ``None`` where the training diverged.
+    """
+    if data.train is None:
+        raise DataError(f"{data.name} has no training pictures; a trial needs some.")
+    part, wanted, epochs = data.train, steps * config.batch_size, 1
     if wanted < len(part):
         part = balanced(part, wanted, config.seed, "the trial's limit")
     else:
-        short["epochs"] = steps // count_steps(len(part), config.batch_size)
-        short["warmup_epochs"] *= short["epochs"]
-    few = replace(data, train=part, test=held.take(np.arange(1)), validation=None)
-    losses: dict[str, Tensor] = {}
-    for rate in rates:
-        one = copy.deepcopy(net)
-        try:
-            trained(one, few, config.but(**short, lr=rate))
-        except DivergedError:
-            continue
-        judged = Feed(held, few.preprocessing, device_of(one), batch_size=config.batch_size)
-        logits, labels = predict_logits(one, judged.epoch())
-        losses[_named(rate)] = F.cross_entropy(logits.double(), labels, reduction="none")
-    best, why = decide(_named(usual), losses)
-    means = {name: found.mean().item() for name, found in losses.items()}
-    trials = tuple(RateTrial(rate, steps, means.get(_named(rate))) for rate in sorted(rates))
-    return Rate(next(rate for rate in rates if _named(rate) == best), why, trials)
+        epochs = steps // count_steps(len(part), config.batch_size)
+    warmup = config.warmup_epochs / config.epochs * epochs
+    unread = held.take(np.arange(1))  # a training tests; all are judged here
+    few = replace(data, train=part, test=unread, validation=None)
+    try:
+        trained(net, few, config.but(epochs=epochs, warmup_epochs=warmup, **ALONE))
+        if moving:
+            forget_statistics_(net)
+        judged = Feed(
+            held,
+            data.preprocessing,
+            device_of(net),
+            batch_size=config.batch_size,
+            workers=config.workers,
+            channels_last=config.channels_last,
+        )
+        logits, labels = predict_logits(net, judged.epoch(config.seed if moving else None))
+    except DivergedError:
+        return None
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    if not torch.isfinite(losses).all():
+        return None
+    return losses, (logits.argmax(1) == labels).double().mean().item()
+
+
+def forget_statistics_(net: nn.Module) -> None:
+    """Let batch norms go by the batch in evaluation too."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = None
 
 
 def _named(rate: float) -> str:

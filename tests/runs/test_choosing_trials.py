@@ -15,7 +15,6 @@ import sparsetune as st
 from sparsetune.data.loading import loader
 from sparsetune.data.splits import balanced, split_in_two
 from sparsetune.runs.choosing import try_out
-from sparsetune.train.processes import processes
 
 LEARN = st.Learn(rank=2)
 
@@ -34,8 +33,7 @@ def plain():
 def tried(data, held, config, steps):
     net = plain()
     before = copy.deepcopy(net.state_dict())
-    with processes(None, None) as group:
-        found = try_out(net, LEARN, data, held, config, steps, group)
+    found = try_out(net, LEARN, data, held, config, steps)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     return found
 
@@ -80,3 +78,23 @@ def test_better_pictures_learned_are_a_lower_loss(ground):
     assert longer < shorter < math.log(10) + 1
     only = replace(data, train=data.train.take(np.flatnonzero(data.train.labels == 0)))
     assert tried(only, held, st.FitConfig(batch_size=16), 9)[0].mean() > shorter
+
+
+def test_its_warm_up_is_the_same_share_of_its_steps(ground):
+    data, held = ground
+    slow = st.FitConfig(epochs=50, batch_size=64, lr=0.005, opt="adamw", warmup_epochs=25.0)
+    losses, _ = tried(data, held, slow, 8)
+    net = st.adapt_(plain(), LEARN)
+    config = st.FitConfig(epochs=2, batch_size=64, lr=0.005, opt="adamw", warmup_epochs=1.0)
+    st.fit(net, replace(data, test=held), config)
+    net.train()
+    with torch.no_grad():
+        batches = [(net(x), y) for x, y in loader(held, data.preprocessing, batch_size=64)]
+    wanted = torch.cat([F.cross_entropy(x, y, reduction="none") for x, y in batches]).double()
+    assert torch.allclose(losses.sort().values, wanted.sort().values, atol=1e-5)
+
+
+def test_it_needs_no_validation_pictures(ground):
+    data, held = ground
+    config = st.FitConfig(epochs=4, batch_size=64, keep="best", patience=2, val_share=0.1)
+    assert tried(data, held, config, 3) is not None

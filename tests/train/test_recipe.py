@@ -77,6 +77,29 @@ def test_a_trained_backbone_follows_the_transfer_where_nothing_else_is_given(che
     assert (kept.opt, kept.lr) == ("momentum", 0.1), "also where it is the paper's own"
 
 
+def test_channels_lie_side_by_side_where_that_is_faster(checkpoint, few):
+    def laid(learn, net=None, **config):
+        config = st.FitConfig(**config)
+        return config.following(recipe_for(net or over(checkpoint), few, config, learn)).channels_last
+
+    assert laid(st.Learn(filters=0))
+    assert laid(st.Learn(rank=2))
+    assert not laid(TEN), "slices of whole convolutions have kernels of their own"
+    assert laid(TEN, channels_last=True)
+    assert not laid(st.Learn(filters=0), channels_last=False)
+    assert not laid(st.Learn(filters=0), net=st.create("test_resnet", num_classes=10))
+
+
+def test_where_channels_lie_changes_nothing_but_rounding(checkpoint, few):
+    found = []
+    for last in (False, True):
+        net = over(checkpoint, st.Learn(filters=0))
+        st.fit(net, few, st.FitConfig(epochs=1, lr=0.001, channels_last=last))
+        found.append(torch.cat([value.flatten() for value in net.parameters() if value.requires_grad]))
+    assert not torch.equal(*found), "else nothing was laid otherwise"
+    assert torch.allclose(*found, atol=2e-4)
+
+
 @pytest.mark.parametrize(("pictures", "epochs"), [(50, 12), (320, 12), (640, 8), (1000, 5), (10**6, 5)])
 def test_there_are_enough_steps(pictures, epochs):
     from sparsetune.spec import transfer
