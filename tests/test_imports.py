@@ -46,7 +46,7 @@ ONLY = {
     "pyarrow": {"data.parquet"},
     "onnxruntime": {"publish.export"},
     "onnxscript": {"publish.export"},
-    "torchvision": {"backbone", "data.named"},
+    "torchvision": {"backbone", "data.named", "data.preprocessing"},
     "huggingface_hub": {"host.files", "data.named", "backbone.pretrained", "publish", "cli.deltas"},
 }
 """Library -> the rooms or files that may import it."""

@@ -35,16 +35,23 @@ def loss_of(output: Any, labels: Tensor, smoothing: float = 0.0, weights: Tensor
 
     Args:
         output: As for :func:`logits_of`.
-        labels: Classes ``(B,)``.
+        labels: Classes ``(B,)``, or the shares of all classes in each picture, ``(B, classes)``.
         smoothing: Share of each label that is spread over all classes.
-        weights: What a picture of each class counts, ``(classes,)``; ``None`` for 1.
+        weights: What a picture of each class counts, ``(classes,)``; ``None`` for 1. Of a mixed picture each
+            share counts as its class does.
 
     Raises:
         ConfigError: As :func:`logits_of` raises.
     """
     main, *others = _heads(output)
+    shares = labels.dim() > 1
+    if shares:
+        labels = labels if weights is None else labels * weights
+        labels = labels.lerp(labels.mean(1, keepdim=True), smoothing)
 
     def one(logits: Tensor) -> Tensor:
+        if shares:
+            return F.cross_entropy(logits, labels)
         if weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")

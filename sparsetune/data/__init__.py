@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparsetune.data.loading import Feed, count_steps, loader
     from sparsetune.data.named import NAMES, address, is_folder, namesake, told
     from sparsetune.data.parquet import ParquetImages, write_table
-    from sparsetune.data.preprocessing import Augment, Preprocessing
+    from sparsetune.data.preprocessing import Augment, Mix, Preprocessing, mixing
     from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
     from sparsetune.data.splits import Split, balanced, split_by_content, split_in_two
 else:
@@ -34,6 +34,7 @@ __all__ = [
     "Data",
     "Feed",
     "MOST",
+    "Mix",
     "NAMES",
     "Overlap",
     "ParquetImages",
@@ -46,6 +47,7 @@ __all__ = [
     "decode",
     "is_folder",
     "loader",
+    "mixing",
     "namesake",
     "open_data",
     "scan",

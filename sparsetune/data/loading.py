@@ -140,7 +140,8 @@ class View:
             seen = self.augment.apply(pixels, draws)
         else:
             seen = self.augment.resized_crop(pixels, draws, aspects, (height, width))
-        return self.preprocessing.normalise(seen)
+        seen = self.augment.recolour(seen, draws, self.preprocessing.mean)
+        return self.augment.erase_(self.preprocessing.normalise(seen), draws)
 
 
 def stored_as(preprocessing: Preprocessing, augment: Augment | None) -> Preprocessing:
@@ -226,7 +227,8 @@ class Feed:
     """Batches of one split, epoch after epoch; equal, bit for bit, to those of :func:`loader`.
 
     Pictures are decoded when they are first needed. Where the whole split fits, their pixels then stay on the
-    device, as one uint8 tensor, and later epochs decode nothing.
+    device, as one uint8 tensor, and later epochs decode nothing. A policy of timm's takes more than decoding:
+    where there are workers, they do both, in each epoch.
 
     Args:
         split: The pictures.
@@ -257,7 +259,8 @@ class Feed:
         self._held = np.zeros(len(self.split), dtype=bool)
         self._aspects = np.ones(len(self.split))
         self._pixels = None
-        if prod(shape) <= SHARE * free_bytes(self.device):
+        busy = self.workers and self.augment is not None and self.augment.aa is not None
+        if not busy and prod(shape) <= SHARE * free_bytes(self.device):
             self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
 
     def epoch(
@@ -288,6 +291,10 @@ class Feed:
 
     def _made(self, batches: list[Rows], seed: int | None, number: int) -> Iterator[Batch]:
         view = View.of_epoch(self.split, self.preprocessing, self.augment, seed, number)
+        if self.workers and view.augment.aa is not None:
+            for x, y in pixel_loader(self.split, self._stored, batches, self.workers, view):
+                yield x.to(self.device, non_blocking=True), y
+            return
         missing = [rows[~self._held[rows]] for rows in batches]
         decoded = iter(
             pixel_loader(self.split, self._stored, [rows for rows in missing if len(rows)], self.workers)

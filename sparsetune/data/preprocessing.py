@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -239,6 +242,8 @@ class Augment:
         scale: Least share of a picture's area that a random crop, which is then resized, has; ``None`` for no
             such crop. Its aspect ratio, of the picture as it was, is between 3/4 and 4/3 (Szegedy et al.,
             2015).
+        aa: One of timm's policies of augmentation, after crop and flip.
+        reprob: Share of pictures of which a rectangle becomes noise, once they are normalised.
 
     Raises:
         ConfigError: When ``pad`` is negative, or ``scale`` no share.
@@ -247,6 +252,8 @@ class Augment:
     pad: int = 0
     flip: bool = False
     scale: float | None = None
+    aa: str | None = None
+    reprob: float = 0.0
 
     def __post_init__(self) -> None:
         if self.pad < 0:
@@ -325,3 +332,101 @@ class Augment:
         columns = left + torch.where(flipped > 0, width - 1 - across, across)
         chosen = rows[:, :, None] * full_width + columns[:, None, :]
         return padded.view(-1, channels).index_select(0, chosen.view(-1)).view(pixels.shape)
+
+    def recolour(self, pixels: Tensor, draws: NDArray[np.uint64], mean: tuple[float, ...]) -> Tensor:
+        """Do to pictures what the policy says, one by one, on the CPU; the draw seeds what timm draws.
+
+        Args:
+            pixels: uint8 of shape (batch, height, width, channels).
+            draws: A uniform integer of 64 bits for each picture, of shape (batch,).
+            mean: Of each channel, from 0 to 1; what is moved in from outside has it.
+
+        Returns:
+            uint8 of the same shape.
+        """
+        import torch
+
+        if self.aa is None:
+            return pixels
+        *_, height, width, channels = pixels.shape
+        changed, made = _policy(self.aa, min(height, width), mean), []
+        with _lent_chance() as seed:
+            for picture, draw in zip(pixels.cpu().numpy(), draws.tolist(), strict=True):
+                seed(draw)
+                image = Image.fromarray(np.broadcast_to(picture, (height, width, 3)))
+                made.append(np.asarray(changed(image))[..., :channels])
+        return torch.from_numpy(np.stack(made)).to(pixels.device)
+
+    def erase_(self, x: Tensor, draws: NDArray[np.uint64]) -> Tensor:
+        """Overwrite a rectangle of some pictures by noise; the draw, each bit turned over, seeds it.
+
+        Args:
+            x: Normalised pictures, float32 of shape (batch, channels, height, width).
+            draws: A uniform integer of 64 bits for each picture, of shape (batch,).
+        """
+        if not self.reprob:
+            return x
+        from timm.data.random_erasing import RandomErasing
+
+        erase = RandomErasing(self.reprob, mode="pixel", device="cpu")
+        with _lent_chance() as seed:
+            for picture, draw in zip(x, (~draws).tolist(), strict=True):
+                seed(draw)
+                erase(picture)
+        return x
+
+
+def _policy(name: str, side: int, mean: tuple[float, ...]) -> Callable[[Image.Image], Image.Image]:
+    """Make timm's transform of RGB pictures with a shorter side of ``side``, as its own loader does."""
+    from timm.data import auto_augment as timm
+
+    grey = [min(255, max(0, round(255 * each))) for each in mean]
+    how: dict[str, Any] = {"translate_const": int(0.45 * side), "img_mean": tuple(grey * (3 // len(grey)))}
+    if name.startswith("augmix"):
+        how["translate_pct"] = 0.3
+    makers = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
+    found: Callable[[Image.Image], Image.Image]
+    found = makers.get(name.split("-")[0], timm.auto_augment_transform)(name, how)
+    return found
+
+
+@contextmanager
+def _lent_chance() -> Iterator[Callable[[int], None]]:
+    """Lend the random states of the process, by a function that seeds all of them, and put them back."""
+    import torch
+
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    def seed(number: int) -> None:
+        random.seed(number)
+        np.random.seed([number % 2**32, number // 2**32])
+        torch.default_generator.manual_seed(number)
+
+    try:
+        yield seed
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])
+
+
+Mix = Callable[["Tensor", "Tensor"], "tuple[Tensor, Tensor]"]
+"""Takes a batch ``(B, C, H, W)`` with classes ``(B,)``; gives one with shares of classes ``(B, classes)``."""
+
+
+def mixing(mixup: float, cutmix: float, classes: int) -> Mix | None:
+    """Return torchvision's MixUp, CutMix, or a toss between the two; it draws from torch's random state.
+
+    Args:
+        mixup: Parameter of the beta distribution of shares; 0 for no MixUp.
+        cutmix: Likewise for CutMix.
+        classes: How many there are.
+    """
+    if not (mixup or cutmix):
+        return None
+    from torchvision.transforms import v2
+
+    wanted = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
+    made = [kind(alpha=alpha, num_classes=classes) for kind, alpha in wanted if alpha]
+    found: Mix = v2.RandomChoice(made) if len(made) > 1 else made[0]
+    return found

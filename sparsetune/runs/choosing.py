@@ -185,8 +185,8 @@ class _Comparison:
         part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
         self.least = LEAST_RANDOM if is_random(net) else LEAST
-        self.limit = int(SHARE * config.epochs * count_steps(len(train), config.batch_size, group.count))
-        self.extra = SETUP + math.ceil(len(self.held) / config.batch_size / 3)
+        self.limit = int(SHARE * config.epochs * count_steps(len(train), config.step_size, group.count))
+        self.extra = SETUP + math.ceil(len(self.held) / config.step_size / 3)
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
-from sparsetune.spec.option import option, options_of, out_of_range
+from sparsetune.spec.option import option, options_of, out_of_range, shown
 from sparsetune.spec.recipe import Recipe
 
 Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
@@ -31,6 +32,14 @@ YELLOWFIN = "yellowfin"
 
 AUTO: Literal["auto"] = "auto"
 """The learning rate that short trials find."""
+
+_NUMBER = r"\d+(\.\d+)?"
+POLICY = re.compile(
+    rf"rand(-(m\d+|n[1-9]|p{_NUMBER}|mstd{_NUMBER}|mmax[1-9]\d*|inc[01]|t(weights|3a|3aw)))*"
+    rf"|augmix(-(m\d+|w[1-9]|d[1-9]|a{_NUMBER}|b[01]|mstd{_NUMBER}))*"
+    rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"
+)
+"""How timm writes a policy of augmentation."""
 
 FREE = ("workers", "device", "channels_last")
 """Settings that change where and how fast a training runs, not what it comes to but for rounding."""
@@ -67,11 +76,23 @@ class FitConfig:
         scale: Least share of a training picture that a random crop of it has, which is then resized; ``None``
             for the crop and flips that the data came with.
         aug: Whether anything happens to training pictures.
+        aa: One of timm's policies of augmentation, such as ``rand-m9-mstd0.5-inc1``, after crop and flip.
+        reprob: Share of training pictures of which a rectangle is replaced by noise (Zhong et al., 2017).
+        mixup: Each training picture is mixed with another one, and so are the labels, by shares from a beta
+            distribution with this parameter (Zhang et al., 2017); 0 for never.
+        cutmix: Likewise, by a rectangle of the other one (Yun et al., 2019). Where both are given, either
+            happens to every second batch at random.
         class_weights: ``balanced`` lets a picture of a rare class count more, by the inverse of its class'
             share of the training pictures; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
             one in each epoch. What frozen layers before the first learned one make of a view is kept.
         clip_grad: Longest norm of all gradients together; 0 for no limit.
+        grad_accum_steps: Batches whose gradients make one step of the optimiser together.
+        layer_decay: Factor by which the learning rate of each of timm's layers is below that of the next;
+            ``None`` for the same rate everywhere.
+        model_ema: Evaluate and keep moving averages of the learned values, over steps of the optimiser.
+        model_ema_decay: What an average keeps of itself in a step, at most: ``1 - n ** (-2 / 3)`` in the
+            ``n``-th one, as timm's averages warm up.
         val_share: Share of the training pictures to validate on instead, where the data has no validation
             split; the content of a picture decides.
         keep: ``last`` keeps the values after the last epoch, ``best`` those after the epoch whose validation
@@ -151,6 +172,34 @@ class FitConfig:
         default=True,
         metadata=option("Crop and flip training pictures at random.", follows=True, late=True),
     )
+    aa: str | None = field(
+        default=None,
+        metadata=option(
+            "One of timm's policies of augmentation, such as rand-m9-mstd0.5-inc1, augmix or v0.",
+            kind=str,
+            late=True,
+        ),
+    )
+    reprob: float = field(
+        default=0.0,
+        metadata=option(
+            "Share of training pictures that lose a rectangle to noise.", least=0, most=1, late=True
+        ),
+    )
+    mixup: float = field(
+        default=0.0,
+        metadata=option(
+            "Mix training pictures in pairs: alpha of the shares, such as 0.2.", least=0, late=True
+        ),
+    )
+    cutmix: float = field(
+        default=0.0,
+        metadata=option(
+            "Put a rectangle of one training picture into another: alpha of its area, such as 1.",
+            least=0,
+            late=True,
+        ),
+    )
     class_weights: ClassWeights | None = field(
         default=None,
         metadata=option(
@@ -171,6 +220,26 @@ class FitConfig:
     )
     clip_grad: float = field(
         default=0.0, metadata=option("Longest norm of all gradients together; 0: any.", least=0, late=True)
+    )
+    grad_accum_steps: int = field(
+        default=1, metadata=option("Batches that make one step of the optimiser.", least=1, late=True)
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata=option(
+            "Factor on the learning rate from each layer to the one before, such as 0.75.",
+            kind=float,
+            least=0.01,
+            most=1,
+            late=True,
+        ),
+    )
+    model_ema: bool = field(
+        default=False, metadata=option("Keep moving averages of what is learned.", late=True)
+    )
+    model_ema_decay: float = field(
+        default=0.9998,
+        metadata=option("What such an average keeps in a step, at most.", least=0, most=1, late=True),
     )
     val_share: float = field(
         default=0.0,
@@ -250,6 +319,17 @@ class FitConfig:
             yield f"decay_milestones {self.decay_milestones!r} is not a list of epochs in rising order."
         if self.sched == "multistep" and self.decay_milestones == ():
             yield "sched 'multistep' lowers lr at decay_milestones; give some."
+        if self.aa is not None and not (isinstance(self.aa, str) and POLICY.fullmatch(self.aa)):
+            yield (
+                f"aa '{shown(self.aa)}' is not one of timm's policies, "
+                "such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or v0."
+            )
+        for name in ("aa", "reprob"):
+            if self.aug is False and getattr(self, name):
+                yield f"{name} changes training pictures, which aug=False (--no-aug) keeps; leave one out."
+        for name in ("mixup", "cutmix"):
+            if self.views and getattr(self, name):
+                yield f"{name} makes new pictures in each step, and views keeps a few; leave one out."
 
     def describe(self) -> str:
         """Return a few plain words, such as ``adamw, lr 0.001, 10 epochs of batches of 16``."""
@@ -261,6 +341,11 @@ class FitConfig:
             words.append("no augmentation")
         elif self.scale is not None:
             words.append(f"crops of {self.scale:.0%} or more")
+        words += [self.aa] if self.aa else []
+        for name in ("reprob", "mixup", "cutmix", "layer_decay"):
+            words += [f"{name} {value:g}"] if (value := getattr(self, name)) else []
+        words += [f"{self.grad_accum_steps} batches a step"] if self.grad_accum_steps > 1 else []
+        words += ["averaged"] if self.model_ema else []
         return ", ".join(words)
 
     def following(self, recipe: Recipe) -> FitConfig:
@@ -277,6 +362,11 @@ class FitConfig:
     def complete(self) -> bool:
         """Whether every setting is given."""
         return self.given == {*vars_of(self)}
+
+    @property
+    def step_size(self) -> int:
+        """Pictures of a step of the optimiser, over all its batches."""
+        return self.batch_size * self.grad_accum_steps
 
     @property
     def rate(self) -> float:

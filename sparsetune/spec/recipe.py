@@ -58,6 +58,8 @@ TRANSFER = Recipe(
     frozen_statistics=True,
 )
 """For published weights and checkpoints."""
+CHANGING = "aa", "reprob", "mixup", "cutmix"
+"""Settings by which training pictures do not stay as they are."""
 FEWEST = 5
 """Pictures of a class below which a transfer is a gamble."""
 
@@ -75,13 +77,14 @@ def transfer(pictures: int, classes: int, settings: Mapping[str, Any], head_alon
         settings: Those that are given, which epochs are counted by.
         head_alone: Whether nothing but the classifier is learned.
     """
-    batch = min(settings.get("batch_size", TRANSFER.settings["batch_size"]), pictures)
+    batch = settings.get("batch_size", TRANSFER.settings["batch_size"]) * settings.get("grad_accum_steps", 1)
+    batch = min(batch, pictures)
     least, most = EPOCHS
     epochs = settings.get("epochs", min(max(least, math.ceil(STEPS * batch / pictures)), most))
     words: tuple[str, ...] = ()
     if pictures < FEWEST * classes:
         wanted = f"{FEWEST * classes:,} or more would make a difference."
         words = (f"{pictures:,} training pictures of {classes:,} classes are very few; {wanted}",)
-    alone = HEAD if head_alone else {}
+    alone = HEAD if head_alone and not any(settings.get(name) for name in CHANGING) else {}
     said = {**TRANSFER.settings, **alone, "epochs": epochs, "warmup_epochs": round(WARMUP * epochs, 2)}
     return replace(TRANSFER, settings=said, words=words)

@@ -74,6 +74,56 @@ class Best:
         self.values = state
 
 
+class Average:
+    """Moving averages of what a training moves, as timm's ``ModelEmaV3`` with warm-up keeps them.
+
+    Args:
+        values: Learned parameters and running statistics; counters among them are not averaged.
+        decay: What an average keeps of itself in a step, once it has warmed up.
+    """
+
+    def __init__(self, values: Sequence[Tensor], decay: float) -> None:
+        self.values, self.decay, self.steps = values, decay, 0
+        self.means = [_fine(value).detach().clone() for value in values]
+        self._own: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take a step's values in; the first ones are the averages at the start."""
+        weight = max(1 - self.decay, (1 + self.steps) ** (-2 / 3))
+        self.steps += 1
+        for mean, value in zip(self.means, self.values, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(_fine(value), weight)
+            else:
+                mean.copy_(value)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Put the averages in the place of the values."""
+        self._own = [value.detach().clone() for value in self.values]
+        torch._foreach_copy_(list(self.values), self.means)
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Put the values back that :meth:`put` took away."""
+        torch._foreach_copy_(list(self.values), self._own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages, and of how many steps they are."""
+        return {"means": self.means, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take averages that :meth:`state_dict` gave."""
+        self.steps = state["steps"]
+        torch._foreach_copy_(self.means, state["means"])
+
+
+def _fine(value: Tensor) -> Tensor:
+    """A value in at least 32 bits, in which small changes add up."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 def random_state() -> Tensor:
     """Return torch's random state, the CPU's and behind it the current GPU's, as bytes."""
     state = torch.get_rng_state()

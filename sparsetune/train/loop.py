@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sparsetune.backbone import check_classifier
-from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps
+from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps, mixing
 from sparsetune.delta import check_savable
 from sparsetune.errors import ConfigError, DataError, DivergedError, notify
 from sparsetune.host import is_main, keep_freed_memory
@@ -249,10 +249,12 @@ class _Training:
         self.net, self.data, self.config, self.checkpoint = unwrapped(net), data, config, checkpoint
         self.train, self.group, self.same = data.train, group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
+        self.updates = -(-self.steps // config.grad_accum_steps)
         tail, self.feeds = self._kept(net)
         weights = class_weights(self.train.labels, len(data.classes)) if config.class_weights else None
         size = data.preprocessing.size
-        self.stepper = Stepper(net, config, self.steps, group, size, tail, weights)
+        mix = mixing(config.mixup, config.cutmix, len(data.classes))
+        self.stepper = Stepper(net, config, self.updates, group, size, tail, weights, mix)
         self.position = Position()
         self.best = Best(self.net)
         for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):
@@ -288,28 +290,33 @@ class _Training:
             torch.manual_seed((seed + self.group.index * 2_000_029) % 2**64)
         if not self.net.training:
             self.net.train()
+        together = self.config.grad_accum_steps
         view = position.epoch % self.config.views if self.config.views else position.epoch
         for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step, view):
-            done = position.step * self.config.batch_size
-            last = position.step == self.steps - 1
-            pictures = len(self.train) - done if last else self.config.batch_size
-            number = position.epoch * self.steps + position.step
-            loss, correct = self.stepper.step(x, y, number, pictures)
+            update, place = divmod(position.step, together)
+            pictures = self._before((update + 1) * together) - self._before(update * together)
+            ends = place == together - 1 or position.step == self.steps - 1
+            number = position.epoch * self.updates + update
+            loss, correct = self.stepper.step(x, y, number, pictures, place == 0, ends)
             now = time.monotonic()
             late, due = (self.group.is_main and now > then for then in (deadline, saved + CHECKPOINT_SECONDS))
             *sums, late_all, due_all = self.group.total([loss, correct, late, due])
             position.step, position.loss = position.step + 1, position.loss + sums[0]
             position.correct += int(sums[1])
             if watch:
-                mean = position.loss / (done + pictures)
+                mean = position.loss / self._before(position.step)
                 watch(Step(position.epoch + 1, position.step, self.steps, mean))
-            if late_all or due_all:
+            if ends and (late_all or due_all):
                 self._save()
                 saved = now
-            if late_all:
+            if ends and late_all:
                 return False
         self._finish_epoch(started, watch)
         return True
+
+    def _before(self, step: int) -> int:
+        """Pictures of an epoch before a batch."""
+        return len(self.train) if step >= self.steps else step * self.config.batch_size
 
     def _kept(self, net: nn.Module) -> tuple[Tail | None, tuple[AnyFeed, AnyFeed]]:
         """What of the model a step needs, and batches for it: of training pictures, and of those watched."""
@@ -338,21 +345,23 @@ class _Training:
     def _finish_epoch(self, started: float, watch: Watch | None) -> None:
         position, count = self.position, len(self.train)
         self._check_finite(position.loss)
-        self.stepper.share_statistics()
+        self.stepper.settle()
         epoch, kept, stopped = position.epoch + 1, None, None
+        last = epoch == self.config.epochs
         found = {"test" if self.data.validation is None else "validation": self._scores(self.feeds[1])}
         if "validation" in found:
             losses = [*(record["validation_loss"] for record in position.history), found["validation"].nll]
             best = 1 + losses.index(min(losses))
             if self.config.keep == "best" and best == epoch:
                 self.best.note()
-            last = epoch == self.config.epochs
             stopped = (0 < self.config.patience <= epoch - best and not last) or None
             if stopped or last:
                 if self.config.keep == "best" and best != epoch:
                     self.best.restore()
                     kept = best
                 found["test"] = self._scores(self._feed(self.data.test))
+        if not (stopped or last):
+            self.stepper.go_on()
         record = Epoch(
             epoch=epoch,
             lr=self.stepper.lr,

@@ -78,7 +78,8 @@ def augmented(data: Data, config: FitConfig) -> Data:
     """Return the data with what its training pictures go through."""
     if not config.aug:
         return replace(data, augment=Augment())
-    return data if config.scale is None else replace(data, augment=replace(data.augment, scale=config.scale))
+    changes = {name: value for name in ("scale", "aa", "reprob") if (value := getattr(config, name))}
+    return replace(data, augment=replace(data.augment, **changes))
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -234,8 +235,8 @@ def find_rate(
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     usual = usual_rate(config.opt)
     part, held = set_aside(data.train, config.seed)
-    extra = math.ceil(len(held) / config.batch_size / 3)
-    limit = int(SHARE * config.epochs * count_steps(len(data.train), config.batch_size))
+    extra = math.ceil(len(held) / config.step_size / 3)
+    limit = int(SHARE * config.epochs * count_steps(len(data.train), config.step_size))
     steps = limit // len(FACTORS) - extra
     rates = [usual * factor for factor in FACTORS]
     if steps < LEAST:
@@ -284,11 +285,11 @@ def tried(
     """
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; a trial needs some.")
-    part, wanted, epochs = data.train, steps * config.batch_size, 1
+    part, wanted, epochs = data.train, steps * config.step_size, 1
     if wanted < len(part):
         part = balanced(part, wanted, config.seed, "the trial's limit")
     else:
-        epochs = steps // count_steps(len(part), config.batch_size)
+        epochs = steps // count_steps(len(part), config.step_size)
     warmup = config.warmup_epochs / config.epochs * epochs
     unread = held.take(np.arange(1))  # a training tests; all are judged here
     few = replace(data, train=part, test=unread, validation=None)
