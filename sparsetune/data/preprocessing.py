@@ -8,11 +8,12 @@ import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sparsetune.data.images import convert
 from sparsetune.errors import ConfigError
@@ -385,9 +386,17 @@ def _policy(name: str, side: int, mean: tuple[float, ...]) -> Callable[[Image.Im
     if name.startswith("augmix"):
         how["translate_pct"] = 0.3
     makers = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
-    found: Callable[[Image.Image], Image.Image]
-    found = makers.get(name.split("-")[0], timm.auto_augment_transform)(name, how)
-    return found
+    found: Any = makers.get(name.split("-")[0], timm.auto_augment_transform)(name, how)
+    for each in getattr(found, "ops", None) or chain.from_iterable(found.policy):
+        if each.aug_fn is timm.posterize:
+            each.aug_fn = _posterize
+    made: Callable[[Image.Image], Image.Image] = found
+    return made
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep so many bits of each value, at least one; timm would keep none, which Pillow 13 refuses."""
+    return ImageOps.posterize(image, min(max(bits, 1), 8))
 
 
 @contextmanager

@@ -42,6 +42,20 @@ def test_the_loss_counts_the_main_logits_whole_and_auxiliary_ones_as_their_paper
     torch.testing.assert_close(loss_of(output, Y), expected)
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 0.5, 1.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_a_mixed_picture_is_the_mixture_of_its_losses(weights, smoothing):
+    other, share = Y.roll(1), 0.3
+    mixed = share * F.one_hot(Y, 3).float() + (1 - share) * F.one_hot(other, 3).float()
+    for output in (MAIN, (MAIN, ONE)):
+        one, two = (loss_of(output, labels, smoothing, weights) for labels in (Y, other))
+        torch.testing.assert_close(
+            loss_of(output, mixed, smoothing, weights), share * one + (1 - share) * two
+        )
+    pure = loss_of(MAIN, F.one_hot(Y, 3).float(), smoothing, weights)
+    torch.testing.assert_close(pure, loss_of(MAIN, Y, smoothing, weights))
+
+
 @pytest.mark.parametrize(
     ("output", "words"),
     [

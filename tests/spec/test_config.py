@@ -37,6 +37,20 @@ def test_defaults_are_those_of_the_contract():
         ("sched", "multistep", "sched 'multistep' lowers lr at decay_milestones; give some."),
         ("amp", "int4", "amp 'int4' is not one of bf16, fp16."),
         ("amp", "", "amp '' is not one of bf16, fp16."),
+        ("mixup", -1, "mixup -1 is not a number of 0 or more."),
+        ("reprob", 1.5, "reprob 1.5 is not between 0 and 1."),
+        ("grad_accum_steps", 0, "grad_accum_steps 0 is not a whole number of 1 or more."),
+        ("layer_decay", 0, "layer_decay 0 is not between 0.01 and 1."),
+        ("model_ema_decay", 2, "model_ema_decay 2 is not between 0 and 1."),
+        *(
+            (
+                "aa",
+                policy,
+                f"aa '{policy}' is not one of timm's policies, "
+                "such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or v0.",
+            )
+            for policy in ("", "randm9", "rand-m9-x1", "rand-m", "rand-n0", "v1", "augmix-tweights", 9)
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence(setting, value, words):
@@ -55,6 +69,22 @@ def test_all_problems_are_told_together():
         st.FitConfig(epochs=0, lr=-1.0, sched="x", amp="y", opt="z")  # type: ignore[arg-type]
     told = str(caught.value).splitlines()
     assert [line.split()[0] for line in told] == ["epochs", "lr", "sched", "amp", "optimiser"]
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand", "rand-m9-n3-mstd0.5-inc1", "rand-t3aw", "augmix-m5-w4-d2", "v0r-mstd0.5", "3a"]
+)
+def test_policies_are_what_timm_takes(policy):
+    assert st.FitConfig(aa=policy).describe().endswith(policy)
+
+
+def test_settings_that_contradict_each_other_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        st.FitConfig(aug=False, views=2, aa="rand", reprob=0.25, mixup=0.2, cutmix=1.0)
+    told = str(caught.value).splitlines()
+    assert [line.split()[0] for line in told] == ["aa", "reprob", "mixup", "cutmix"]
+    assert told[0] == "aa changes training pictures, which aug=False (--no-aug) keeps; leave one out."
+    assert told[2] == "mixup makes new pictures in each step, and views keeps a few; leave one out."
 
 
 @given(

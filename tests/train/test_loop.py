@@ -108,9 +108,12 @@ def test_without_a_schedule_the_rate_stays(tiny, digits):
         ({"opt": "adan", "lr": 0.003}, {}),
         ({"sched": "none"}, {"drop_rate": 0.3}),
         ({"amp": "bf16"}, {}),
+        ({"mixup": 0.4, "cutmix": 1.0, "smoothing": 0.1, "class_weights": "balanced"}, {}),
+        ({"aa": "rand-m9-mstd0.5-inc1", "reprob": 0.5, "model_ema": True}, {"drop_rate": 0.3}),
+        ({"layer_decay": 0.75}, {}),
         pytest.param({"amp": "fp16"}, {}, marks=CUDA),
     ],
-    ids=["momentum", "adamw", "adan", "dropout", "bf16", "fp16"],
+    ids=["momentum", "adamw", "adan", "dropout", "bf16", "mixed", "changed", "layers", "fp16"],
 )
 def test_stopped_at_every_step_it_ends_the_same(tmp_path, tiny, digits, changes, kwargs):
     config = replace(TWO, **changes)
@@ -122,9 +125,10 @@ def test_stopped_at_every_step_it_ends_the_same(tmp_path, tiny, digits, changes,
     assert told(again) == told(history)
 
 
-def test_workers_change_no_bit(tiny, digits):
-    one, two = tiny(drop_rate=0.3), tiny(drop_rate=0.3)
-    first, second = st.fit(one, digits, TWO), st.fit(two, digits, replace(TWO, workers=2))
+@pytest.mark.parametrize("changes", [{}, {"aa": "rand-m9-mstd0.5", "reprob": 0.25, "mixup": 0.2}])
+def test_workers_change_no_bit(tiny, digits, changes):
+    one, two, config = tiny(drop_rate=0.3), tiny(drop_rate=0.3), replace(TWO, **changes)
+    first, second = st.fit(one, digits, config), st.fit(two, digits, replace(config, workers=2))
     assert same(values(one), values(two))
     assert told(first) == told(second)
 
@@ -212,7 +216,7 @@ def test_leaves_random_states_alone(tiny, digits):
     net = tiny(drop_rate=0.5)
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    st.fit(net, digits, replace(TWO, workers=1))
+    st.fit(net, digits, replace(TWO, workers=1, mixup=0.2, cutmix=1.0, aa="augmix", reprob=0.2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]

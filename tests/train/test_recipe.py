@@ -107,6 +107,23 @@ def test_there_are_enough_steps(pictures, epochs):
     assert transfer(pictures, 2, {}, False).settings["epochs"] == epochs
 
 
+def test_steps_of_several_batches_are_counted_once():
+    from sparsetune.spec import transfer
+
+    assert transfer(1000, 2, {"grad_accum_steps": 2}, False).settings["epochs"] == 10
+
+
+@pytest.mark.parametrize("setting", [{"mixup": 0.2}, {"cutmix": 1.0}, {"aa": "rand"}, {"reprob": 0.25}])
+def test_a_head_alone_sees_pictures_that_change_where_that_is_asked_for(setting):
+    from sparsetune.spec import transfer
+
+    alone = st.FitConfig().following(transfer(100, 2, {}, True))
+    assert (alone.aug, alone.scale, alone.views) == (False, None, 1)
+    given = st.FitConfig(**setting)
+    found = given.following(transfer(100, 2, setting, True))
+    assert (found.aug, found.scale, found.views) == (True, 0.35, 0)
+
+
 def test_very_few_pictures_are_told_of(checkpoint, few):
     train = few.train.take(np.arange(12))
     with pytest.warns(Notice, match="12 training pictures of 10 classes are very few; 50 or more"):
