@@ -59,6 +59,10 @@ def case(name: str, folder: Path) -> tuple[torch.nn.Module, list[st.Epoch]]:
     if name == "vit":
         net = vit()
         return net, st.fit(net, digits(32), CONFIG)
+    if name == "accumulated":
+        net = vit()
+        halves = CONFIG.but(batch_size=32, grad_accum_steps=2, model_ema=True, model_ema_decay=0.5)
+        return net, st.fit(net, digits(32), halves)
     if name == "wrn":
         net = wrn()
         return net, st.fit(net, digits(8), CONFIG)

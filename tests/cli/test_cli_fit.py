@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparsetune as st
+from sparsetune.spec import words
 
 SHORT = "fit --model test_resnet --fraction 0.25 --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
 
@@ -125,6 +126,24 @@ def test_options_reach_the_training(sparsetune):
     assert header.preprocessing.size == (3, 16, 16)
     settings = json.loads(Path("r/config.json").read_text())
     assert settings["config"]["workers"] == 1
+
+
+def test_settings_by_timm_s_names_reach_the_training_and_the_card_s_command(sparsetune):
+    options = "--mixup 0.2 --cutmix 1.0 --aa rand-m5-mstd0.5 --reprob 0.25 --grad-accum-steps 2"
+    options += " --layer-decay 0.75 --model-ema --model-ema-decay 0.9"
+    result = sparsetune(SHORT, *options.split(), "--epochs", 1, "--out", "r")
+    said = "rand-m5-mstd0.5, reprob 0.25, mixup 0.2, cutmix 1, layer_decay 0.75, 2 batches a step, averaged"
+    assert said in result.err
+    config = json.loads(Path("r/config.json").read_text())["config"]
+    assert (config["aa"], config["cutmix"], config["model_ema"]) == ("rand-m5-mstd0.5", 1.0, True)
+    made = words(st.FitConfig(**config))
+    assert all(word in made for word in options.split())
+
+
+def test_settings_that_do_not_go_together_are_told_at_once(sparsetune):
+    said = sparsetune(SHORT, "--mixup", -1, "--aa", "banana", "--cutmix", 1, "--views", 2, code=2).err
+    assert all(words in said for words in ("mixup -1.0 is not", "aa 'banana' is not", "cutmix makes new"))
+    assert not list(Path().iterdir())
 
 
 def test_learns_low_rank_sums(sparsetune):

@@ -31,7 +31,7 @@ def launch(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, list[tuple[dict, dict]]]:
     """What each of two processes came to in each case, one after another: its state, and what it tells."""
-    folder, names = tmp_path_factory.mktemp("together"), ("vit", "wrn", "stopped")
+    folder, names = tmp_path_factory.mktemp("together"), ("vit", "wrn", "stopped", "accumulated")
     done = launch(together.__file__, str(folder), *names)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("left") == 2
@@ -63,6 +63,17 @@ def test_two_processes_learn_what_one_does_and_send_only_what_is_learned(trained
     assert 0 < learned < 0.5 * adapted(alone).plan.total_parameters * 4
     steps = 2 * 3
     assert told["traffic"] == {"reduced": steps * learned, "broadcast": 0, "steps": steps}
+
+
+def test_batches_that_make_a_step_are_sent_once(trained, tmp_path):
+    (first, told), (second, _) = trained["accumulated"]
+    assert same(first, second)
+    alone, history = together.case("accumulated", tmp_path)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
+    assert told["history"][-1]["test_loss"] == pytest.approx(history[-1].test_loss, rel=1e-4)
+    learned = sum(part.learned_numel for part in adapted(alone).plan) * 4
+    assert told["traffic"] == {"reduced": 2 * 3 * learned, "broadcast": 0, "steps": 2 * 5}
 
 
 def test_statistics_are_the_main_process_and_a_stop_changes_no_bit(trained):
