@@ -80,8 +80,8 @@ class FitConfig:
         reprob: Share of training pictures of which a rectangle is replaced by noise (Zhong et al., 2017).
         mixup: Each training picture is mixed with another one, and so are the labels, by shares from a beta
             distribution with this parameter (Zhang et al., 2017); 0 for never.
-        cutmix: Likewise, by a rectangle of the other one (Yun et al., 2019). Where both are given, either
-            happens to every second batch at random.
+        cutmix: Likewise, by a rectangle of the other one (Yun et al., 2019). Where both are given, each batch
+            takes one of them at random.
         class_weights: ``balanced`` lets a picture of a rare class count more, by the inverse of its class'
             share of the training pictures; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
