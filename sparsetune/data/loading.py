@@ -291,9 +291,10 @@ class Feed:
 
     def _made(self, batches: list[Rows], seed: int | None, number: int) -> Iterator[Batch]:
         view = View.of_epoch(self.split, self.preprocessing, self.augment, seed, number)
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
         if self.workers and view.augment.aa is not None:
             for x, y in pixel_loader(self.split, self._stored, batches, self.workers, view):
-                yield x.to(self.device, non_blocking=True), y
+                yield x.to(self.device, non_blocking=True).contiguous(memory_format=form), y
             return
         missing = [rows[~self._held[rows]] for rows in batches]
         decoded = iter(
@@ -309,7 +310,6 @@ class Feed:
                     self._held[new] = True
                 pixels = self._pixels.index_select(0, self._index(rows))
             x = view.make(pixels, rows, self._aspects[rows])
-            form = torch.channels_last if self.channels_last else torch.contiguous_format
             yield x.contiguous(memory_format=form), self.split.labels[torch.from_numpy(rows)]
 
     def _index(self, rows: Rows) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -107,10 +108,13 @@ def test_there_are_enough_steps(pictures, epochs):
     assert transfer(pictures, 2, {}, False).settings["epochs"] == epochs
 
 
-def test_steps_of_several_batches_are_counted_once():
+def test_steps_of_several_batches_are_counted_once(checkpoint, few):
     from sparsetune.spec import transfer
 
     assert transfer(1000, 2, {"grad_accum_steps": 2}, False).settings["epochs"] == 10
+    config = st.FitConfig(epochs=30, batch_size=16, grad_accum_steps=3, lr="auto", opt="adamw")
+    why = find_rate(over(checkpoint), few, config, st.fit).why
+    assert why.startswith(f"a tenth of the training is {3 * math.ceil(len(few.train) / 48)} steps")
 
 
 @pytest.mark.parametrize("setting", [{"mixup": 0.2}, {"cutmix": 1.0}, {"aa": "rand"}, {"reprob": 0.25}])
