@@ -91,7 +91,7 @@ def test_learns_a_folder_of_pictures_and_names_them(sparsetune, pictures):
     result = sparsetune(f"fit {options}", "--out", "my run", "--data", pictures)
     assert "my [red] pictures" in result.err
     found = sparsetune(*next_command(result.out))
-    held_out = len(st.open_data(str(pictures)).test)
+    held_out = len(st.open_data(str(pictures)).validation)
     assert f"{held_out} test pictures of my [red] pictures" in found.out
     assert "my run/delta.safetensors" in found.out
     images = [pictures / "class 3" / "no 0.jpg", pictures / "class 4" / "no 1.png"]
