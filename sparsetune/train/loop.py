@@ -158,7 +158,7 @@ def train(
     with (
         torch.random.fork_rng(),
         recomputing(unwrapped(net), config.grad_checkpointing),
-        processes(config.device, config.amp) as group,
+        processes(config.device, config.amp, config.log, checkpoint and checkpoint.parent) as group,
     ):
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
@@ -167,8 +167,9 @@ def train(
             if data.test is None:  # versions before this one called what was held out the test
                 training.position.history = [_renamed(each) for each in training.position.history]
         try:
-            while not training.is_finished and training.run_epoch(deadline, watch):
-                pass
+            with group.logging({DATA: data.name, **config.decisive}):
+                while not training.is_finished and training.run_epoch(deadline, watch):
+                    pass
         finally:
             net.eval()
     return [Epoch(**record) for record in training.position.history]
@@ -318,6 +319,7 @@ class _Training:
         )
         self.position = Position(position.epoch + 1, history=[*position.history, record.to_json()])
         self._save()
+        self.group.log(record.epoch, record.to_json())
         if watch:
             watch(record)
 

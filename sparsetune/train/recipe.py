@@ -260,8 +260,8 @@ def find_rate(
     return Rate(next(rate for rate in rates if _named(rate) == best), why, trials)
 
 
-ALONE: dict[str, Any] = {"compile": False, "val_share": 0.0, "keep": "last", "patience": 0}
-"""What a trial, which has no validation pictures, does without."""
+ALONE: dict[str, Any] = {"compile": False, "val_share": 0.0, "keep": "last", "patience": 0, "log": ()}
+"""What a trial, which has no validation pictures and tells nobody, does without."""
 
 
 def tried(

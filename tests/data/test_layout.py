@@ -199,7 +199,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     put(tmp_path, "", count=1)
     found = open_data(str(tmp_path)).found
     assert found.startswith("10 pictures of 2 classes (cat, dog): train ")
-    assert "; no test split was given; a fifth of the pictures, held out by content, are validation; " in found
+    assert "; no test split was given; a fifth of the pictures, held out by content, are val" in found
     for words in (
         "3 hidden or system",
         "4 that are no pictures (.csv, .txt)",

@@ -31,7 +31,7 @@ def test_train_and_test_folders(make: Any, tmp_path: Path, test_name: str) -> No
     assert data.train[10][0].tobytes() == make.picture(first_two).tobytes()
 
 
-def test_class_folders_alone_give_about_a_fifth_to_validation_and_claim_no_test(make: Any, tmp_path: Path) -> None:
+def test_class_folders_alone_hold_a_fifth_out_and_claim_no_test(make: Any, tmp_path: Path) -> None:
     make.tree(tmp_path, dict.fromkeys(COUNTS, 40))
     first, again, other = (open_data(str(tmp_path), split_seed=seed) for seed in (0, 0, 1))
     assert first.test is None
