@@ -34,9 +34,12 @@ def _places(folder: Path) -> dict[str, str]:
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
         "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
         "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
         "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "TRACKIO_DIR": str(folder / "trackio"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
     }
 
 
