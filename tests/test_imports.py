@@ -41,6 +41,7 @@ ONLY = {
     "jinja2": {"studies.paper.report"},
     "peft": {"bench.peft"},
     "ray": {"studies.runner"},
+    "tqdm": {"train.history"},
     "sqlite3": {"studies.store"},
     "sklearn": {"data.named", "train.metrics"},
     "pyarrow": {"data.parquet"},

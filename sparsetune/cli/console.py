@@ -96,11 +96,17 @@ def complain(error: Exception) -> None:
 
 def tell_data(data: Data) -> None:
     """Print on stderr what was found in a folder, and whether it, or a built-in, was meant."""
+    tell_namesake(data)
+    if data.found:
+        err.print(data.found)
+
+
+def tell_namesake(data: Data) -> None:
+    """Print on stderr whether a folder or the built-in data of its name was meant, where there are both."""
     from sparsetune.data import namesake
 
-    for line in (namesake(data.source), data.found):
-        if line:
-            err.print(line)
+    if line := namesake(data.source):
+        err.print(line)
 
 
 class _Bar(Progress):

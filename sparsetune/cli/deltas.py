@@ -113,9 +113,9 @@ def _rows(header: Header, size: int) -> list[tuple[str, str]]:
         rows.append(
             ("pictures", f"{'x'.join(map(str, p.size))}, mean {p.mean}, std {p.std}, {p.interpolation}")
         )
-    result = header.training.get("result")
-    if isinstance(result, dict) and isinstance(result.get("test_top1"), float):
-        rows.append(("test accuracy", f"{result['test_top1']:.2%} on {header.training.get('data')}"))
+    if header.accuracy:
+        split, top1 = header.accuracy
+        rows.append((f"{split} accuracy", f"{top1:.2%} on {header.training.get('data')}"))
     rows.append(("written by", ", ".join(f"{k} {v}" for k, v in header.versions.items())))
     return rows
 

@@ -51,7 +51,7 @@ def evaluate(
     allow_network: options.AllowNetwork = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy and calibration on test pictures.
+    """Measure accuracy and calibration on test pictures, or validation pictures where there is no test.
 
     Example: sparsetune eval a.safetensors b.safetensors --data digits
     """
@@ -106,10 +106,10 @@ def _evaluate(
     for each in (opened, others):
         if each:
             console.tell_data(each)
-    overlaps = _overlaps(headers, opened.test)
+    overlaps = _overlaps(headers, opened.judged)
     for file, overlap in zip(files, overlaps, strict=True):
         if overlap and overlap.pictures:
-            _warn(file.name, overlap, len(opened.test))
+            _warn(file.name, overlap, len(opened.judged))
     known: list[Tensor] = []
     other: list[Tensor] = []
     labels = torch.empty(0, dtype=torch.int64)
@@ -121,7 +121,7 @@ def _evaluate(
                 data: Data, net: nn.Module = net, header: Header = header
             ) -> tuple[Tensor, Tensor]:
                 form = header.preprocessing or pictures_for(net, opened).preprocessing
-                batches = loader(data.test, form, batch_size=batch_size, workers=workers)
+                batches = loader(data.judged, form, batch_size=batch_size, workers=workers)
                 logits, labels = predict_logits(net, bars.track(batches, description=data.name))
                 return logits.double().softmax(1), labels
 
@@ -171,7 +171,7 @@ def _value(
     overlaps: list[Overlap | None],
 ) -> dict[str, Any]:
     members = measured[:-1] if differ else measured
-    value: dict[str, Any] = {"data": data.name, "pictures": count}
+    value: dict[str, Any] = {"data": data.name, "split": data.judged_by, "pictures": count}
     value |= {"ood": others.name} if others else {}
     value["members"] = [
         {"delta": each.name, **each.to_json(), "trained_on": overlap and asdict(overlap)}
@@ -186,7 +186,7 @@ def _print(
     data: Data, others: Data | None, count: int, measured: list[_Measured], differ: Diversity | None
 ) -> None:
     against = f", told from {others.name} by low confidence" if others else ""
-    console.out.print(f"{count:,} test pictures of {data.name}{against}")
+    console.out.print(f"{count:,} {data.judged_by} pictures of {data.name}{against}")
     header = ["delta", "top-1", "top-5", "NLL", "Brier", "ECE", "aECE", "ECE at T"]
     header += ["AUROC", "AUPR", "FPR95"] if others else []
     console.print_table(header, [[each.name, *_cells(each)] for each in measured])
@@ -204,12 +204,12 @@ def _cells(each: _Measured) -> list[str]:
     return shares + [f"{value:.4f}" for value in figures]
 
 
-def _overlaps(headers: list[Header], test: Split) -> list[Overlap | None]:
+def _overlaps(headers: list[Header], judged: Split) -> list[Overlap | None]:
     """How many of the pictures each delta was trained on; ``None`` for one that does not say."""
     from sparsetune.data import Seen
 
     known = [Seen.from_json(header.training) for header in headers]
-    keys = test.keys() if any(known) else None
+    keys = judged.keys() if any(known) else None
     return [each.overlap(keys) if each and keys is not None else None for each in known]
 
 

@@ -18,8 +18,8 @@ from sparsetune.spec import KINDS, PRECISIONS, TRANSFER, Learn, Precision
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from sparsetune.runs import Choice, Outcome, Run, Start, Together, Trial
-    from sparsetune.train import Epoch, Rate, Step
+    from sparsetune.runs import Choice, Outcome, Run, Together, Trial
+    from sparsetune.train import Epoch, Start, Step
 
 BESIDE_A_BUDGET: dict[str, Any] = {"fraction": None, "filters": 0, "rank": None, "layers": None, "dim": "out"}
 """What a spec has in the place of what a budget chooses."""
@@ -174,18 +174,13 @@ class _Watch:
 
     def announce(self, start: Start) -> None:
         """Tell what is learned of what, from what, and how."""
-        self.epochs, made, data = start.config.epochs, start.plan, start.data
-        root, said = start.backbone.root, start.backbone.describe()
-        if root.kind == "seed":
-            said = f"a random backbone ({said}); --pretrained or --init-from FILE would take trained weights"
-        console.err.print(f"learning over {said}")
-        console.tell_data(data)
-        learned = console.share(made.learned_parameters, made.total_parameters)
-        console.err.print(f"learning {learned} on {len(data.train or ()):,} pictures of {data.name}")
-        console.err.print(f"learning from {data.preprocessing.describe()} ({data.decided})")
-        if start.rate:
-            _tell_rate(start.rate)
-        console.err.print(f"learning with {start.config.describe()}")
+        self.epochs = start.config.epochs
+        first, *others = start.lines()
+        random = start.backbone.root.kind == "seed"
+        console.err.print(first + "; --pretrained or --init-from FILE would take trained weights" * random)
+        console.tell_namesake(start.data)
+        for line in others:
+            console.err.print(line)
 
     def __call__(self, event: Step | Epoch) -> None:
         from sparsetune.train import Step
@@ -201,14 +196,6 @@ class _Watch:
                 f"epoch {event.epoch:>3}  loss {event.train_loss:.3f}  train {event.train_top1:7.2%}  "
                 f"{event.watched} {getattr(event, f'{event.watched}_top1'):7.2%}  {event.seconds:.1f} s"
             )
-
-
-def _tell_rate(rate: Rate) -> None:
-    """Show how the learning rate was found."""
-    for trial in rate.trials:
-        said = "diverged" if trial.loss is None else f"held-out loss {trial.loss:.3f}"
-        console.err.print(f"trial  lr {trial.lr:.2g}: {said} after {trial.steps} steps")
-    console.err.print(f"chosen  lr {rate.lr:.2g}: {rate.why}")
 
 
 def _tell_choice(event: Trial | Choice) -> None:
@@ -262,12 +249,15 @@ def _tell_members(together: Together, settings: Run, count: int, as_json: bool) 
             value["ensemble"] = {**together.scores.to_json(), **together.diversity.to_json()}
         console.print_json(value)
     elif together.scores and together.diversity:
-        single = [_result(delta)["test_top1"] for delta in together.deltas]
+        (split, *_), single = zip(*map(_accuracy, together.deltas), strict=True)
         learned = sum(member.plan.learned_parameters for member in together.members)
         sizes = [delta.stat().st_size for delta in together.deltas]
         console.print_fields(
             [
-                ("ensemble accuracy", f"{together.scores.top1:.2%}  (loss {together.scores.nll:.3f})"),
+                (
+                    f"ensemble's {split} accuracy",
+                    f"{together.scores.top1:.2%}  (loss {together.scores.nll:.3f})",
+                ),
                 (
                     "members",
                     f"{', '.join(f'{top1:.2%}' for top1 in single)}  (mean {sum(single) / count:.2%})",
@@ -293,15 +283,16 @@ def _tell_members(together: Together, settings: Run, count: int, as_json: bool) 
 
 
 def _tell_shared(delta: Path) -> None:
-    """Say where test pictures were trained on."""
+    """Say where held-out pictures were trained on."""
     from sparsetune.data import Seen
     from sparsetune.delta import inspect
 
     seen = Seen.from_json(inspect(delta).training)
     if seen and seen.shared:
+        split, _ = _accuracy(delta)
         console.err.print(
-            f"{seen.shared:,} of the test pictures were trained on, now or before, so the test accuracy is "
-            "better than on new ones; take them out of one of the two."
+            f"{seen.shared:,} of the {split} pictures were trained on, now or before, so the {split} "
+            "accuracy is better than on new ones; take them out of one of the two."
         )
 
 
@@ -328,15 +319,15 @@ def _report(outcome: Outcome, settings: Run) -> None:
     from sparsetune.runs import CURVES
 
     made, delta = outcome.plan, outcome.folder / DELTA
-    result = _result(delta)
-    top1, top5, loss = (result[f"test_{name}"] for name in ("top1", "top5", "loss"))
+    result, (split, _) = _result(delta), _accuracy(delta)
+    top1, top5, loss = (result[f"{split}_{name}"] for name in ("top1", "top5", "loss"))
     kept = f" as {settings.dtype}" if settings.dtype else ""
     whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
     seconds = sum(record.seconds for record in outcome.history)
     console.print_fields(
         [
             (
-                "test accuracy",
+                f"{split} accuracy",
                 f"{top1:.2%}  (top-5 {top5:.2%}, loss {loss:.3f})",
             ),
             ("learned", console.share(made.learned_parameters, made.total_parameters)),
@@ -354,6 +345,15 @@ def _result(delta: Path) -> dict[str, float]:
     from sparsetune.delta import inspect
 
     found: dict[str, float] = inspect(delta).training["result"]
+    return found
+
+
+def _accuracy(delta: Path) -> tuple[str, float]:
+    """Which pictures it was judged by, and its accuracy on them."""
+    from sparsetune.delta import inspect
+
+    found = inspect(delta).accuracy
+    assert found, "fit wrote it"
     return found
 
 

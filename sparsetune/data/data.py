@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,8 +28,6 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SIZE_SAMPLE = 64
-_DIGEST_SAMPLE = 16
-_DIGESTED_WHOLE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class Data:
 
     Args:
         name: What to call it in a record or a file.
-        train: The training split; None when the source has test pictures only.
-        test: The test split.
+        train: The training split; None when the source has none.
+        test: The test split; None when none was given, as of a folder with classes alone.
         classes: Class names; labels index them.
         preprocessing: The way from a picture to the model's input.
         augment: What may happen to a training picture.
-        validation: Pictures to look at during training, where the source has some beside ``test``.
+        validation: Pictures to look at during training; without ``test`` they are all that is held out.
         source: What ``open_data`` finds it again by: a built-in name, an address, or a folder's whole path.
         found: One line for the user: what was read as what, and what was left out and why.
         default: The preprocessing that ``open_data`` gave; ``fit`` puts a model's in its place where it must.
@@ -53,7 +52,7 @@ class Data:
 
     name: str
     train: Split | None
-    test: Split
+    test: Split | None
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     augment: Augment
@@ -68,23 +67,41 @@ class Data:
     @property
     def watched(self) -> Split:
         """The pictures to look at during training: ``validation``, or ``test`` where there is no such."""
-        return self.test if self.validation is None else self.validation
+        return self.judged if self.validation is None else self.validation
+
+    @property
+    def judged(self) -> Split:
+        """The pictures that tell what a model is worth: ``test``, or ``validation`` where there is no such.
+
+        Raises:
+            DataError: When nothing is held out.
+        """
+        found = self.validation if self.test is None else self.test
+        if found is None:
+            raise DataError(f"{self.name} has neither test nor validation pictures; give it some.")
+        return found
+
+    @property
+    def judged_by(self) -> Literal["test", "validation"]:
+        """What these are, to be said beside every accuracy on them."""
+        return "validation" if self.test is None else "test"
+
+    def judging(self, split: Split) -> Data:
+        """Return the data with other pictures in the place of those that tell what a model is worth."""
+        return replace(self, validation=split) if self.test is None else replace(self, test=split)
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that classes, names, sizes, labels and order of all pictures fix.
 
         It is cheap: their content, which it is fixed by too, is read of a few pictures of each split that has
-        more than 64 MiB, and of all elsewhere.
+        more than 64 MiB, and of all elsewhere; and it is read once.
 
         Raises:
             DataError: When one cannot be read.
         """
         found = blake2b("\0".join(self.classes).encode(), digest_size=8)
-        for split in (self.train, self.validation, self.test):
-            found.update((split.digest() if split else "-").encode())
-            if split:
-                few = split.sizes().sum() > _DIGESTED_WHOLE
-                found.update((_sample(split, _DIGEST_SAMPLE) if few else split).keys().tobytes())
+        for split in (self.train, None if self.test is None else self.validation, self.judged):
+            found.update(split.mark if split else b"-")
         return found.hexdigest()
 
     def regroup(self, name: str, groups: Mapping[str, Sequence[str]]) -> Data:
@@ -107,11 +124,12 @@ class Data:
                     raise ConfigError(f"class '{old}' is in two groups of {name}; leave it in one.")
         new = np.array([taken.get(old, -1) for old in self.classes])
         train = None if self.train is None else self.train.relabel(new)
-        test = self.test.relabel(new)
-        for split, kind in ((train, "training"), (test, "test")):
+        test = None if self.test is None else self.test.relabel(new)
+        validation = None if self.validation is None else self.validation.relabel(new)
+        judged = validation if test is None else test
+        for split, kind in ((train, "training"), (judged, self.judged_by)):
             if split is not None and not len(split):
                 raise ConfigError(f"the groups of {name} leave no {kind} pictures; take in more classes.")
-        validation = None if self.validation is None else self.validation.relabel(new)
         return replace(self, name=name, train=train, test=test, validation=validation, classes=tuple(groups))
 
 
@@ -133,8 +151,8 @@ def open_data(
         source: A name out of ``NAMES``, ``hf://datasets/NAME``, or the path of a folder.
         size: Height and width to resize to, instead of the pictures' own.
         train_limit: Keep only so many training pictures, balanced over the classes.
-        test_limit: The same for the test split.
-        split_seed: Fixes which rows a limit keeps, and which ones become the test split of a source without.
+        test_limit: The same for the test split, or the validation split of a source without.
+        split_seed: Fixes which rows a limit keeps, and which ones are held out of a source without splits.
 
     Raises:
         UnknownNameError: When ``source`` is neither a known name nor a folder.
@@ -142,25 +160,24 @@ def open_data(
         DataError: When the data is missing, damaged or inconsistent.
     """
     name, splits = _read(source, split_seed)
-    native = _native_size(splits.test if splits.train is None else splits.train)
+    there = [split for split in (splits.train, splits.test, splits.validation) if split is not None]
+    native = _native_size(there[0])
     height, width = native or (LARGEST_SIDE, LARGEST_SIDE)
     mean, std = _statistics(source, (height, width))
     if size is not None:
         height = width = size
-    train, test = splits.train, splits.test
+    train = splits.train
     if train_limit is not None:
         if train is None:
             raise ConfigError(
                 f"train_limit {train_limit} cannot be met: {name} has no training images; leave it out."
             )
         train = balanced(train, train_limit, split_seed, "train_limit")
-    if test_limit is not None:
-        test = balanced(test, test_limit, split_seed, "test_limit")
     form = Preprocessing((3, height, width), mean, std)
-    return Data(
+    data = Data(
         name=name,
         train=train,
-        test=test,
+        test=splits.test,
         classes=splits.classes,
         preprocessing=form,
         augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
@@ -171,6 +188,9 @@ def open_data(
         sized=size is not None,
         native=native,
     )
+    if test_limit is not None:
+        data = data.judging(balanced(data.judged, test_limit, split_seed, "test_limit"))
+    return data
 
 
 def cache_folder() -> Path:
@@ -184,7 +204,7 @@ def _read(source: str, split_seed: int) -> tuple[str, Splits]:
     if source in named.CIFAR:
         return source, named.read_cifar(source, cache_folder())
     if source == "tiny-imagenet":
-        return source, read(_tiny_imagenet(), split_seed)
+        return source, read(_tiny_imagenet(), split_seed, published=True)
     if "://" in source:
         return source.removeprefix(named.PREFIX), read(named.download(source), split_seed)
     folder = Path(source).expanduser()
@@ -204,14 +224,9 @@ def _tiny_imagenet() -> Path:
     )
 
 
-def _sample(split: Split, count: int) -> Split:
-    """Some elements, or all if there are few, at even distances."""
-    return split.take(np.linspace(0, len(split) - 1, min(len(split), count)).astype(np.int64))
-
-
 def _native_size(split: Split) -> tuple[int, int] | None:
     """Give (height, width) that a fixed sample agrees on, if not too large."""
-    sample = _sample(split, _SIZE_SAMPLE)
+    sample = split.sample(_SIZE_SAMPLE)
     sizes = {sample[index][0].size for index in range(len(sample))}
     width, height = sizes.pop()
     return None if sizes or max(width, height) > LARGEST_SIDE else (height, width)

@@ -17,7 +17,8 @@ from sparsetune.data.splits import Split, Splits, shared_pictures, split_by_cont
 from sparsetune.errors import DataError
 from sparsetune.host import listed
 
-TEST_SHARE = 0.2
+HELD_SHARE = 0.2
+NO_TEST = "no test split was given; a fifth of the pictures, held out by content, are validation"
 UNUSED_TABLES: Reason = ("Parquet files of no split", "")
 
 _LONGEST_LINE, _LONGEST_NAME = 400, 40
@@ -42,7 +43,7 @@ class Finding:
     names: dict[str, str] = field(default_factory=dict)
 
     def line(
-        self, train: Split | None, validation: Split | None, test: Split, classes: tuple[str, ...]
+        self, train: Split | None, validation: Split | None, test: Split | None, classes: tuple[str, ...]
     ) -> str:
         """Write the line; unprintable characters of names are replaced."""
         splits = {TRAIN: train, VALIDATION: validation, TEST: test}
@@ -94,11 +95,16 @@ class _Part:
     classes: tuple[str, ...] | None
 
 
-def read(path: Path, split_seed: int) -> Splits:
+def read(path: Path, split_seed: int, *, published: bool = False) -> Splits:
     """Read an ImageFolder tree, or a folder of Parquet files.
 
-    Where validation and test pictures are labelled, both are kept; one of them alone is the test split.
-    Without any, about a fifth of the training pictures is held out, chosen by their content and the seed.
+    A split is what its name says. Where there is neither a validation nor a test split, about a fifth of the
+    training pictures, chosen by their content and the seed, is the validation split.
+
+    Args:
+        path: The folder.
+        split_seed: Fixes that choice.
+        published: Whether the validation split, where no test split has labels, is known as the test.
 
     Raises:
         DataError: When the folder is missing, holds no such data, can be read in two ways, or its splits do
@@ -112,18 +118,17 @@ def read(path: Path, split_seed: int) -> Splits:
     parts, finding = _read_tables(root) if _is_of_tables(root) else _read_pictures(root)
     splits, classes = _fit_together(path, _labelled(path, parts, finding))
     train, validation, test = (splits.get(kind) for kind in (TRAIN, VALIDATION, TEST))
-    if test is None and validation is not None:
+    if test is None and validation is not None and published:
         test, validation = validation, None
         finding.names[TEST] = parts[VALIDATION].name
-    if test is None:
+    if test is None and validation is None:
         assert train is not None
-        train, test = split_by_content(train, TEST_SHARE, split_seed)
-        finding.names[TEST] = "a fifth, chosen by content"
-        if len(test) == 0:
-            raise DataError(
-                f"{str(path)!r} has one image a class, so none is left for a test split; add more."
-            )
+        train, validation = split_by_content(train, HELD_SHARE, split_seed)
+        finding.notes.append(NO_TEST)
+        if len(validation) == 0:
+            raise DataError(f"{str(path)!r} has one image a class, so none is left for validation; add more.")
     elif train is not None:
+        finding.notes += ["no labelled test split was given"] * (test is None)
         for kind, held in ((VALIDATION, validation), (TEST, test)):
             if held is not None and (shared := shared_pictures(train, held, _MOST_COMPARED)):
                 finding.notes.append(f"{shared:,} {kind} pictures are also among those of train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.utils.data import Dataset
 
 from sparsetune.data.images import Images
 from sparsetune.errors import ConfigError
+
+_MARKED = 16
+_MARKED_WHOLE = 1 << 26
 
 
 def draws(count: int, *name: str | int) -> NDArray[np.uint64]:
@@ -77,12 +81,25 @@ class Split(Dataset[tuple[Image.Image, int]]):
         """Return the bytes that each element takes where it is stored."""
         return np.array([self.images.size(int(row)) for row in self.rows], np.int64)
 
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that names, sizes, labels and order of the elements fix; cheap."""
+    @cached_property
+    def mark(self) -> bytes:
+        """What names, sizes, labels, order and content of the elements fix; read once, and cheap.
+
+        The content is that of a few elements where all have more than 64 MiB, and of all elsewhere.
+
+        Raises:
+            DataError: When one cannot be read.
+        """
         found = blake2b(digest_size=8)
         for row, label in zip(self.rows.tolist(), self.labels.tolist(), strict=True):
             found.update(f"{self.images.mark(row)}\0{label}\0".encode(errors="surrogateescape"))
-        return found.hexdigest()
+        few = self.sizes().sum() > _MARKED_WHOLE
+        keys = (self.sample(_MARKED) if few else self).keys()
+        return found.hexdigest().encode() + keys.tobytes()
+
+    def sample(self, count: int) -> Split:
+        """Cut out so many elements, or all if there are fewer, at even distances."""
+        return self.take(np.linspace(0, len(self) - 1, min(len(self), count)).astype(np.int64))
 
     def take(self, chosen: NDArray[np.int64]) -> Split:
         """Cut out the elements with the numbers in ``chosen``, in that order."""
@@ -101,14 +118,15 @@ class Splits:
 
     Args:
         train: ``None`` when the source has none.
-        test: What is held out to the end; the validation split of a source that has no other.
+        test: What is held out to the end; ``None`` when the source has none.
         classes: Class names; labels index them.
-        validation: A held-out split beside ``test``, to look at during training; ``None`` when there is none.
+        validation: What is looked at during training: the source's own, or, without a test split, a part of
+            its training pictures; ``None`` when there is none.
         found: One line for the user: pictures, classes, splits, and what was left out and why.
     """
 
     train: Split | None
-    test: Split
+    test: Split | None
     classes: tuple[str, ...]
     validation: Split | None = None
     found: str = ""

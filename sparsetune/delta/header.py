@@ -139,6 +139,16 @@ class Header:
         """Bytes of the tensors, as they stand in the file."""
         return sum(entry.nbytes for entry in self.entries)
 
+    @property
+    def accuracy(self) -> tuple[str, float] | None:
+        """Which pictures the training tells its accuracy on, ``test`` or ``validation``, and that share."""
+        result = self.training.get("result")
+        if isinstance(result, dict):
+            for split in ("test", "validation"):
+                if isinstance(found := result.get(f"{split}_top1"), float):
+                    return split, found
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the index as plain JSON values."""
         return {

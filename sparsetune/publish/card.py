@@ -110,16 +110,17 @@ def card(header: Header, file_bytes: int, made: Plan | None, address: str) -> st
 
 
 def _front(header: Header, name: str) -> str:
-    root, top1 = header.backbone.root, _top1(header)
+    root, found = header.backbone.root, _accuracy(header)
     published = root.kind == "pretrained" and _REPOSITORY.fullmatch(root.source or "")
     own = header.library == "module"
-    results = [
+    results = found and [
         EvalResult(
             task_type=TASK,
             dataset_type=_data(header),
             dataset_name=_data(header),
             metric_type="accuracy",
-            metric_value=top1,
+            metric_value=found[1],
+            dataset_split=found[0],
         )
     ]
     data = ModelCardData(
@@ -127,8 +128,8 @@ def _front(header: Header, name: str) -> str:
         tags=["sparsetune"] if own else ["sparsetune", header.library],
         base_model=root.source if published and header.library == "timm" else None,
         pipeline_tag=None if own or not header.num_classes else TASK,
-        model_name=name if top1 is not None else None,
-        eval_results=results if top1 is not None else None,
+        model_name=name if found else None,
+        eval_results=results,
     )
     return str(data.to_yaml())
 
@@ -161,9 +162,8 @@ def _rows(header: Header, file_bytes: int, made: Plan | None) -> list[tuple[str,
         ("backbone", header.backbone.describe()),
         ("fingerprint", header.fingerprint),
     ]
-    top1 = _top1(header)
-    if top1 is not None:
-        rows.append(("test accuracy", f"{top1:.2%}"))
+    if found := _accuracy(header):
+        rows.append((f"{found[0]} accuracy", f"{found[1]:.2%}"))
     if _data(header):
         rows.append(("data", _data(header)))
     if header.classes:
@@ -192,10 +192,9 @@ def _data(header: Header) -> str:
     return data.removeprefix("hf://datasets/") if isinstance(data, str) else ""
 
 
-def _top1(header: Header) -> float | None:
-    result = header.training.get("result")
-    found = result.get("test_top1") if isinstance(result, dict) and _data(header) else None
-    return found if isinstance(found, float) else None
+def _accuracy(header: Header) -> tuple[str, float] | None:
+    """Which pictures the accuracy is on, and that, where the file says what these are of."""
+    return header.accuracy if _data(header) else None
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,7 @@ from sparsetune.spec import AUTO, FitConfig, Learn, Precision
 from sparsetune.train import (
     Processes,
     decide,
-    fit,
+    fit_quietly,
     pictures_for,
     processes,
     recipe_for,
@@ -288,4 +288,4 @@ def try_out(
     if config.opt in SLOW:
         config = config.but(opt="adamw", lr=config.rate / 10)
     moving = learn.norm_stats != "frozen"
-    return tried(adapt_(copy.deepcopy(net), learn), data, held, config, steps, fit, moving)
+    return tried(adapt_(copy.deepcopy(net), learn), data, held, config, steps, fit_quietly, moving)

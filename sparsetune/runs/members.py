@@ -15,10 +15,10 @@ from sparsetune.errors import ConfigError
 from sparsetune.host import DELTA, pick_device
 from sparsetune.runs.choosing import Choosing
 from sparsetune.runs.folder import RUNS
-from sparsetune.runs.run import Outcome, Start, run
+from sparsetune.runs.run import Outcome, run
 from sparsetune.runs.settings import Run
 from sparsetune.serve import Ensemble
-from sparsetune.train import Diversity, Scores, Watch, diversity, predict_logits, scores
+from sparsetune.train import Diversity, Scores, Start, Watch, diversity, predict_logits, scores
 
 BUNDLE = "ensemble.safetensors"
 
@@ -31,7 +31,8 @@ class Together:
         folder: Where the members' folders are.
         members: The outcome of each run that was begun.
         finished: Whether all members are trained.
-        scores: Of the averaged predictions on the test pictures; ``None`` before it is finished.
+        scores: Of the averaged predictions on the test pictures, or those of validation where there are none;
+            ``None`` before it is finished.
         diversity: How much the members differ; likewise.
     """
 
@@ -115,7 +116,9 @@ def _checkpoint(settings: Run) -> str | None:
 
 
 def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
-    """Return the scores of the members' averaged predictions on the test pictures, and how much they differ.
+    """Return the scores of the members' averaged predictions, and how much they differ.
+
+    They are on the test pictures, or those of validation where there is no test.
 
     Args:
         deltas: The members' files.
@@ -127,7 +130,7 @@ def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
     form: Preprocessing = ensemble.headers["0"].preprocessing or data.preprocessing
     found, labels = [], torch.empty(0, dtype=torch.int64)
     for name in ensemble.headers:
-        batches = loader(data.test, form, batch_size=settings.config.batch_size)
+        batches = loader(data.judged, form, batch_size=settings.config.batch_size)
         with ensemble.using(name) as net:
             logits, labels = predict_logits(net, batches)
         found.append(logits.double().softmax(1))

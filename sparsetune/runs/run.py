@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparsetune.backbone import Backbone
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, SparsetuneError
@@ -35,15 +34,18 @@ from sparsetune.runs.folder import (
 )
 from sparsetune.runs.settings import Run, adapt, build, follow
 from sparsetune.sliced import adapted
-from sparsetune.spec import AUTO, FitConfig
+from sparsetune.spec import AUTO
 from sparsetune.train import (
     Epoch,
     Processes,
     Rate,
+    Start,
     Step,
     Watch,
+    final,
     find_rate,
     fit,
+    fit_quietly,
     is_finished,
     predict_logits,
     processes,
@@ -55,25 +57,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE = "#0067a5"
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run is about to do.
-
-    Attributes:
-        backbone: What it stands on.
-        plan: What is learned.
-        data: From what.
-        config: How, with everything decided.
-        rate: How the learning rate was found, where it was.
-    """
-
-    backbone: Backbone
-    plan: Plan
-    data: Data
-    config: FitConfig
-    rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +127,6 @@ def run(
             choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
             if choosing:
                 choosing(choice)
-        if time_budget is not None:
-            time_budget -= time.monotonic() - began
         learned = replace(settings, learn=choice.learn) if choice else settings
         adapt(net, learned)
         made = adapted(net).plan
@@ -156,8 +137,10 @@ def run(
         rate: Rate | None = None
         if learned.config.lr == AUTO:
             found = group.from_main(recorded(folder, "rate"))
-            rate = Rate.from_json(found) if found else find_rate(net, data, learned.config, fit)
+            rate = Rate.from_json(found) if found else find_rate(net, data, learned.config, fit_quietly)
             learned = replace(learned, config=learned.config.but(lr=rate.lr))
+        if time_budget is not None:
+            time_budget -= time.monotonic() - began
         if group.is_main:
             folder = claim(folder, settings.name, {**asked, **_noted(data, choice, rate, learned)})
         training = _Training(net, data, learned, group.from_main(folder), group)
@@ -217,7 +200,7 @@ class _Training:
         title = f"{settings.model} on {self.data.name}, {_what(settings)}"
         with replacing(folder / CURVES) as temporary:
             draw_curves(history, title).savefig(temporary, format="png", dpi=150)
-        write_finished(self.net, folder / DELTA, settings, self.data, history[-1])
+        write_finished(self.net, folder / DELTA, settings, self.data, final(history))
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -277,15 +260,15 @@ def _read_history(path: Path) -> list[Epoch]:
 def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
     """Save what a run has learned.
 
-    The result in the file is that of the last epoch, but for the test scores of a file in fewer bits, which
-    are measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
+    The result in the file is what the training came to, but for that of a file in fewer bits, which is
+    measured with the values that it gives back. Where these bits cannot hold a value, the file has all.
 
     Args:
         net: The trained model; it is not changed.
         path: The file.
         settings: Of the run.
         data: What it was trained on.
-        last: The record of its last epoch.
+        last: What it came to.
 
     Raises:
         DeltaError: When a value is beyond what the settings' ``dtype`` holds.
@@ -295,10 +278,11 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
     if settings.dtype:
         rounded = copy.deepcopy(net)
         fill_rounded(rounded, path, settings.dtype)
-        batches = loader(data.test, data.preprocessing, batch_size=settings.config.batch_size)
+        batches = loader(data.judged, data.preprocessing, batch_size=settings.config.batch_size)
         logits, labels = predict_logits(rounded, batches)
         found = score(logits, labels)
-        last = replace(last, test_top1=found.top1, test_top5=found.top5, test_loss=found.nll)
+        values: dict[str, Any] = {"top1": found.top1, "top5": found.top5, "loss": found.nll}
+        last = replace(last, **{f"{data.judged_by}_{name}": value for name, value in values.items()})
         save(net, path, **_said(settings, data, last), dtype=settings.dtype)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, Self
 
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
@@ -41,7 +42,11 @@ POLICY = re.compile(
 )
 """How timm writes a policy of augmentation."""
 
-FREE = ("workers", "device", "channels_last")
+
+LOGS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Libraries that can take a training's numbers, by the names of their modules and packages."""
+
+FREE = ("workers", "device", "channels_last", "log")
 """Settings that change where and how fast a training runs, not what it comes to but for rounding."""
 
 
@@ -105,6 +110,8 @@ class FitConfig:
         grad_checkpointing: Compute activations anew in the backward pass, for less memory at more time.
         workers: Processes that decode pictures; results do not depend on it.
         device: ``cpu``, ``cuda``, …; ``None`` takes what there is.
+        log: Libraries of ``LOGS`` that are also told each epoch's numbers. What they write lies beside the
+            checkpoint, or in ``runs`` where there is none.
 
     Raises:
         ConfigError: For settings out of range, all problems together.
@@ -291,6 +298,16 @@ class FitConfig:
         default=None,
         metadata=option("cpu or cuda; by default what there is.", kind=str, panel=None),
     )
+    log: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "Also tell each epoch's numbers to tensorboard, wandb, mlflow or trackio; may be repeated.",
+            kind=list[str],
+            panel="Run",
+            choices=LOGS,
+            late=True,
+        ),
+    )
 
     given: ClassVar[frozenset[str]] = frozenset()
     """Names of the settings that were given to this one."""
@@ -302,8 +319,9 @@ class FitConfig:
         return self
 
     def __post_init__(self) -> None:
-        if isinstance(self.decay_milestones, list):
-            object.__setattr__(self, "decay_milestones", tuple(self.decay_milestones))
+        for name in ("decay_milestones", "log"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         problems: list[SparsetuneError] = [ConfigError(problem) for problem in self._problems()]
         ours = self.opt in (FitConfig.opt, YELLOWFIN)
         if not ours and self.opt not in (known := optimisers()):
@@ -330,6 +348,9 @@ class FitConfig:
         for name in ("mixup", "cutmix"):
             if self.views and getattr(self, name):
                 yield f"{name} makes new pictures in each step, and views keeps a few; leave one out."
+        for name in self.log if isinstance(self.log, tuple) else ():
+            if name in LOGS and not _is_installed(name):
+                yield f"log '{name}' needs a library that is not here; pip install {name}, or leave it out."
 
     def describe(self) -> str:
         """Return a few plain words, such as ``adamw, lr 0.001, 10 epochs of batches of 16``."""
@@ -382,8 +403,8 @@ class FitConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; of those that came late, what is not the default."""
         said = options_of(FitConfig)
-        values = {**asdict(self), "decay_milestones": list(self.decay_milestones)}
-        return {k: v for k, v in values.items() if not (said[k].late and v == said[k].default)}
+        held = {k: v for k, v in vars_of(self).items() if not (said[k].late and v == said[k].default)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in held.items()}
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -394,6 +415,12 @@ class FitConfig:
 def vars_of(settings: Any) -> dict[str, Any]:
     """Return the fields of a settings' value by name, as they are."""
     return {each.name: getattr(settings, each.name) for each in fields(settings)}
+
+
+def _is_installed(name: str) -> bool:
+    """Whether there is such a library; a folder of its name here, as such libraries make, is none."""
+    found = find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def _is_milestones(value: object) -> bool:

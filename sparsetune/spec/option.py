@@ -63,6 +63,8 @@ class Option:
             return None
         if isinstance(value, str) and value in self.choices:
             return None
+        if self.choices and isinstance(value, tuple):
+            return next(filter(None, map(self.wrong, value)), None)
         if self.least is None:
             return f"is not one of {', '.join(self.choices)}." if self.choices else None
         whole = self.kind is int

@@ -149,7 +149,7 @@ def here() -> dict[str, Any]:
 @functools.cache
 def describe_source(name: str, source: str) -> dict[str, Any]:
     """Return what a result's data is called and whether it is a lossy copy, as plain JSON values."""
-    images = open_data(source).test.images
+    images = open_data(source).judged.images
     coded = isinstance(images, ParquetImages) and bytes(images.shards[0].data[:2]) == JPEG
     return {"name": name, "lossy": coded and KNOWN[name].bitmaps}
 

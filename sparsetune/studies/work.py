@@ -127,7 +127,8 @@ def _ensemble(task: Task) -> Result:
     if not all(delta.is_file() for delta in deltas):
         raise DivergedError("a member's training did not converge.")
     together, variety = measure(deltas, _run_of(task))
-    members = [inspect(delta).training["result"]["test_top1"] for delta in deltas]
+    found = [inspect(delta).accuracy for delta in deltas]
+    members = [top1 for _, top1 in filter(None, found)]
     scores = {name: value for name, value in together.to_json().items() if not isinstance(value, list)}
     return {
         **scores,

@@ -3,6 +3,7 @@
 Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes through ``fit`` or ``train``.
 
 - ``loop``: epochs, steps and the clock; ``step``: one step; ``optim``: an optimiser that timm does not have.
+- ``history``: what a training tells, before, meanwhile and after.
 - ``recipe``: how a training goes where it is not told, and trials, which compare candidates.
 - ``inputs``: which pictures and classes a model sees; ``metrics``: what its outputs are worth.
 - ``checkpoint``: everything that a stopped training needs to go on from the very step.
@@ -10,8 +11,9 @@ Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes thr
 """
 
 from sparsetune.train.checkpoint import read_history
+from sparsetune.train.history import Epoch, History, Start, Step, Watch, final, is_finished
 from sparsetune.train.inputs import pictures_for
-from sparsetune.train.loop import Epoch, Step, Watch, fit, is_finished, train
+from sparsetune.train.loop import fit, fit_quietly, train
 from sparsetune.train.metrics import (
     Detection,
     Diversity,
@@ -43,10 +45,12 @@ __all__ = [
     "Detection",
     "Diversity",
     "Epoch",
+    "History",
     "Processes",
     "Rate",
     "RateTrial",
     "Scores",
+    "Start",
     "Step",
     "Stepper",
     "Watch",
@@ -55,8 +59,10 @@ __all__ = [
     "decide",
     "detection",
     "diversity",
+    "final",
     "find_rate",
     "fit",
+    "fit_quietly",
     "is_finished",
     "is_trained",
     "parted",

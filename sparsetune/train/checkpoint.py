@@ -201,6 +201,16 @@ def read_checkpoint(
     return Position(**value["position"])
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint is of; nothing where there is none.
+
+    Raises:
+        StorageError: When the file is damaged.
+    """
+    settings: dict[str, Any] = _read(path)[0]["config"] if path.is_file() else {}
+    return settings
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Return the record of each epoch that a checkpoint knows to be finished.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,87 +30,23 @@ from sparsetune.train.checkpoint import (
     Stateful,
     random_state,
     read_checkpoint,
+    read_settings,
     write_checkpoint,
 )
+from sparsetune.train.history import Epoch, History, Start, Step, Watch, is_finished, shown, unwatched
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.prefix import KeptFeed, Tail, fits, tail_of
 from sparsetune.train.processes import Processes, processes
-from sparsetune.train.recipe import augmented, class_weights, find_rate, parted, recipe_for, start_
+from sparsetune.train.recipe import Rate, augmented, class_weights, find_rate, parted, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
 
 AnyFeed = Feed | KeptFeed
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch.
-
-    Where the data has a validation split beside the test split, every epoch is looked at with that, and the
-    test pictures are kept for the last one. Elsewhere there are no ``validation`` values.
-
-    Attributes:
-        epoch: Its number, from 1.
-        lr: Learning rate of its last step.
-        train_loss: Mean cross-entropy over its training pictures, in nats, as they were met.
-        train_top1: Share of them classified rightly.
-        test_loss: Mean cross-entropy over the test pictures after it.
-        test_top1: Share of test pictures classified rightly.
-        test_top5: Share whose class is among the five likeliest.
-        seconds: Wall time, evaluation included, of the part since the last start.
-        validation_loss: As ``test_loss``, over the validation pictures.
-        validation_top1: Likewise.
-        validation_top5: Likewise.
-        kept: Of a training's last epoch, the one whose values are kept where that is another; the test is
-            theirs.
-        stopped: Whether the training ended with it, before all its epochs.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_top1: float
-    test_loss: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    seconds: float = 0.0
-    validation_loss: float | None = None
-    validation_top1: float | None = None
-    validation_top5: float | None = None
-    kept: int | None = None
-    stopped: bool | None = None
-
-    @property
-    def watched(self) -> Literal["validation", "test"]:
-        """The split that every epoch is looked at with."""
-        return "test" if self.validation_top1 is None else "validation"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values, those that were measured."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One training step, for whoever shows progress.
-
-    Attributes:
-        epoch: The epoch it belongs to, from 1.
-        step: Steps taken in the epoch.
-        steps: Steps of a whole epoch.
-        loss: Mean loss of the epoch so far.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-
-
-Watch = Callable[["Step | Epoch"], None]
+RATE = "rate"
+"""Where a checkpoint holds how the learning rate was found."""
 
 
 def fit(
@@ -122,7 +58,7 @@ def fit(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
-) -> list[Epoch]:
+) -> History:
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
     Settings that ``config`` leaves out follow the backbone: over a random one they are the paper's, over
@@ -149,10 +85,12 @@ def fit(
         checkpoint: A file to keep the state in, after each epoch and every minute of a long one.
         resume: Go on from ``checkpoint`` if it exists.
         time_budget: Seconds after which to save and stop, at the end of a step.
-        watch: Called after each step and each epoch.
+        watch: Called after each step and each epoch; left out, a bar is shown where stderr is a terminal, and
+            in a notebook.
 
     Returns:
-        A record for each finished epoch; fewer than ``config.epochs`` when the time ran out.
+        A record for each finished epoch, a list that prints itself as a table; fewer than ``config.epochs``
+        when the time ran out. It knows the settings as they were followed, and how the rate was found.
 
     Raises:
         ConfigError: When the model is not adapted or learns nothing, its class count is not the data's,
@@ -161,7 +99,7 @@ def fit(
         DataError: When there are no training pictures, or one cannot be read.
         StorageError: When the checkpoint cannot be written, or is from other settings or other data.
     """
-    inside = unwrapped(net)
+    began, inside = time.monotonic(), unwrapped(net)
     _check(inside, data)
     state, opened = adapted(inside), data
     data = pictures_for(inside, data)
@@ -172,23 +110,31 @@ def fit(
         notify(line)
     config = config.following(recipe)
     data = augmented(parted(data, config), config)
+    rate = None
     if config.lr == AUTO:
-        config = config.but(lr=find_rate(inside, data, config, fit).lr)
+        known = read_settings(checkpoint).get(RATE) if resume and checkpoint else None
+        rate = Rate.from_json(known) if known else find_rate(inside, data, config, fit_quietly)
+        config = config.but(lr=rate.lr)
     start_(inside, recipe, state.plan.learn)
     earlier = taught(inside).seen
     teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing, earlier))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
-    history = train(
-        net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
-    )
-    if is_finished(history, config) and is_main():
+    same |= {RATE: rate.to_json()} if rate else {}
+    if time_budget is not None:
+        time_budget -= time.monotonic() - began
+    how: Any = {"checkpoint": checkpoint, "resume": resume, "time_budget": time_budget}
+    with shown(config.epochs) if watch is None else nullcontext(watch) as told:
+        records = train(net, data, config, same, **how, watch=told)
+    about = Start(state.backbone, state.plan, data, config, rate).lines()
+    history = History(records, config, recipe, rate, [*about])
+    if history.finished and is_main():
         teach(inside, replace(taught(inside), seen=_seen(data, earlier)))
     return history
 
 
-def is_finished(history: Sequence[Epoch], config: FitConfig) -> bool:
-    """Whether a training with such a history is done."""
-    return len(history) == config.epochs or bool(history and history[-1].stopped)
+def fit_quietly(net: nn.Module, data: Data, config: FitConfig) -> None:
+    """Do what :func:`fit` does, and show nothing of it."""
+    fit(net, data, config, watch=unwatched)
 
 
 def train(
@@ -212,15 +158,18 @@ def train(
     with (
         torch.random.fork_rng(),
         recomputing(unwrapped(net), config.grad_checkpointing),
-        processes(config.device, config.amp) as group,
+        processes(config.device, config.amp, config.log, checkpoint and checkpoint.parent) as group,
     ):
         check_classifier(net, data.preprocessing.size, len(data.classes), data.name)
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.position = read_checkpoint(checkpoint, training.settings, training.parts, group.index)
+            if data.test is None:  # versions before this one called what was held out the test
+                training.position.history = [_renamed(each) for each in training.position.history]
         try:
-            while not training.is_finished and training.run_epoch(deadline, watch):
-                pass
+            with group.logging({DATA: data.name, **config.decisive}):
+                while not training.is_finished and training.run_epoch(deadline, watch):
+                    pass
         finally:
             net.eval()
     return [Epoch(**record) for record in training.position.history]
@@ -273,7 +222,7 @@ class _Training:
     @property
     def is_finished(self) -> bool:
         """Whether there is no epoch left to train."""
-        return is_finished([Epoch(**record) for record in self.position.history], self.config)
+        return is_finished([Epoch(**record) for record in self.position.history[-1:]], self.config)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -359,7 +308,8 @@ class _Training:
                 if self.config.keep == "best" and best != epoch:
                     self.best.restore()
                     kept = best
-                found["test"] = self._scores(self._feed(self.data.test))
+                if self.data.test is not None:
+                    found["test"] = self._scores(self._feed(self.data.test))
         if not (stopped or last):
             self.stepper.go_on()
         record = Epoch(
@@ -378,6 +328,7 @@ class _Training:
         )
         self.position = Position(position.epoch + 1, history=[*position.history, record.to_json()])
         self._save()
+        self.group.log(record.epoch, record.to_json())
         if watch:
             watch(record)
 
@@ -405,12 +356,16 @@ class _Training:
             )
 
 
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("test_", "validation_"): value for name, value in record.items()}
+
+
 def _seen(data: Data, earlier: Seen | None) -> Seen | None:
     """What a file is to say of the pictures; nothing where one has gone since it was learned."""
     if data.train is None:
         return None
     try:
-        return Seen.of(data.train.keys(), data.test.keys(), earlier)
+        return Seen.of(data.train.keys(), data.judged.keys(), earlier)
     except DataError:
         return None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +17,30 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from torch import Tensor
 
 from sparsetune.errors import ConfigError
-from sparsetune.host import pick_device
+from sparsetune.host import pick_device, reason
 
 SHARED = (PartialState, AcceleratorState, GradientState)
 """What accelerate keeps for the whole process."""
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One device a process and the whole model on each."""
+PROJECT = "sparsetune"
+"""What a library that is told a training's numbers calls it."""
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Return what such libraries are told by the environment where a user says nothing else: to stay here."""
+    folder = folder.absolute()
+    return {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(folder),
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
 
 
 class Processes:
@@ -66,6 +86,45 @@ class Processes:
         """Return once every process has come here."""
         self.accelerator.wait_for_everyone()
 
+    @contextmanager
+    def logging(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Tell the libraries that the processes were made with of a training, for as long as it lasts.
+
+        They stay on this machine and write into the folder, unless their own environment variables say
+        otherwise; what they print goes to stderr.
+
+        Args:
+            settings: Plain JSON values.
+
+        Raises:
+            ConfigError: When one cannot start.
+        """
+        names = self.accelerator.log_with
+        if not names or not self.is_main:
+            yield
+            return
+        simple = (bool, int, float, str, type(None))
+        told = {name: v if isinstance(v, simple) else str(v) for name, v in settings.items()}
+        with _environment(_places(Path(self.accelerator.project_dir))):
+            try:
+                with redirect_stdout(sys.stderr):
+                    self.accelerator.init_trackers(PROJECT, told)
+            except Exception as error:  # anything, for they are other people's
+                raise ConfigError(
+                    f"log {', '.join(map(str, names))} cannot start ({reason(error)}); leave it out."
+                ) from error
+            try:
+                yield
+            finally:
+                with redirect_stdout(sys.stderr):
+                    for tracker in self.accelerator.trackers:
+                        tracker.finish()
+
+    def log(self, epoch: int, numbers: Mapping[str, Any]) -> None:
+        """Tell them the numbers of an epoch."""
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(numbers), step=epoch)
+
     def share_main(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` by the main process' values."""
         if self.count > 1:
@@ -80,7 +139,21 @@ def _leave() -> None:
 
 
 @contextmanager
-def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set, for as long as the context lasts."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def processes(
+    device: str | None, precision: str | None, log: Sequence[str] = (), folder: Path | None = None
+) -> Iterator[Processes]:
     """Join the processes of a training for as long as the context lasts.
 
     accelerate keeps its settings for the whole process; a user's own are set aside and put back.
@@ -88,6 +161,8 @@ def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
     Args:
         device: As for :func:`pick_device`; of several processes each takes the one of its number.
         precision: Mixed precision, ``bf16`` or ``fp16``; ``None`` for full.
+        log: Libraries that :meth:`Processes.logging` tells of the training.
+        folder: Where they write; ``runs`` if left out.
 
     Raises:
         ConfigError: When there is no such device, it cannot compute so, or the processes were started to
@@ -104,7 +179,11 @@ def processes(device: str | None, precision: str | None) -> Iterator[Processes]:
         state._shared_state.clear()
     try:
         accelerator = Accelerator(
-            cpu=picked.type == "cpu", mixed_precision=precision or "no", device_placement=False
+            cpu=picked.type == "cpu",
+            mixed_precision=precision or "no",
+            device_placement=False,
+            log_with=[*dict.fromkeys(log)] or None,
+            project_dir=folder or "runs",
         )
         if accelerator.distributed_type not in PLAIN:
             raise ConfigError(

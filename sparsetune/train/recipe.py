@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -166,6 +166,13 @@ class Rate:
         """Return the record as plain JSON values."""
         return {**asdict(self), "trials": [trial.to_json() for trial in self.trials]}
 
+    def lines(self) -> Iterator[str]:
+        """Say how it was found."""
+        for trial in self.trials:
+            said = "diverged" if trial.loss is None else f"held-out loss {trial.loss:.3f}"
+            yield f"trial  lr {trial.lr:.2g}: {said} after {trial.steps} steps"
+        yield f"chosen  lr {self.lr:.2g}: {self.why}"
+
     @classmethod
     def from_json(cls, value: Any) -> Rate:
         """Rebuild from :meth:`to_json`'s result.
@@ -254,8 +261,8 @@ def find_rate(
     return Rate(next(rate for rate in rates if _named(rate) == best), why, trials)
 
 
-ALONE: dict[str, Any] = {"compile": False, "val_share": 0.0, "keep": "last", "patience": 0}
-"""What a trial, which has no validation pictures, does without."""
+ALONE: dict[str, Any] = {"compile": False, "val_share": 0.0, "keep": "last", "patience": 0, "log": ()}
+"""What a trial, which has no validation pictures and tells nobody, does without."""
 
 
 def tried(

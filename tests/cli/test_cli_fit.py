@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparsetune as st
+from sparsetune.publish.card import card
 from sparsetune.spec import words
 
 SHORT = "fit --model test_resnet --fraction 0.25 --train-limit 200 --test-limit 50 --epochs 2 --lr 0.05"
@@ -92,8 +93,24 @@ def test_learns_a_folder_of_pictures_and_names_them(sparsetune, pictures):
     result = sparsetune(f"fit {options}", "--out", "my run", "--data", pictures)
     assert "my [red] pictures" in result.err
     found = sparsetune(*next_command(result.out))
-    held_out = len(st.open_data(str(pictures)).test)
-    assert f"{held_out} test pictures of my [red] pictures" in found.out
+    held_out = len(st.open_data(str(pictures)).validation)
+    assert "; no test split was given; a fifth of the pictures, held out by content, are valid" in result.err
+    assert f"{held_out} validation pictures of my [red] pictures" in found.out
+    assert result.out.startswith("validation accuracy  ")
+    assert "test" not in result.out.replace("test_resnet", "").partition("delta")[0]
+    epochs = [line for line in result.err.splitlines() if line.startswith("epoch ")]
+    assert all("  validation " in line for line in epochs)
+    header = st.inspect("my run/delta.safetensors")
+    assert {name.split("_")[0] for name in header.training["result"]} == {
+        "epoch",
+        "lr",
+        "train",
+        "validation",
+    }
+    said = sparsetune("info", "my run/delta.safetensors").out
+    assert f"validation accuracy  {header.accuracy[1]:.2%} on my [red] pictures/" in said
+    assert "| validation accuracy | " in card(header, 1, None, "OWNER/NAME")
+    assert "test_top1" not in Path("my run/metrics.jsonl").read_text()
     assert "my run/delta.safetensors" in found.out
     images = [pictures / "class 3" / "no 0.jpg", pictures / "class 4" / "no 1.png"]
     named = sparsetune("predict", "my run/delta.safetensors", *images, "--json").json

@@ -8,7 +8,7 @@ def test_on_the_command_line(sparsetune, tmp_path, monkeypatch):
     words = "fit --model test_resnet --fraction .25 --epochs 1 --train-limit 64 --test-limit 20 --size 32"
     words += " --members 2"
     lines = sparsetune(words).out.splitlines()
-    assert lines[0].startswith("ensemble accuracy")
+    assert lines[0].startswith("ensemble's test accuracy")
     again = sparsetune(words + " --json --out there").json
     assert again["finished"]
     assert len(again["members"]) == 2

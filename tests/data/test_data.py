@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,33 @@ def test_tiny_imagenet_by_name(make: Any, tmp_path: Path, monkeypatch: pytest.Mo
         DataError, match=r"is not in '.*tiny-imagenet'; put its Parquet files there .* or use hf"
     ):
         open_data("tiny-imagenet")
-    make.digits(tmp_path / "tiny-imagenet")
+    folder = make.digits(tmp_path / "tiny-imagenet")
     assert open_data("tiny-imagenet").name == "tiny-imagenet"
+    (test,) = folder.glob("*test*")
+    test.rename(folder / "val-0.parquet")
+    known, unknown = open_data("tiny-imagenet"), open_data(str(folder))
+    assert known.validation is unknown.test is None
+    assert known.digest() == unknown.digest()
+    assert known.test.labels.tolist() == unknown.validation.labels.tolist()
+    assert (known.judged_by, unknown.judged_by) == ("test", "validation")
+
+
+def test_a_limit_of_what_is_held_out(make: Any, tmp_path: Path) -> None:
+    make.tree(tmp_path, {"cat": 40, "dog": 40})
+    data = open_data(str(tmp_path), test_limit=4)
+    assert data.test is None
+    assert data.validation.labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match="has neither test nor validation pictures"):
+        replace(data, validation=None).judged  # noqa: B018
+
+
+def test_the_digest_reads_each_picture_once(make: Any, tmp_path: Path) -> None:
+    make.tree(tmp_path, {"cat": 6, "dog": 6})
+    data = open_data(str(tmp_path))
+    digest = data.digest()
+    for path in tmp_path.glob("*/*"):
+        path.unlink()
+    assert replace(data, name="same pictures").digest() == digest
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

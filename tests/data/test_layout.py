@@ -70,9 +70,9 @@ def test_names_of_splits(tmp_path: Path, train: str, test: str) -> None:
     put(tmp_path, *(f"{split}/{name}" for split in (train, test) for name in TWO))
     data = open_data(str(tmp_path))
     assert data.classes == ("cat", "dog")
-    assert names(data, data.train) == names(data, data.test) == TWO
+    assert names(data, data.train) == names(data, data.judged) == TWO
     assert {path.split("/")[-3] for path in files(data.train)} == {train.split("/")[-1]}
-    assert data.validation is None
+    assert [data.test, data.validation].count(None) == 1
     assert data.found.startswith("8 pictures of 2 classes (cat, dog)")
 
 
@@ -92,7 +92,7 @@ def test_wrapper_folders(tmp_path: Path, wrapper: str) -> None:
     put(tmp_path / "__MACOSX" / wrapper, "cat", "dog")
     data = open_data(str(tmp_path))
     assert data.classes == ("cat", "dog")
-    assert len(data.train) + len(data.test) == 20
+    assert len(data.train) + len(data.judged) == 20
     assert "left out: 4 in __MACOSX" in data.found
 
 
@@ -162,7 +162,7 @@ def test_folders_beside_splits_are_left_out_with_a_word(tmp_path: Path) -> None:
     )
     put(tmp_path, "seg_train")
     data = open_data(str(tmp_path))
-    assert len(data.train) == len(data.test) == 4
+    assert len(data.train) == len(data.judged) == 4
     assert "2 in seg_pred, which is no split" in data.found
     assert "2 beside the class folders" in data.found
 
@@ -175,7 +175,7 @@ def test_one_class_among_several_may_have_folders_of_its_own(tmp_path: Path) -> 
 def test_a_class_filed_by_year_is_one_class(tmp_path: Path) -> None:
     data = open_data(str(put(tmp_path, "cat/2019", "cat/2020", "dog/2019", "dog/2020", count=5)))
     assert data.classes == ("cat", "dog")
-    assert len(data.train) + len(data.test) == 20
+    assert len(data.train) + len(data.judged) == 20
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_hidden_folders_inside_a_class(tmp_path: Path, hidden: str) -> None:
     put(tmp_path, "cat", "dog", count=5)
     put(tmp_path / "cat" / "deep", hidden, count=3)
     data = open_data(str(tmp_path))
-    assert len(data.train) + len(data.test) == 10
-    assert not any(hidden in path for path in files(data.train) | files(data.test))
+    assert len(data.train) + len(data.judged) == 10
+    assert not any(hidden in path for path in files(data.train) | files(data.judged))
     assert data.found.endswith(f"; left out: 3 in {hidden}")
 
 
@@ -199,7 +199,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     put(tmp_path, "", count=1)
     found = open_data(str(tmp_path)).found
     assert found.startswith("10 pictures of 2 classes (cat, dog): train ")
-    assert " (a fifth, chosen by content); left out: " in found
+    assert "; no test split was given; a fifth of the pictures, held out by content, are val" in found
     for words in (
         "3 hidden or system",
         "4 that are no pictures (.csv, .txt)",
@@ -218,7 +218,7 @@ def test_links_to_folders_and_round_in_circles(tmp_path: Path) -> None:
     (tmp_path / "pool" / "a" / "round").symlink_to(tmp_path / "data", target_is_directory=True)
     (tmp_path / "pool" / "a" / "self").symlink_to("self")
     data = open_data(str(tmp_path / "data"))
-    assert len(data.train) + len(data.test) == 8
+    assert len(data.train) + len(data.judged) == 8
     assert "2 links" in data.found
 
 
@@ -236,8 +236,8 @@ def test_suffixes(tmp_path: Path, suffix: str) -> None:
     if not features.check(needs):
         pytest.skip(f"this Pillow has no {needs}")
     data = open_data(str(put(tmp_path, "test/a", "test/b", suffix=suffix)))
-    assert len(data.test) == 4
-    assert data.test[0][0].size == (8, 8)
+    assert len(data.judged) == 4
+    assert data.judged[0][0].size == (8, 8)
 
 
 @pytest.mark.parametrize("bare", ["test", "test/test", "Test/unknown", "test_images"])
@@ -245,8 +245,9 @@ def test_a_test_split_without_labels(tmp_path: Path, bare: str) -> None:
     put(tmp_path, *(f"{split}/{name}" for split in ("train", "val") for name in TWO))
     put(tmp_path, bare, count=7)
     data = open_data(str(tmp_path))
-    assert {path.split("/")[-3] for path in files(data.test)} == {"val"}
-    assert data.validation is None
+    assert {path.split("/")[-3] for path in files(data.validation)} == {"val"}
+    assert data.test is None
+    assert "; no labelled test split was given; " in data.found
     assert f"left out: 7 in {bare.split('/')[0]} without labels" in data.found
 
 
@@ -254,15 +255,15 @@ def test_without_any_other_labels_a_part_of_train_is_held_out(tmp_path: Path) ->
     put(tmp_path, "train/cat", "train/dog", count=20)
     put(tmp_path, "test", count=7)
     data = open_data(str(tmp_path))
-    assert len(data.train) + len(data.test) == 40
-    assert data.found.endswith("(a fifth, chosen by content); left out: 7 in test without labels")
+    assert len(data.train) + len(data.judged) == 40
+    assert data.found.endswith("by content, are validation; left out: 7 in test without labels")
 
 
 def test_held_out_splits_may_lack_classes(tmp_path: Path) -> None:
     put(tmp_path, "train/a", "train/b", "train/c", "val/b", "val/c")
     data = open_data(str(tmp_path))
-    assert names(data, data.test) == {"b": 2, "c": 2}
-    assert "no test pictures of a" in data.found
+    assert names(data, data.judged) == {"b": 2, "c": 2}
+    assert "no validation pictures of a" in data.found
     put(tmp_path, "val/d")
     with pytest.raises(DataError, match=r"train and val of .* have different class names"):
         open_data(str(tmp_path))

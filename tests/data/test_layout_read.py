@@ -26,18 +26,20 @@ def test_train_and_test_folders(make: Any, tmp_path: Path, test_name: str) -> No
     data = open_data(str(tmp_path))
     assert data.classes == ("one", "two", "zero")
     assert data.train.labels.tolist() == [0] * 10 + [1] * 15 + [2] * 5
-    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.judged.labels.tolist() == [0, 0, 1, 1, 2, 2]
     first_two = np.flatnonzero(make.labels == 2)[0]
     assert data.train[10][0].tobytes() == make.picture(first_two).tobytes()
 
 
-def test_class_folders_alone_give_about_a_fifth_to_the_test_split(make: Any, tmp_path: Path) -> None:
+def test_class_folders_alone_hold_a_fifth_out_and_claim_no_test(make: Any, tmp_path: Path) -> None:
     make.tree(tmp_path, dict.fromkeys(COUNTS, 40))
     first, again, other = (open_data(str(tmp_path), split_seed=seed) for seed in (0, 0, 1))
-    assert 12 <= len(first.test) <= 36  # 24 of 120 are expected, with a standard deviation of 4.4
-    assert first.test.labels.unique().tolist() == first.train.labels.unique().tolist() == [0, 1, 2]
-    assert sorted([*first.train.rows, *first.test.rows]) == list(range(120))
-    assert first.test.rows.tolist() == again.test.rows.tolist() != other.test.rows.tolist()
+    assert first.test is None
+    assert first.judged is first.watched is first.validation
+    assert 12 <= len(first.judged) <= 36  # 24 of 120 are expected, with a standard deviation of 4.4
+    assert first.judged.labels.unique().tolist() == first.train.labels.unique().tolist() == [0, 1, 2]
+    assert sorted([*first.train.rows, *first.judged.rows]) == list(range(120))
+    assert first.judged.rows.tolist() == again.judged.rows.tolist() != other.judged.rows.tolist()
 
 
 def test_pictures_at_any_depth_and_other_files_beside_them(make: Any, tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_pictures_at_any_depth_and_other_files_beside_them(make: Any, tmp_path: 
     (tmp_path / "test" / ".git").mkdir()
     data = open_data(str(tmp_path))
     assert data.classes == ("cat",)
-    assert len(data.test) == 5
+    assert len(data.judged) == 5
     assert data.train is None
 
 
@@ -87,9 +89,9 @@ def test_a_damaged_picture_is_found_on_access_only(make: Any, tmp_path: Path) ->
     victim = sorted((tmp_path / "test" / "cat").iterdir())[2]
     victim.write_bytes(victim.read_bytes()[:300])
     data = open_data(str(tmp_path))
-    assert data.test[0][0].size == (32, 32)
+    assert data.judged[0][0].size == (32, 32)
     with pytest.raises(DataError) as error:
-        data.test[2]
+        data.judged[2]
     assert str(error.value).startswith(f"image {str(victim)!r} cannot be decoded (")
     assert str(error.value).endswith("); replace it or take it out.")
     assert "\n" not in str(error.value)
@@ -117,4 +119,4 @@ def test_images_without_class_folders(make: Any, tmp_path: Path) -> None:
 
 def test_one_image_a_class(make: Any, tmp_path: Path) -> None:
     make.tree(tmp_path, {"cat": 1, "dog": 1})
-    refused(tmp_path, "has one image a class, so none is left for a test split; add more")
+    refused(tmp_path, "has one image a class, so none is left for validation; add more")

@@ -28,8 +28,8 @@ def test_both_ways_to_name_classes_and_columns(
     data = open_data(str(make.digits(tmp_path, hub=hub, columns=columns)))
     assert data.name == tmp_path.name
     assert data.classes == NAMES
-    assert (len(data.train), len(data.test)) == (12, 6)
-    assert data.test.labels.tolist() == make.labels[12:18].tolist()
+    assert (len(data.train), len(data.judged)) == (12, 6)
+    assert data.judged.labels.tolist() == make.labels[12:18].tolist()
     for i in range(12):
         image, label = data.train[i]
         assert image.mode == "RGB"
@@ -64,16 +64,16 @@ def test_shards_follow_one_another(make: Any, tmp_path: Path, suffix: str) -> No
     assert train.labels.tolist() == make.labels[:15].tolist()
 
 
-def test_test_only_and_train_only(make: Any, tmp_path: Path) -> None:
+def test_validation_only_and_train_only(make: Any, tmp_path: Path) -> None:
     pictures, labels = [make.encoded(i) for i in range(40)], [i % 2 for i in range(40)]
     make.parquet(tmp_path / "a" / "validation.parquet", pictures, labels, names="xy")
-    only_test = open_data(str(tmp_path / "a"))
-    assert only_test.train is None
-    assert len(only_test.test) == 40
+    held_out = open_data(str(tmp_path / "a"))
+    assert held_out.train is None
+    assert (len(held_out.validation), held_out.test) == (40, None)
     make.parquet(tmp_path / "b" / "train.parquet", pictures, labels, names="xy")
     halves = [open_data(str(tmp_path / "b"), split_seed=seed) for seed in (0, 0, 1)]
-    assert [len(half.train) + len(half.test) for half in halves] == [40] * 3
-    assert halves[0].test.rows.tolist() == halves[1].test.rows.tolist() != halves[2].test.rows.tolist()
+    assert [len(half.train) + len(half.judged) for half in halves] == [40] * 3
+    assert halves[0].judged.rows.tolist() == halves[1].judged.rows.tolist() != halves[2].judged.rows.tolist()
 
 
 def test_classes_without_names_are_numbered(make: Any, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_validation_stands_beside_test(make: Any, tmp_path: Path) -> None:
     make.digits(tmp_path)
     make.parquet(tmp_path / "val.parquet", [make.encoded(0)], [0], names=NAMES)
     data = open_data(str(tmp_path))
-    assert len(data.test) == 6
+    assert len(data.judged) == 6
     assert len(data.validation) == 1
     assert data.found.startswith(
         "19 pictures of 10 classes (0, 1, 2, 7 more): train 12, validation 1, test 6; "
@@ -111,7 +111,7 @@ def test_names_of_splits(make: Any, tmp_path: Path, train: str, test: str) -> No
         make.parquet(tmp_path / place, [make.encoded(i) for i in rows], labels, names=NAMES)
     data = open_data(str(tmp_path))
     assert data.train.labels.tolist() == make.labels[:12].tolist()
-    assert data.test.labels.tolist() == make.labels[12:18].tolist()
+    assert data.judged.labels.tolist() == make.labels[12:18].tolist()
 
 
 def test_shards_in_the_folder_of_a_split(make: Any, tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_a_split_without_labels_is_left_out(make: Any, tmp_path: Path, labels: s
     }
     write(tmp_path, table.append_column("label", columns[labels]) if labels in columns else table)
     data = open_data(str(tmp_path))
-    assert data.validation is None
-    assert data.test.labels.tolist() == make.labels[12:18].tolist()
+    assert data.test is None
+    assert data.judged.labels.tolist() == make.labels[12:18].tolist()
     assert "; left out: 3 in test without labels" in data.found
     (tmp_path / "validation.parquet").unlink()
     alone = open_data(str(tmp_path))
-    assert len(alone.train) + len(alone.test) == 12
+    assert len(alone.train) + len(alone.judged) == 12
     (tmp_path / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"test\.parquet"):
         open_data(str(tmp_path))
@@ -338,7 +338,7 @@ def test_real_cifar10() -> None:
     data = open_data(str(Path(REAL, "cifar10")))
     assert data.classes[:3] == ("airplane", "automobile", "bird")
     assert data.train.labels.bincount().tolist() == [5000] * 10
-    assert data.test.labels.bincount().tolist() == [1000] * 10
+    assert data.judged.labels.bincount().tolist() == [1000] * 10
     assert data.preprocessing.size == (3, 32, 32)
     assert data.preprocessing.std == (0.2023, 0.1994, 0.2010)
     assert data.augment == Augment(pad=4, flip=True)
@@ -354,7 +354,7 @@ def test_real_tiny_imagenet() -> None:
     data = open_data(str(Path(REAL, "tiny-imagenet-200")), train_limit=2000)
     assert len(data.classes) == 200
     assert data.train.labels.bincount().tolist() == [10] * 200
-    assert data.test.labels.bincount().tolist() == [50] * 200
+    assert data.judged.labels.bincount().tolist() == [50] * 200
     assert data.preprocessing.size == (3, 64, 64)
     assert data.augment == Augment(pad=8, flip=True)
     for x, y in loader(data.train, data.preprocessing, batch_size=500):

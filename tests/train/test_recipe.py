@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -288,3 +290,55 @@ def test_a_rare_class_is_learned_better_where_classes_count_alike(few):
         ).softmax(1)
         found[weights] = probabilities[data.test.labels == 1, 1].mean().item()
     assert found["balanced"] > found[None] + 0.05
+
+
+LONG = st.FitConfig(epochs=75, batch_size=16, opt="adamw", lr="auto")
+
+
+def test_a_rate_is_found_once_and_its_time_counts(checkpoint, tmp_path, monkeypatch):
+    data = st.open_data("digits", size=32, train_limit=480, test_limit=20)
+    searches, steps = [], []
+
+    def counted(*args):
+        """Search once, and later wait for longer than the budget."""
+        time.sleep(0.6 * bool(searches))
+        searches.append(searches[0] if searches else find_rate(*args))
+        return searches[0]
+
+    for module in ("train.loop", "runs.run"):
+        monkeypatch.setattr(import_module(f"sparsetune.{module}"), "find_rate", counted)
+    how = {"checkpoint": tmp_path / "c", "time_budget": 0.5, "watch": steps.append}
+    history = st.fit(over(checkpoint), data, LONG, **how)
+    assert (len(steps), len(searches)) == (1, 1), "the trials took longer than the budget"
+    assert history.rate == searches[0]
+    assert history.rate.trials
+    assert not history.finished
+    assert f"chosen  lr {history.rate.lr:.2g}: {history.rate.why}" in history.about
+    again = st.fit(over(checkpoint), data, LONG, resume=True, **how)
+    assert len(searches) == 1
+    assert again.rate == history.rate
+    assert again.config.lr == history.rate.lr
+    settings = Run(
+        model="test_resnet",
+        learn=TEN,
+        config=LONG,
+        size=32,
+        train_limit=480,
+        test_limit=20,
+        init_from=str(checkpoint),
+    )
+    steps.clear()
+    outcome = run(settings, tmp_path / "run", time_budget=0.5, watch=steps.append)
+    assert (len(steps), len(searches)) == (1, 2)
+    assert not outcome.finished
+
+
+def test_what_is_held_out_already_is_not_divided_again(checkpoint, few):
+    untested = replace(few, test=None, validation=few.test)
+    config = st.FitConfig(epochs=1, lr=0.001)
+    history = st.fit(over(checkpoint), untested, config)
+    assert history.recipe.name == "transfer"
+    assert history.config.val_share == 0.1
+    assert f" on {len(few.train)} pictures of digits" in history.about[1]
+    assert history[-1].test_top1 is None
+    assert round(history[-1].validation_top1 * 60, 6) % 1 == 0

@@ -47,8 +47,12 @@ def data_of(settings: Settings, place: Place) -> Data:
         data = data.regroup(data.name, {name: [name] for name in data.classes[: settings["classes"]]})
     if data.train is not None and settings["train_limit"]:
         data = replace(data, train=balanced(data.train, settings["train_limit"], 0, "train_limit"))
+    if (
+        data.test is None
+    ):  # of a folder in the place of a data set, whose validation split is known as the test
+        data = replace(data, test=data.judged, validation=None)
     if settings["test_limit"]:
-        data = replace(data, test=balanced(data.test, settings["test_limit"], 0, "test_limit"))
+        data = replace(data, test=balanced(data.judged, settings["test_limit"], 0, "test_limit"))
     if settings["held_out"] and data.train is not None:
         rest, held_out = split_in_two(data.train, settings["held_out"], settings["seed"])
         data = replace(data, train=rest, test=held_out)
@@ -137,9 +141,7 @@ CHOICE = "choice.json"
 def scored(last: Epoch) -> Result:
     """Return what a training's last epoch came to."""
     return {
-        "top1": last.test_top1,
-        "top5": last.test_top5,
-        "loss": last.test_loss,
+        **{name: getattr(last, f"{last.judged}_{name}") for name in ("top1", "top5", "loss")},
         "train_top1": last.train_top1,
         "train_loss": last.train_loss,
     }
@@ -186,7 +188,7 @@ def contend(task: Task) -> Result | None:
         "lr": config.lr,
         **scored(history[-1]),
         "train_pictures": len(data.train or ()),
-        "test_pictures": len(data.test),
+        "test_pictures": len(data.judged),
         "learned_parameters": sum(value.numel() for value in net.parameters() if value.requires_grad),
         **chosen,
     }
@@ -222,7 +224,7 @@ def _judged(net: nn.Module, data: Data) -> Result:
 
     ``right`` has a bit for each, in hexadecimal digits: whether it is classified rightly.
     """
-    logits, labels = predict_logits(net, loader(data.test, data.preprocessing, batch_size=256))
+    logits, labels = predict_logits(net, loader(data.judged, data.preprocessing, batch_size=256))
     found = score(logits, labels)
     right = np.packbits((logits.argmax(1) == labels).numpy()).tobytes().hex()
     return {"top1": found.top1, "loss": found.nll, "right": right}
