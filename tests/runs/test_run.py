@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sparsetune as st
-from sparsetune.data.seen import Seen
+from sparsetune.data.splits import Seen
 from sparsetune.errors import ConfigError, DeltaError, SparsetuneError, StorageError
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
