@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsetune.backbone import check_classifier
 from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps
@@ -59,7 +60,7 @@ class Epoch:
         train_top1: Share of them classified rightly.
         test_loss: Mean cross-entropy over the test pictures after it.
         test_top1: Share of test pictures classified rightly.
-        test_top5: Share whose class is among the five likeliest.
+        test_top5: Share whose class is among the five likeliest, where there are more classes.
         seconds: Wall time, evaluation included, of the part since the last start.
         validation_loss: As ``test_loss``, over the validation pictures.
         validation_top1: Likewise.
@@ -111,6 +112,7 @@ class Step:
 
 
 Watch = Callable[["Step | Epoch"], None]
+Looked = Callable[[Tensor, Tensor], None]
 
 
 def fit(
@@ -122,6 +124,7 @@ def fit(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
+    looked: Looked | None = None,
 ) -> list[Epoch]:
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
@@ -150,6 +153,8 @@ def fit(
         resume: Go on from ``checkpoint`` if it exists.
         time_budget: Seconds after which to save and stop, at the end of a step.
         watch: Called after each step and each epoch.
+        looked: Called with the logits ``(N, classes)`` and labels of the test pictures, in their order, once
+            the last epoch has looked at them.
 
     Returns:
         A record for each finished epoch; fewer than ``config.epochs`` when the time ran out.
@@ -179,7 +184,15 @@ def fit(
     teach(inside, Taught(data.classes, data.preprocessing, opened.preprocessing, earlier))
     same = {"learn": state.plan.learn.to_json(), "fingerprint": state.fingerprint}
     history = train(
-        net, data, config, same, checkpoint=checkpoint, resume=resume, time_budget=time_budget, watch=watch
+        net,
+        data,
+        config,
+        same,
+        checkpoint=checkpoint,
+        resume=resume,
+        time_budget=time_budget,
+        watch=watch,
+        looked=looked,
     )
     if is_finished(history, config) and is_main():
         teach(inside, replace(taught(inside), seen=_seen(data, earlier)))
@@ -201,6 +214,7 @@ def train(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
+    looked: Looked | None = None,
 ) -> list[Epoch]:
     """Do what :func:`fit` does for any classifier: those of its parameters learn that require gradients.
 
@@ -223,6 +237,8 @@ def train(
                 pass
         finally:
             net.eval()
+        if looked and training.look and training.is_finished:
+            looked(*training.look)
     return [Epoch(**record) for record in training.position.history]
 
 
@@ -255,6 +271,7 @@ class _Training:
         self.stepper = Stepper(net, config, self.steps, group, size, tail, weights)
         self.position = Position()
         self.best = Best(self.net)
+        self.look: tuple[Tensor, Tensor] | None = None
         for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):
             if needed and data.validation is None:
                 raise ConfigError(
@@ -373,10 +390,12 @@ class _Training:
             watch(record)
 
     def _scores(self, feed: AnyFeed) -> Scores:
-        net = feed.tail if isinstance(feed, KeptFeed) else self.net
-        logits, labels = predict_logits(net, feed.epoch())
-        logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
-        found = score(logits, labels)
+        net, rows = (feed.tail, feed.feed.rows()) if isinstance(feed, KeptFeed) else (self.net, feed.rows())
+        own = *predict_logits(net, feed.epoch()), torch.from_numpy(np.concatenate([np.arange(0), *rows]))
+        logits, labels, numbers = (joined_rows(self.group.all_of(each)) for each in own)
+        order = numbers.argsort()
+        self.look = logits[order], labels[order]
+        found = score(*self.look)
         self._check_finite(found.nll)
         return found
 
