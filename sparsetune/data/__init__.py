@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparsetune.data.images import decode
     from sparsetune.data.listing import scan
     from sparsetune.data.loading import Feed, count_steps, loader
-    from sparsetune.data.named import NAMES, address, is_folder, namesake, told
+    from sparsetune.data.named import NAMES, address, is_folder, mirrors, namesake, told
     from sparsetune.data.parquet import ParquetImages, write_table
     from sparsetune.data.preprocessing import Augment, Preprocessing
     from sparsetune.data.splits import (
@@ -54,6 +54,7 @@ __all__ = [
     "decode",
     "is_folder",
     "loader",
+    "mirrors",
     "namesake",
     "open_data",
     "scan",

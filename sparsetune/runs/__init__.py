@@ -10,7 +10,7 @@ Imports ``train``.
 from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
-from sparsetune.runs.report import MISTAKES, REPORT, Report, evaluate, report_on, weakest
+from sparsetune.runs.report import CONFUSION, MISTAKES, REPORT, Report, evaluate, report_on, weakest
 from sparsetune.runs.run import BLUE, Outcome, Start, run
 from sparsetune.runs.settings import Run
 from sparsetune.runs.spend import LATER, UNIFORM, WAYS, candidates, spend
@@ -19,6 +19,7 @@ __all__ = [
     "BLUE",
     "BUNDLE",
     "CHECKPOINT",
+    "CONFUSION",
     "CURVES",
     "Choice",
     "KEPT",

@@ -64,7 +64,7 @@ class Mistake:
 
     Attributes:
         number: Its place in the split, from 0.
-        picture: What tells it from others: of a file its path inside the folder, and its size.
+        picture: Its path inside the folder, its Parquet file and row, or what its content fixes.
         true: Its class.
         predicted: The class that it was taken for.
         probability: With which probability.
@@ -208,11 +208,11 @@ def report_on(probabilities: Tensor, split: Split, classes: Sequence[str], name:
     """
     from torchmetrics.functional import classification as metrics  # late: it takes seconds
 
-    labels, count = split.labels, len(classes)
+    probabilities, labels, count = probabilities.double(), split.labels, len(classes)
     confidence, predicted = probabilities.max(1)
     support = torch.bincount(labels, minlength=count).tolist()
     precision, recall, f1 = (
-        [value if there else None for value, there in zip(found.double().tolist(), support, strict=True)]
+        [round(value, 6) if there else None for value, there in zip(found.tolist(), support, strict=True)]
         for found in (
             metrics.multiclass_precision(predicted, labels, count, average="none"),
             metrics.multiclass_recall(predicted, labels, count, average="none"),
@@ -230,7 +230,7 @@ def report_on(probabilities: Tensor, split: Split, classes: Sequence[str], name:
         mistakes=tuple(
             Mistake(
                 number,
-                split.images.mark(int(split.rows[number])),
+                _name(split.images.mark(int(split.rows[number]))),
                 classes[int(labels[number])],
                 classes[int(predicted[number])],
                 float(confidence[number]),
@@ -265,7 +265,7 @@ def draw_confusion(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     names, counts = [_short(each.name) for each in report.classes], report.confusion.numpy()
-    side = min(_SIDE, max(2.5, _PITCH * len(names)))
+    side = min(_SIDE, max(3, _PITCH * len(names)))
     points = 72 * side / len(names)
     totals = counts.sum(1, keepdims=True)
     shares = counts / totals.clip(1)
@@ -294,7 +294,9 @@ def draw_confusion(report: Report) -> Figure:
             panel.text(column, row, text, fontsize=size, color=colour, ha="center", va="center")
     bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), format="{x:.0%}")
     bar.set_label("share of the true class" + ("; grey: no pictures" if (totals == 0).any() else ""))
-    panel.set_title(_title(f"accuracy {report.scores.top1:.1%}", report), loc="left", parse_math=False)
+    panel.set_title(
+        _title(f"accuracy {report.scores.top1:.1%}", report), loc="left", pad=12, parse_math=False
+    )
     return figure
 
 
@@ -311,7 +313,7 @@ def draw_mistakes(report: Report) -> Image.Image:
     columns = min(_COLUMNS, max(3, len(report.mistakes)))
     rows = -(-len(report.mistakes) // columns)
     wide, high = _PICTURE + _LINE, _PICTURE + 4 * _LINE
-    sheet = Image.new("RGB", (columns * wide + _LINE, rows * high + 2 * _LINE), "white")
+    sheet = Image.new("RGB", (columns * wide + _LINE, rows * high + 3 * _LINE), "white")
     draw = ImageDraw.Draw(sheet)
     few = len(report.mistakes) < report.wrong
     many = f"worst {len(report.mistakes)} of {report.wrong:,} mistakes" if few else "all mistakes"
@@ -319,8 +321,8 @@ def draw_mistakes(report: Report) -> Image.Image:
         (_LINE, _LINE // 2), _fitting(_title(many, report), large, sheet.width - 2 * _LINE), "black", large
     )
     for index, each in enumerate(report.mistakes):
-        left, top = _LINE + index % columns * wide, 2 * _LINE + index // columns * high
-        lines = [f"is {each.true}", f"{each.probability:.0%} sure: {each.predicted}"]
+        left, top = _LINE + index % columns * wide, 3 * _LINE + index // columns * high
+        lines = [f"is {_short(each.true)}", f"{each.probability:.0%} sure: {_short(each.predicted)}"]
         for line, colour in zip(lines, ("black", _RED), strict=True):
             draw.text((left, top), _fitting(line, small, _PICTURE), colour, small)
             top += _LINE
@@ -341,12 +343,18 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return f"{text}…"
 
 
+def _name(mark: str) -> str:
+    """A picture's mark without its size, where it has one."""
+    return mark.rpartition(" ")[0] or mark
+
+
 def _title(what: str, report: Report) -> str:
     return f"{what}, {report.scores.count:,} test pictures of {_short(report.data)}"
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    """Cut the middle out of a long name; names of one kind often differ at the end."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:12]}…{name[12 - _LONGEST_NAME + 1 :]}"
 
 
 def _lines(value: dict[str, Any]) -> str:

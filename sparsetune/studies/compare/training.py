@@ -138,7 +138,7 @@ def scored(last: Epoch) -> Result:
     """Return what a training's last epoch came to."""
     return {
         "top1": last.test_top1,
-        "top5": last.test_top5,
+        **({} if last.test_top5 is None else {"top5": last.test_top5}),
         "loss": last.test_loss,
         "train_top1": last.train_top1,
         "train_loss": last.train_loss,
