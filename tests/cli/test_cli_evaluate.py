@@ -119,10 +119,10 @@ def test_validation_is_shown_and_test_is_told_at_the_end(sparsetune, trained):
     assert found["nll"] == pytest.approx(lines[1]["test_loss"], rel=1e-5)
 
 
-def test_a_report_is_written_and_printed(sparsetune, refused, trained):
+def test_a_report_is_written_and_printed(sparsetune, trained):
     data, run = trained
     delta = run / "delta.safetensors"
-    result = sparsetune("eval", delta, "--data", data, "--report", "told")
+    result = sparsetune("eval", delta, "--data", data, "-b", 16, "--report", "told")
     told = json.loads(Path("told/report.json").read_text())
     assert told == json.loads((run / "report.json").read_text())
     lines = result.out.splitlines()
@@ -137,7 +137,9 @@ def test_a_report_is_written_and_printed(sparsetune, refused, trained):
     assert "top5" not in value["members"][0]
     both = json.loads(Path("both/report.json").read_text())  # of two equal members
     assert both["nll"] == pytest.approx(told["nll"])
-    assert "cannot write" in refused("eval", delta, "--data", data, "--report", delta)
+    wrong = sparsetune("eval", delta, "--data", data, "--report", delta, code=2)
+    assert wrong.out == ""
+    assert wrong.err.splitlines()[-1].startswith(f"error: cannot write {delta}/confusion.png: ")
 
 
 def test_predictions_are_averaged_over_views(sparsetune, refused, trained, deltas):
