@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparsetune.narrow import load_slim, slim, slimming
     from sparsetune.parts import Plan, plan
     from sparsetune.publish import from_pretrained, push, save_pretrained
-    from sparsetune.runs import Choice, choose
+    from sparsetune.runs import Choice, Report, choose, evaluate
     from sparsetune.serve import Ensemble, Tasks
     from sparsetune.sliced import adapt_, adapted, merge_
     from sparsetune.spec import FitConfig, Learn
@@ -42,12 +42,14 @@ __all__ = [
     "Learn",
     "Plan",
     "Preprocessing",
+    "Report",
     "SparsetuneError",
     "Tasks",
     "adapt_",
     "adapted",
     "choose",
     "create",
+    "evaluate",
     "fit",
     "from_pretrained",
     "inspect",

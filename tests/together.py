@@ -15,6 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 import sparsetune as st
 
 TRAFFIC = {"reduced": 0, "broadcast": 0, "steps": 0}
+LOOK: list[list] = []
+
+
+def note(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    LOOK[:] = [logits.tolist(), labels.tolist()]
 
 
 class Counting(DistributedDataParallel):
@@ -58,7 +63,7 @@ def case(name: str, folder: Path) -> tuple[torch.nn.Module, list[st.Epoch]]:
     """Train as ``name`` says; return the model and its history."""
     if name == "vit":
         net = vit()
-        return net, st.fit(net, digits(32), CONFIG)
+        return net, st.fit(net, digits(32), CONFIG, looked=note)
     if name == "accumulated":
         net = vit()
         halves = CONFIG.but(batch_size=32, grad_accum_steps=2, model_ema=True, model_ema_decay=0.5)
@@ -81,5 +86,7 @@ if __name__ == "__main__":
         TRAFFIC.update(dict.fromkeys(TRAFFIC, 0))
         net, history = case(name, folder)
         told = [{**record.to_json(), "seconds": 0} for record in history]
-        (folder / f"{name}-{index}.json").write_text(json.dumps({"history": told, "traffic": TRAFFIC}))
+        (folder / f"{name}-{index}.json").write_text(
+            json.dumps({"history": told, "traffic": TRAFFIC, "look": LOOK})
+        )
         torch.save(net.state_dict(), folder / f"{name}-{index}.pt")

@@ -44,6 +44,15 @@ def evaluate(
         str | None,
         typer.Option("--ood", help="Data of other things; measure how well low confidence tells them apart."),
     ] = None,
+    tta: options.Tta = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Write report.json, confusion.png and mistakes.png to this folder; of several deltas, about "
+            "their ensemble.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Pictures at a time.")] = 256,
     workers: Annotated[int, typer.Option("--workers", "-j", help="Processes that decode pictures.")] = 0,
     device: options.Device = None,
@@ -57,7 +66,9 @@ def evaluate(
     """
     with ExitStack() as held:
         files = [item for path in deltas for item in _files(path, backbone, held)]
-        _evaluate(files, data, test_limit, ood, batch_size, workers, device, allow_network, as_json)
+        _evaluate(
+            files, data, test_limit, ood, tta, report, batch_size, workers, device, allow_network, as_json
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ def _evaluate(
     data: str | None,
     test_limit: int | None,
     ood: str | None,
+    tta: int,
+    report: Path | None,
     batch_size: int,
     workers: int,
     device: str | None,
@@ -95,11 +108,13 @@ def _evaluate(
     from sparsetune.data import loader, open_data
     from sparsetune.delta import inspect, load
     from sparsetune.host import pick_device
-    from sparsetune.train import diversity, pictures_for, predict_logits
+    from sparsetune.runs import report_on
+    from sparsetune.train import Views, diversity, pictures_for, predict
 
     place = pick_device(device)
     headers = [inspect(file.path) for file in files]
     opened = open_data(data or _trained_on(headers[0]), test_limit=test_limit)
+    views = Views(tta, opened.augment.flip)
     for file, header in zip(files, headers, strict=True):
         _check_classes(file.name, header, opened)
     others = None if ood is None else open_data(ood)
@@ -122,8 +137,7 @@ def _evaluate(
             ) -> tuple[Tensor, Tensor]:
                 form = header.preprocessing or pictures_for(net, opened).preprocessing
                 batches = loader(data.judged, form, batch_size=batch_size, workers=workers)
-                logits, labels = predict_logits(net, bars.track(batches, description=data.name))
-                return logits.double().softmax(1), labels
+                return predict(net, bars.track(batches, description=data.name), views)
 
             found, labels = probabilities(opened)
             known.append(found)
@@ -135,10 +149,18 @@ def _evaluate(
         other += [torch.stack(other).mean(0)] if other else []
     measured = [_measure(name, known[i], labels, other[i] if other else None) for i, name in enumerate(names)]
     differ = diversity(together) if len(files) > 1 else None
+    judged = (
+        report_on(known[-1], opened.judged, opened.classes, opened.name, opened.judged_by) if report else None
+    )
+    if judged and report:
+        judged.save(report)
     if as_json:
-        console.print_json(_value(opened, others, len(labels), measured, differ, overlaps))
+        value = _value(opened, others, len(labels), measured, differ, overlaps)
+        console.print_json(value | ({"report": str(report)} if report else {}))
     else:
         _print(opened, others, len(labels), measured, differ)
+        if judged:
+            console.out.print(f"\n{judged}\n\nreport  {report}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +209,8 @@ def _print(
 ) -> None:
     against = f", told from {others.name} by low confidence" if others else ""
     console.out.print(f"{count:,} {data.judged_by} pictures of {data.name}{against}")
-    header = ["delta", "top-1", "top-5", "NLL", "Brier", "ECE", "aECE", "ECE at T"]
+    header = ["delta", "top-1", *["top-5"] * (len(data.classes) > 5)]
+    header += ["NLL", "Brier", "ECE", "aECE", "ECE at T"]
     header += ["AUROC", "AUPR", "FPR95"] if others else []
     console.print_table(header, [[each.name, *_cells(each)] for each in measured])
     if differ:
@@ -198,7 +221,7 @@ def _print(
 
 def _cells(each: _Measured) -> list[str]:
     s, detects = each.plain, each.detects
-    shares = [f"{value:.2%}" for value in (s.top1, s.top5)]
+    shares = [f"{value:.2%}" for value in (s.top1, s.top5) if value is not None]
     figures = [s.nll, s.brier, s.ece, s.adaptive_ece, each.scaled.ece]
     figures += [detects.auroc, detects.aupr, detects.fpr95] if detects else []
     return shares + [f"{value:.4f}" for value in figures]
@@ -250,6 +273,7 @@ def predict(
         list[str], typer.Argument(help="Pictures, folders of pictures, or patterns such as 'photos/*.jpg'.")
     ],
     top: Annotated[int, typer.Option("--top", min=1, help="Show so many classes of each.")] = 5,
+    tta: options.Tta = 0,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time; memory grows with it.")
     ] = 32,
@@ -270,9 +294,10 @@ def predict(
     """
     import torch
 
-    from sparsetune.backbone import logits_of
+    from sparsetune.data import mirrors
     from sparsetune.delta import inspect, load
     from sparsetune.host import pick_device
+    from sparsetune.train import Views, probabilities_of
 
     if out is not None and out.suffix not in TABLES:
         raise ConfigError(f"'{out}' does not end in {' or '.join(TABLES)}, the tables that are written.")
@@ -280,6 +305,7 @@ def predict(
     header = inspect(delta)
     if header.preprocessing is None:
         raise ConfigError(f"{delta} does not say how pictures are prepared; save it with preprocessing=...")
+    views = Views(tta, mirrors(str(header.training.get("data"))))
     named = [each for word in images for each in _pictures(word)]
     if all(error for _, error in named):
         raise DataError("\n".join(str(error) for _, error in named))
@@ -290,8 +316,7 @@ def predict(
         answers = [(name, error or _read(name, header.preprocessing)) for name, error in batch]
         readable = [x for _, x in answers if not isinstance(x, DataError)]
         if readable:
-            with torch.inference_mode():
-                rows = iter(logits_of(net(torch.stack(readable).to(place))).softmax(1).cpu())
+            rows = iter(probabilities_of(net, torch.stack(readable), views))
         for name, answer in answers:
             if isinstance(answer, DataError):
                 console.complain(answer)

@@ -57,7 +57,8 @@ def fit(
     normalisation and classifier are learned unless --fraction, --filters, --rank or --budget says more.
     Over a random backbone they are the paper's: sparsetune fit --model wrn28_4 --fraction 0.1
 
-    Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder.
+    Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder, and of the test
+    pictures report.json, confusion.png and mistakes.png.
     """
     problems: list[str] = []
     with _noted(problems):
@@ -316,24 +317,30 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _report(outcome: Outcome, settings: Run) -> None:
-    from sparsetune.runs import CURVES
+    from sparsetune.runs import CONFUSION, CURVES, MISTAKES, REPORT, weakest
 
     made, delta = outcome.plan, outcome.folder / DELTA
     result, (split, _) = _result(delta), _accuracy(delta)
-    top1, top5, loss = (result[f"{split}_{name}"] for name in ("top1", "top5", "loss"))
+    top1, top5, loss = (result.get(f"{split}_{name}") for name in ("top1", "top5", "loss"))
+    others = [*([] if top5 is None else [f"top-5 {top5:.2%}"]), f"loss {loss:.3f}"]
+    weak = weakest(outcome.folder)
+    report = [name for name in (REPORT, CONFUSION, MISTAKES) if (outcome.folder / name).is_file()]
     kept = f" as {settings.dtype}" if settings.dtype else ""
     whole, size = made.total_parameters * made.itemsize, delta.stat().st_size
     seconds = sum(record.seconds for record in outcome.history)
     console.print_fields(
         [
-            (
-                f"{split} accuracy",
-                f"{top1:.2%}  (top-5 {top5:.2%}, loss {loss:.3f})",
+            (f"{split} accuracy", f"{top1:.2%}  ({', '.join(others)})"),
+            *(
+                [("lowest recall", ", ".join(f"{name} ({recall:.1%})" for name, recall in weak))]
+                if weak
+                else []
             ),
             ("learned", console.share(made.learned_parameters, made.total_parameters)),
             ("delta", str(delta)),
             ("size", f"{console.size(size)}{kept}, {size / whole:.1%} of a whole checkpoint"),
             ("curves", str(outcome.folder / CURVES)),
+            *([("report", ", ".join([str(outcome.folder / report[0]), *report[1:]]))] if report else []),
             ("time", f"{seconds:.1f} s for {_epochs(len(outcome.history))}"),
         ]
     )

@@ -242,6 +242,14 @@ BackboneFile = Annotated[
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")
 ]
+Tta = Annotated[
+    int,
+    typer.Option(
+        "--tta",
+        help="Average over so many views of each picture: itself, its mirror image (not of the data set "
+        "digits), crops. For digits, letters or signs of your own leave it out.",
+    ),
+]
 Device = Annotated[str | None, typer_option(options_of(FitConfig)["device"])]
 Compression = Annotated[
     str,

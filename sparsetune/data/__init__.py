@@ -5,7 +5,7 @@ Imports ``host``. Nothing here knows of models.
 - ``data``: ``open_data`` and ``Data``, what all of this comes to.
 - ``named``: digits, CIFAR, the Hub; ``folder``: a local folder, read by ``listing`` (what lies there),
   ``layout`` (which folders are splits, which classes) and ``parquet``.
-- ``splits``: pictures with labels, and how they are parted; ``seen``: which of them were trained on.
+- ``splits``: pictures with labels, how they are parted, and which of them were trained on.
 - ``images``: a file to pixels; ``preprocessing``: pixels to numbers, and augmentation.
 - ``loading``: numbers to batches, the same in any number of processes.
 
@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     from sparsetune.data.images import decode
     from sparsetune.data.listing import scan
     from sparsetune.data.loading import Feed, count_steps, loader
-    from sparsetune.data.named import NAMES, address, is_folder, namesake, told
+    from sparsetune.data.named import NAMES, address, is_folder, mirrors, namesake, told
     from sparsetune.data.parquet import ParquetImages, write_table
     from sparsetune.data.preprocessing import Augment, Mix, Preprocessing, mixing
-    from sparsetune.data.seen import MOST, Overlap, Seen, seen_by_all
-    from sparsetune.data.splits import Split, balanced, split_by_content, split_in_two
+    from sparsetune.data.splits import (
+        MOST,
+        Overlap,
+        Seen,
+        Split,
+        balanced,
+        seen_by_all,
+        split_by_content,
+        split_in_two,
+    )
 else:
     __getattr__ = lazily(__name__)
 
@@ -47,6 +55,7 @@ __all__ = [
     "decode",
     "is_folder",
     "loader",
+    "mirrors",
     "mixing",
     "namesake",
     "open_data",

@@ -18,7 +18,7 @@ import numpy as np
 
 from sparsetune.data import named
 from sparsetune.data.folder import read
-from sparsetune.data.named import NAMES, address
+from sparsetune.data.named import NAMES, address, mirrors
 from sparsetune.data.preprocessing import Augment, Preprocessing
 from sparsetune.data.splits import Split, Splits, balanced
 from sparsetune.errors import ConfigError, DataError, UnknownNameError
@@ -180,7 +180,7 @@ def open_data(
         test=splits.test,
         classes=splits.classes,
         preprocessing=form,
-        augment=Augment(pad=min(height, width) // 8, flip=source != "digits"),
+        augment=Augment(pad=min(height, width) // 8, flip=mirrors(source)),
         validation=splits.validation,
         source=address(source),
         found=splits.found,

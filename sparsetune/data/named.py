@@ -47,6 +47,11 @@ def namesake(source: str) -> str | None:
     return None
 
 
+def mirrors(source: str) -> bool:
+    """Whether the mirror image of a picture is of the same class, which is so but for the digits."""
+    return source != "digits"
+
+
 def read_cifar(name: str, cache: Path) -> Splits:
     """Read one of the two sets, downloaded into ``cache`` on first use; torchvision checks each file's MD5.
 

@@ -3,13 +3,14 @@
 Imports ``train``.
 
 - ``settings``: ``Run``, all that decides a run; ``folder``: its folder; ``run``: the way through.
-- ``members``: an ensemble's runs.
+- ``report``: what a classifier makes of a split, in numbers and pictures; ``members``: an ensemble's runs.
 - ``choosing``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
 """
 
 from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
+from sparsetune.runs.report import CONFUSION, MISTAKES, REPORT, Report, evaluate, report_on, weakest
 from sparsetune.runs.run import BLUE, Outcome, run
 from sparsetune.runs.settings import Run
 from sparsetune.runs.spend import LATER, UNIFORM, WAYS, candidates, spend
@@ -18,11 +19,15 @@ __all__ = [
     "BLUE",
     "BUNDLE",
     "CHECKPOINT",
+    "CONFUSION",
     "CURVES",
     "Choice",
     "KEPT",
     "LATER",
+    "MISTAKES",
     "Outcome",
+    "REPORT",
+    "Report",
     "Run",
     "Together",
     "Trial",
@@ -31,10 +36,13 @@ __all__ = [
     "bundle_members",
     "candidates",
     "choose",
+    "evaluate",
     "measure",
     "recorded",
+    "report_on",
     "run",
     "run_members",
     "spend",
     "try_out",
+    "weakest",
 ]

@@ -6,12 +6,12 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
@@ -32,6 +32,7 @@ from sparsetune.runs.folder import (
     leave,
     recorded,
 )
+from sparsetune.runs.report import report_on
 from sparsetune.runs.settings import Run, adapt, build, follow
 from sparsetune.sliced import adapted
 from sparsetune.spec import AUTO
@@ -163,6 +164,8 @@ class _Training:
     settings: Run
     folder: Path
     group: Processes
+    looks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Logits and labels of the test pictures, of which the last stand for what was learned."""
 
     def run(self, resume: bool, time_budget: float | None, watch: Watch | None) -> list[Epoch]:
         """Train, and keep the record of each epoch in the folder."""
@@ -185,6 +188,7 @@ class _Training:
                 resume=resume,
                 time_budget=time_budget,
                 watch=record if self.group.is_main else None,
+                looked=lambda *look: self.looks.append(look),
             )
             if self.group.is_main:
                 _write_history(metrics, history)
@@ -195,12 +199,18 @@ class _Training:
         return history
 
     def finish(self, history: list[Epoch]) -> None:
-        """Write what was learned, and the curves; the checkpoint goes."""
+        """Write what was learned, the curves, and a report of what it is worth; the checkpoint goes."""
         settings, folder = self.settings, self.folder
         title = f"{settings.model} on {self.data.name}, {_what(settings)}"
         with replacing(folder / CURVES) as temporary:
             draw_curves(history, title).savefig(temporary, format="png", dpi=150)
-        write_finished(self.net, folder / DELTA, settings, self.data, final(history))
+        if rounded := write_finished(self.net, folder / DELTA, settings, self.data, final(history)):
+            self.looks.append(rounded)
+        if not self.looks:  # an earlier call has looked, and was stopped before it came to this
+            self.looks.append(_look(self.net, settings, self.data))
+        (logits, _), data = self.looks[-1], self.data
+        made = report_on(logits.double().softmax(1), data.judged, data.classes, data.name, data.judged_by)
+        made.save(folder)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -257,7 +267,14 @@ def _read_history(path: Path) -> list[Epoch]:
         ) from error
 
 
-def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch) -> None:
+def _look(net: nn.Module, settings: Run, data: Data) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the pictures that the run is judged by."""
+    return predict_logits(net, loader(data.judged, data.preprocessing, batch_size=settings.config.batch_size))
+
+
+def write_finished(
+    net: nn.Module, path: Path, settings: Run, data: Data, last: Epoch
+) -> tuple[Tensor, Tensor] | None:
     """Save what a run has learned.
 
     The result in the file is what the training came to, but for that of a file in fewer bits, which is
@@ -270,20 +287,24 @@ def write_finished(net: nn.Module, path: Path, settings: Run, data: Data, last: 
         data: What it was trained on.
         last: What it came to.
 
+    Returns:
+        Logits and labels of the test pictures, where a file in fewer bits was measured.
+
     Raises:
         DeltaError: When a value is beyond what the settings' ``dtype`` holds.
         SparsetuneError: As ``save`` raises.
     """
     save(net, path, **_said(settings, data, last))
-    if settings.dtype:
-        rounded = copy.deepcopy(net)
-        fill_rounded(rounded, path, settings.dtype)
-        batches = loader(data.judged, data.preprocessing, batch_size=settings.config.batch_size)
-        logits, labels = predict_logits(rounded, batches)
-        found = score(logits, labels)
-        values: dict[str, Any] = {"top1": found.top1, "top5": found.top5, "loss": found.nll}
-        last = replace(last, **{f"{data.judged_by}_{name}": value for name, value in values.items()})
-        save(net, path, **_said(settings, data, last), dtype=settings.dtype)
+    if not settings.dtype:
+        return None
+    rounded = copy.deepcopy(net)
+    fill_rounded(rounded, path, settings.dtype)
+    look = _look(rounded, settings, data)
+    found = score(*look)
+    values: dict[str, Any] = {"top1": found.top1, "top5": found.top5, "loss": found.nll}
+    last = replace(last, **{f"{data.judged_by}_{name}": value for name, value in values.items()})
+    save(net, path, **_said(settings, data, last), dtype=settings.dtype)
+    return look
 
 
 def longest_said(settings: Run, data: Data) -> dict[str, Any]:

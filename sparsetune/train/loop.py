@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsetune.backbone import check_classifier
 from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps, mixing
@@ -58,6 +59,7 @@ def fit(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
+    looked: Looked | None = None,
 ) -> History:
     """Train an adapted model in place; it is left in evaluation mode, on the device that it was trained on.
 
@@ -87,6 +89,8 @@ def fit(
         time_budget: Seconds after which to save and stop, at the end of a step.
         watch: Called after each step and each epoch; left out, a bar is shown where stderr is a terminal, and
             in a notebook.
+        looked: Called with the logits ``(N, classes)`` and labels of the judged pictures, in their order, once
+            the last epoch has looked at them.
 
     Returns:
         A record for each finished epoch, a list that prints itself as a table; fewer than ``config.epochs``
@@ -122,7 +126,7 @@ def fit(
     same |= {RATE: rate.to_json()} if rate else {}
     if time_budget is not None:
         time_budget -= time.monotonic() - began
-    how: Any = {"checkpoint": checkpoint, "resume": resume, "time_budget": time_budget}
+    how: Any = {"checkpoint": checkpoint, "resume": resume, "time_budget": time_budget, "looked": looked}
     with shown(config.epochs) if watch is None else nullcontext(watch) as told:
         records = train(net, data, config, same, **how, watch=told)
     about = Start(state.backbone, state.plan, data, config, rate).lines()
@@ -147,6 +151,7 @@ def train(
     resume: bool = False,
     time_budget: float | None = None,
     watch: Watch | None = None,
+    looked: Looked | None = None,
 ) -> list[Epoch]:
     """Do what :func:`fit` does for any classifier: those of its parameters learn that require gradients.
 
@@ -172,6 +177,8 @@ def train(
                     pass
         finally:
             net.eval()
+        if looked and training.look and training.is_finished:
+            looked(*training.look)
     return [Epoch(**record) for record in training.position.history]
 
 
@@ -206,6 +213,7 @@ class _Training:
         self.stepper = Stepper(net, config, self.updates, group, size, tail, weights, mix)
         self.position = Position()
         self.best = Best(self.net)
+        self.look: tuple[Tensor, Tensor] | None = None
         for name, needed in (("keep 'best'", config.keep == "best"), ("patience", config.patience > 0)):
             if needed and data.validation is None:
                 raise ConfigError(
@@ -333,10 +341,12 @@ class _Training:
             watch(record)
 
     def _scores(self, feed: AnyFeed) -> Scores:
-        net = feed.tail if isinstance(feed, KeptFeed) else self.net
-        logits, labels = predict_logits(net, feed.epoch())
-        logits, labels = (joined_rows(self.group.all_of(each)) for each in (logits, labels))
-        found = score(logits, labels)
+        net, rows = (feed.tail, feed.feed.rows()) if isinstance(feed, KeptFeed) else (self.net, feed.rows())
+        own = *predict_logits(net, feed.epoch()), torch.from_numpy(np.concatenate([np.arange(0), *rows]))
+        logits, labels, numbers = (joined_rows(self.group.all_of(each)) for each in own)
+        order = numbers.argsort()
+        self.look = logits[order], labels[order]
+        found = score(*self.look)
         self._check_finite(found.nll)
         return found
 

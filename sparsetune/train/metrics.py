@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
 
@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sparsetune.backbone import device_of, evaluating, logits_of
+from sparsetune.errors import ConfigError
 
 ECE_BINS = 15
 HALVINGS = 60
 """Steps of bisection, enough for float64."""
 COLDEST, HOTTEST = 1e-3, 1e3
 """Temperatures between which the best one is looked for."""
+CROP = 7 / 8
+"""Share of a picture's sides that crops of it have, where predictions are averaged over views."""
+CORNERS = ((0, 0), (1, 1), (0, 1), (1, 0))
+"""Where they lie, down and across, in their order."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Scores:
 
     Attributes:
         top1: Share of pictures whose class has the largest probability.
-        top5: Share whose class is among the five largest (all classes, where there are fewer).
+        top5: Share whose class is among the five largest; ``None`` where there are no more classes than that.
         nll: Mean negative log-likelihood, in nats.
         brier: Mean squared distance between probabilities and the one-hot class, summed over classes.
         ece: Expected calibration error over 15 equal-width bins of confidence.
@@ -33,7 +38,7 @@ class Scores:
     """
 
     top1: float
-    top5: float
+    top5: float | None
     nll: float
     brier: float
     ece: float
@@ -41,8 +46,8 @@ class Scores:
     count: int
 
     def to_json(self) -> dict[str, float]:
-        """Return the scores as plain JSON values."""
-        return asdict(self)
+        """Return the scores as plain JSON values, those that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,13 @@ def scores(probabilities: Tensor, labels: Tensor) -> Scores:
     """
     probabilities = probabilities.double()
     truth = probabilities.gather(1, labels[:, None]).squeeze(1)
-    ranked = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices == labels[:, None]
+    classes = probabilities.shape[1]
+    top5 = probabilities.topk(5).indices == labels[:, None] if classes > 5 else None
     confidence, predicted = probabilities.max(1)
-    onehot = torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    onehot = torch.nn.functional.one_hot(labels, classes)
     return Scores(
         top1=(predicted == labels).double().mean().item(),
-        top5=ranked.any(1).double().mean().item(),
+        top5=None if top5 is None else top5.any(1).double().mean().item(),
         nll=-truth.clamp_min(torch.finfo(torch.float64).tiny).log().mean().item(),
         brier=(probabilities - onehot).square().sum(1).mean().item(),
         ece=_calibration_error(confidence, predicted == labels),
@@ -217,6 +223,88 @@ def _false_alarms(alarm: Tensor, truth: Tensor, recall: float) -> float:
     caught = alarm[truth].sort(descending=True).values
     threshold = caught[-(-round(recall * 1000) * len(caught) // 1000) - 1]
     return (alarm[~truth] >= threshold).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a picture over which predictions are averaged (test-time augmentation).
+
+    First comes the picture itself, then its mirror image, then crops of 7/8 of its sides at the four corners,
+    enlarged to the old size: every second one mirrored, then the same four the other way round.
+
+    Args:
+        count: How many; 0 or 1 for the picture alone.
+        mirrored: Whether mirror images are among them; digits have other meanings in a mirror.
+
+    Raises:
+        ConfigError: When there are not so many.
+    """
+
+    count: int = 0
+    mirrored: bool = True
+
+    def __post_init__(self) -> None:
+        most = 2 + 2 * len(CORNERS) if self.mirrored else 1 + len(CORNERS)
+        if not 0 <= self.count <= most:
+            why = "" if self.mirrored else ", none of them mirrored: in a mirror it may be of another class"
+            raise ConfigError(f"tta {self.count} cannot be met; a picture has 0 to {most} views{why}.")
+
+    def of(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield so many views of pictures ``(B, C, H, W)``, each of that shape."""
+        yield x
+        crops = [(corner, (index + index // 4) % 2 == 1) for index, corner in enumerate(2 * CORNERS)]
+        if not self.mirrored:
+            crops = [(corner, False) for corner in CORNERS]
+        elif self.count > 1:
+            yield x.flip(3)
+        for corner, flipped in crops[: max(0, self.count - 1 - self.mirrored)]:
+            view = _cropped(x, corner)
+            yield view.flip(3) if flipped else view
+
+
+def _cropped(x: Tensor, corner: tuple[int, int]) -> Tensor:
+    """Cut out a corner, and enlarge it to the old size."""
+    sides = [max(1, round(CROP * side)) for side in x.shape[2:]]
+    top, left = (at * (side - kept) for at, side, kept in zip(corner, x.shape[2:], sides, strict=True))
+    window = x[:, :, top : top + sides[0], left : left + sides[1]]
+    return torch.nn.functional.interpolate(window, x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def probabilities_of(net: nn.Module, x: Tensor, views: Views | None = None) -> Tensor:
+    """Return a classifier's probabilities, averaged over views of each picture.
+
+    Args:
+        net: A classifier, in the mode in which it is to answer.
+        x: Pictures ``(B, C, H, W)``, on any device.
+        views: Which; by default the pictures alone.
+
+    Returns:
+        ``(B, classes)`` in float64, on the CPU.
+    """
+    x = x.to(device_of(net), non_blocking=True)
+    with torch.inference_mode():
+        found = [logits_of(net(view)).float().cpu().double().softmax(1) for view in (views or Views()).of(x)]
+    return torch.stack(found).mean(0)
+
+
+def predict(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], views: Views | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a classifier's probabilities over all batches, in evaluation mode; modes are restored after.
+
+    Args:
+        net: A classifier.
+        batches: Pairs of pictures ``(B, C, H, W)`` and labels ``(B,)``.
+        views: Over which the probabilities of each picture are averaged; by default it alone.
+
+    Returns:
+        Probabilities ``(N, classes)`` in float64 and labels ``(N,)``, on the CPU.
+    """
+    with evaluating(net):
+        found = [(probabilities_of(net, x, views), y) for x, y in batches]
+    none = (torch.empty(0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
+    rows, labels = zip(none, *found, strict=True)
+    return joined_rows([*rows]), torch.cat(labels)
 
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -116,6 +117,52 @@ def test_validation_is_shown_and_test_is_told_at_the_end(sparsetune, trained):
     found = sparsetune("eval r/delta.safetensors --json --data", data).json["members"][0]
     assert found["top1"] == lines[1]["test_top1"]
     assert found["nll"] == pytest.approx(lines[1]["test_loss"], rel=1e-5)
+
+
+def test_a_report_is_written_and_printed(sparsetune, trained):
+    data, run = trained
+    delta = run / "delta.safetensors"
+    result = sparsetune("eval", delta, "--data", data, "-b", 16, "--report", "told")
+    told = json.loads(Path("told/report.json").read_text())
+    assert told == json.loads((run / "report.json").read_text())
+    lines = result.out.splitlines()
+    assert lines[1].split() == ["delta", "top-1", "NLL", "Brier", "ECE", "aECE", "ECE", "at", "T"]
+    assert f"20 test pictures of digits: accuracy {told['accuracy']:.2%}, " in result.out
+    assert {each["name"] for each in told["classes"]} == {"class 3", "class 4"}
+    for each in told["mistakes"]:
+        assert each["true"] != each["predicted"]
+        assert (data / "test" / each["picture"]).is_file()
+    value = sparsetune("eval", delta, delta, "--data", data, "--report", "both", "--json").json
+    assert value["report"] == "both"
+    assert "top5" not in value["members"][0]
+    both = json.loads(Path("both/report.json").read_text())  # of two equal members
+    assert both["nll"] == pytest.approx(told["nll"])
+    wrong = sparsetune("eval", delta, "--data", data, "--report", delta, code=2)
+    assert wrong.out == ""
+    assert wrong.err.splitlines()[-1].startswith(f"error: cannot write {delta}/confusion.png: ")
+
+
+def test_predictions_are_averaged_over_views(sparsetune, refused, trained, deltas):
+    data, run = trained
+    delta, opened = run / "delta.safetensors", st.open_data(str(data))
+    form, net = st.inspect(delta).preprocessing, st.load(delta)
+    x = torch.stack([form.apply(opened.test[i][0]) for i in range(len(opened.test))])
+    with torch.no_grad():
+        p = torch.stack([net(x).softmax(1), net(x.flip(3)).softmax(1)]).mean(0)
+    nll = -p[torch.arange(len(x)), opened.test.labels].log().mean().item()
+    found = sparsetune("eval", delta, "--data", data, "--tta", 2, "--json").json["members"][0]
+    assert found["nll"] == pytest.approx(nll, rel=1e-4)
+    picture = sorted((data / "test").rglob("*.png"))[0]
+    ((each,),) = [sparsetune("predict", delta, picture, "--tta", 2, "--json").json]
+    ranked = {one["name"]: one["probability"] for one in each["classes"]}
+    assert ranked == pytest.approx(dict(zip(opened.classes, p[0].tolist(), strict=True)), abs=1e-5)
+    assert refused("predict", delta, picture, "--tta", 11) == (
+        "tta 11 cannot be met; a picture has 0 to 10 views."
+    )
+    assert refused("eval", deltas[0], "--tta", 6) == (
+        "tta 6 cannot be met; a picture has 0 to 5 views, none of them mirrored: in a mirror it may be of "
+        "another class."
+    )
 
 
 def test_one_line_says_what_was_found(sparsetune, trained):

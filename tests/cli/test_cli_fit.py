@@ -29,12 +29,22 @@ def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
     lines = result.out.splitlines()
     assert re.fullmatch(r"test accuracy +[\d.]+%  \(top-5 [\d.]+%, loss [\d.]+\)", lines[0])
     assert f"{record['test_top1']:.2%}" in lines[0]
-    assert lines[1].split(maxsplit=1) == ["learned", "95,702 of 373,658 values (25.6%)"]
-    assert lines[2].split() == ["delta", "runs/test_resnet-digits-f0.25-s0/delta.safetensors"]
-    assert lines[3].split(maxsplit=1)[1].startswith(f"{size / 1024:.1f} KiB, 26.")
-    assert lines[4].split() == ["curves", "runs/test_resnet-digits-f0.25-s0/curves.png"]
-    assert lines[5].endswith("for 2 epochs")
-    assert len({re.match(r"\w+( \w+)? +", line).end() for line in lines[:6] if "test" not in line}) == 1
+    told = json.loads(Path("runs/test_resnet-digits-f0.25-s0/report.json").read_text())
+    assert told["accuracy"] == record["test_top1"]
+    named = re.fullmatch(
+        r"lowest recall +(\d) \([\d.]+%\), (\d) \([\d.]+%\), (\d) \([\d.]+%\)", lines[1]
+    ).groups()
+    recalls = {each["name"]: each["recall"] for each in told["classes"]}
+    assert max(recalls[name] for name in named) <= min(recalls[name] for name in {*recalls} - {*named})
+    assert lines[2].split(maxsplit=1) == ["learned", "95,702 of 373,658 values (25.6%)"]
+    assert lines[3].split() == ["delta", "runs/test_resnet-digits-f0.25-s0/delta.safetensors"]
+    assert lines[4].split(maxsplit=1)[1].startswith(f"{size / 1024:.1f} KiB, 26.")
+    assert lines[5].split() == ["curves", "runs/test_resnet-digits-f0.25-s0/curves.png"]
+    files = "runs/test_resnet-digits-f0.25-s0/report.json, confusion.png, mistakes.png"
+    assert lines[6].split(maxsplit=1) == ["report", files]
+    assert lines[7].endswith("for 2 epochs")
+    assert {line[13:15] for line in lines[:8]} == {"  "}
+    assert all(line[15] != " " for line in lines[:8])
     first, *errors = result.err.splitlines()
     assert first.startswith("learning over a random backbone (seed 0); --pretrained or --init-from FILE ")
     assert errors[0] == "learning 95,702 of 373,658 values (25.6%) on 200 pictures of digits"

@@ -16,14 +16,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sparsetune as st
-from sparsetune.data.seen import Seen
+from sparsetune.data.splits import Seen
 from sparsetune.errors import ConfigError, DeltaError, SparsetuneError, StorageError
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
 from sparsetune.train import loop as training
 from sparsetune.train.loop import Epoch
 
-FILES = {"delta.safetensors", "metrics.jsonl", "config.json", "curves.png"}
+REPORT = {"report.json", "confusion.png", "mistakes.png"}
+FILES = {"delta.safetensors", "metrics.jsonl", "config.json", "curves.png", *REPORT}
 
 SHORT = Run(
     model="test_resnet",
@@ -61,7 +62,9 @@ def refused(kind, words, settings=SHORT, folder=None, **kwargs) -> None:
 
 FRESH = multiprocessing.get_context("forkserver")
 """Makes processes in which autograd has not run: one forked from a test's own may not use it."""
-FRESH.set_forkserver_preload(["pytest", "sparsetune.runs", "sklearn.datasets", "matplotlib.figure"])
+FRESH.set_forkserver_preload(
+    ["pytest", "sparsetune.runs", "sklearn.datasets", "matplotlib.figure", "sklearn.metrics"]
+)
 
 
 def apart(action, *args) -> int:
@@ -129,6 +132,7 @@ def test_stopped_by_its_time_budget_it_ends_the_same(settings, tmp_path):
     assert (pieces / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
     assert metrics(pieces) == metrics(whole)
     assert names(pieces) == FILES
+    assert all((pieces / name).read_bytes() == (whole / name).read_bytes() for name in REPORT)
 
 
 def go_on(settings: Run, folder: Path, saves: float) -> None:
@@ -143,7 +147,7 @@ def killed_often(settings: Run, folder: Path, seed: int, longest: float, saves: 
     for kills in range(200):
         process = FRESH.Process(target=go_on, args=(settings, folder, saves))
         process.start()
-        time.sleep(chance.uniform(0, longest * (1 + kills / 10)))  # a slow machine must get past the start
+        time.sleep(chance.uniform(0, longest * (1 + kills / 5)))  # a slow machine must get past the start
         process.kill()
         process.join()
         if (folder / "config.json").exists():
@@ -200,6 +204,28 @@ def test_a_finished_run_is_not_trained_again(straight):
     assert outcome.finished
     assert [record.epoch for record in outcome.history] == [1, 2, 3]
     assert {path.name: path.stat().st_mtime_ns for path in straight.iterdir()} == before
+
+
+def test_stopped_before_its_report_it_looks_again(straight, tmp_path):
+    (tmp_path / "r" / "report.json").mkdir(parents=True)
+    with pytest.raises(
+        StorageError, match=r"cannot write .*report\.json: it is there and is not a plain file"
+    ):
+        run(SHORT, tmp_path / "r")
+    (tmp_path / "r" / "report.json").rmdir()
+    assert run(SHORT, tmp_path / "r", resume=True).finished
+    assert all((tmp_path / "r" / name).read_bytes() == (straight / name).read_bytes() for name in REPORT)
+
+
+def test_the_report_is_of_the_file_s_own_values(tmp_path):
+    """In int8 the model in memory and the one in the file differ."""
+    settings = replace(changed(epochs=1), dtype="int8")
+    run(settings, tmp_path / "r")
+    told = json.loads((tmp_path / "r" / "report.json").read_text())
+    data = st.open_data("digits", test_limit=50)
+    found = st.evaluate(st.load(tmp_path / "r" / "delta.safetensors"), data, batch_size=32)
+    assert told == json.loads(json.dumps(found.to_json()))
+    assert told["nll"] != metrics(tmp_path / "r")[-1]["test_loss"]
 
 
 def test_killed_between_delta_and_end_it_ends(straight, tmp_path):

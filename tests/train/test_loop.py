@@ -382,6 +382,29 @@ def test_a_validation_split_is_watched_and_test_is_kept_for_the_end(tiny, digits
     assert plain[-1].test_top1 == last.test_top1  # what is watched changes nothing of what is learned
 
 
+def test_the_last_look_at_the_test_pictures_is_handed_on(tiny, digits, tmp_path):
+    held, rest = (digits.train.take(rows) for rows in (np.arange(40), np.arange(40, 300)))
+    for data in (digits, replace(digits, train=rest, validation=held)):
+        looks, net = [], tiny()
+        st.fit(net, data, TWO, looked=lambda *look, looks=looks: looks.append(look))
+        ((logits, labels),) = looks
+        x = torch.stack([data.preprocessing.apply(data.test[i][0]) for i in range(len(data.test))])
+        with torch.no_grad():
+            torch.testing.assert_close(logits, net(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(labels, data.test.labels)
+    again = {"checkpoint": tmp_path / "c", "resume": True, "looked": lambda *_: pytest.fail("looks")}
+    st.fit(tiny(), digits, TWO, time_budget=0.0, **again)
+    st.fit(tiny(), digits, TWO, checkpoint=tmp_path / "c", resume=True)
+    st.fit(tiny(), digits, TWO, **again)  # it is done already
+
+
+def test_few_classes_have_no_top5_and_records_that_have_it_are_read(tiny, digits, tmp_path):
+    data = digits.regroup("two", {"low": ["0", "1"], "high": ["8", "9"]})
+    (first, last) = st.fit(tiny(num_classes=2), data, TWO)
+    assert not {"test_top5", "validation_top5"} & {*first.to_json(), *last.to_json()}
+    assert Epoch(**{**first.to_json(), "test_top5": 1.0}).test_top5 == 1.0
+
+
 def test_a_checkpoint_of_changed_data_is_refused_and_of_moved_data_is_not(tmp_path, tiny, digits):
     path = tmp_path / "c"
     straight = st.fit(tiny(), digits, TWO)

@@ -58,6 +58,9 @@ def test_two_processes_learn_what_one_does_and_send_only_what_is_learned(trained
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
     assert told["history"][-1]["train_loss"] == pytest.approx(history[-1].train_loss, rel=1e-5)
     assert told["history"][-1]["test_loss"] == pytest.approx(history[-1].test_loss, rel=1e-4)
+    logits, labels = (torch.tensor(values) for values in told["look"])
+    assert torch.equal(labels, together.digits(32).test.labels)  # in their order, whoever has predicted them
+    torch.testing.assert_close(logits, torch.tensor(together.LOOK[0]), rtol=1e-3, atol=1e-4)
 
     learned = sum(part.learned_numel for part in adapted(alone).plan) * 4
     assert 0 < learned < 0.5 * adapted(alone).plan.total_parameters * 4
@@ -98,9 +101,12 @@ def test_the_command_line_on_two_processes_writes_and_speaks_once(tmp_path):
     (delta,) = tmp_path.glob("runs/*/delta.safetensors")
     assert {path.name for path in delta.parent.iterdir()} == {
         "config.json",
+        "confusion.png",
         "curves.png",
         "delta.safetensors",
         "metrics.jsonl",
+        "mistakes.png",
+        "report.json",
     }
     data = st.open_data("digits", test_limit=1)
     ((x, y),) = loader(data.test, data.preprocessing, batch_size=2)

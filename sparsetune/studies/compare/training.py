@@ -141,7 +141,11 @@ CHOICE = "choice.json"
 def scored(last: Epoch) -> Result:
     """Return what a training's last epoch came to."""
     return {
-        **{name: getattr(last, f"{last.judged}_{name}") for name in ("top1", "top5", "loss")},
+        **{
+            name: value
+            for name in ("top1", "top5", "loss")
+            if (value := getattr(last, f"{last.judged}_{name}")) is not None
+        },
         "train_top1": last.train_top1,
         "train_loss": last.train_loss,
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sparsetune as st
-from sparsetune.data.seen import Overlap, Seen
+from sparsetune.data.splits import Overlap, Seen
 from sparsetune.delta.values import soup
 
 ONE = st.FitConfig(epochs=1, batch_size=32, lr=0.05)
