@@ -149,10 +149,9 @@ def _evaluate(
         other += [torch.stack(other).mean(0)] if other else []
     measured = [_measure(name, known[i], labels, other[i] if other else None) for i, name in enumerate(names)]
     differ = diversity(together) if len(files) > 1 else None
-    judged = (
-        report_on(known[-1], opened.judged, opened.classes, opened.name, opened.judged_by) if report else None
-    )
-    if judged and report:
+    judged = None
+    if report:
+        judged = report_on(known[-1], opened.judged, opened.classes, opened.name, opened.judged_by)
         judged.save(report)
     if as_json:
         value = _value(opened, others, len(labels), measured, differ, overlaps)

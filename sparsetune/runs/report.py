@@ -154,8 +154,9 @@ class Report:
     def __str__(self) -> str:
         macro, header = self.macro, ("precision", "recall", "F1", "pictures")
         told = [
-            f"{self.scores.count:,} {self.judged_by} pictures of {self.data}: accuracy {self.scores.top1:.2%}, balanced "
-            f"{self.balanced_accuracy:.2%}, macro precision {macro['precision']:.2%}, F1 {macro['f1']:.2%}"
+            f"{self.scores.count:,} {self.judged_by} pictures of {self.data}: "
+            f"accuracy {self.scores.top1:.2%}, balanced {self.balanced_accuracy:.2%}, "
+            f"macro precision {macro['precision']:.2%}, F1 {macro['f1']:.2%}"
         ]
         ranked = sorted(self.classes, key=lambda each: 2.0 if each.recall is None else each.recall)
         shown = ranked[:MOST_LINES]
@@ -171,7 +172,7 @@ class Report:
 
 
 def evaluate(net: nn.Module, data: Data, *, tta: int = 0, batch_size: int = 256, workers: int = 0) -> Report:
-    """Judge a classifier by the test pictures, or else those of validation: ``print(st.evaluate(net, data))``.
+    """Judge a classifier by the test pictures, or else by validation: ``print(st.evaluate(net, data))``.
 
     Args:
         net: A classifier, adapted or not; it is left as it is.

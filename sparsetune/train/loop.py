@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -46,6 +47,7 @@ AnyFeed = Feed | KeptFeed
 
 CHECKPOINT_SECONDS = 60.0
 """At least so often a long epoch is saved on the way."""
+Looked = Callable[[Tensor, Tensor], None]
 RATE = "rate"
 """Where a checkpoint holds how the learning rate was found."""
 
@@ -89,8 +91,8 @@ def fit(
         time_budget: Seconds after which to save and stop, at the end of a step.
         watch: Called after each step and each epoch; left out, a bar is shown where stderr is a terminal, and
             in a notebook.
-        looked: Called with the logits ``(N, classes)`` and labels of the judged pictures, in their order, once
-            the last epoch has looked at them.
+        looked: Called with the logits ``(N, classes)`` and labels of the pictures that the training is judged
+            by, in their order, once the last epoch has looked at them.
 
     Returns:
         A record for each finished epoch, a list that prints itself as a table; fewer than ``config.epochs``
