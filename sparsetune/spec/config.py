@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, Self
 
 from sparsetune.errors import ConfigError, SparsetuneError, UnknownNameError
+from sparsetune.host import bytes_from
 from sparsetune.spec.option import option, options_of, out_of_range, shown
 from sparsetune.spec.recipe import Recipe
 
@@ -46,7 +47,7 @@ POLICY = re.compile(
 LOGS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Libraries that can take a training's numbers, by the names of their modules and packages."""
 
-FREE = ("workers", "device", "channels_last", "log")
+FREE = ("workers", "device", "channels_last", "log", "cache")
 """Settings that change where and how fast a training runs, not what it comes to but for rounding."""
 
 
@@ -91,6 +92,8 @@ class FitConfig:
             share of the training pictures; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
             one in each epoch. What frozen layers before the first learned one make of a view is kept.
+        cache: Most that this may take on disk, in a temporary file, where it takes more than a quarter of the
+            free memory, such as ``2GB``; ``None`` for nothing: it is then computed anew.
         clip_grad: Longest norm of all gradients together; 0 for no limit.
         grad_accum_steps: Batches whose gradients make one step of the optimiser together.
         layer_decay: Factor by which the learning rate of each of timm's layers is below that of the next;
@@ -225,6 +228,12 @@ class FitConfig:
             late=True,
         ),
     )
+    cache: str | None = field(
+        default=None,
+        metadata=option(
+            "Most that kept views may take on disk, where memory is short, such as 2GB.", kind=str, late=True
+        ),
+    )
     clip_grad: float = field(
         default=0.0, metadata=option("Longest norm of all gradients together; 0: any.", least=0, late=True)
     )
@@ -351,6 +360,17 @@ class FitConfig:
         for name in self.log if isinstance(self.log, tuple) else ():
             if name in LOGS and not _is_installed(name):
                 yield f"log '{name}' needs a library that is not here; pip install {name}, or leave it out."
+
+        if self.cache is not None:
+            try:
+                bytes_from(str(self.cache))
+            except ConfigError as error:
+                yield f"cache: {error}"
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache`` in bytes."""
+        return 0 if self.cache is None else bytes_from(self.cache)
 
     def describe(self) -> str:
         """Return a few plain words, such as ``adamw, lr 0.001, 10 epochs of batches of 16``."""

@@ -38,7 +38,7 @@ from sparsetune.train.checkpoint import (
 from sparsetune.train.history import Epoch, History, Start, Step, Watch, is_finished, shown, unwatched
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
-from sparsetune.train.prefix import KeptFeed, Tail, fits, tail_of
+from sparsetune.train.prefix import KeptFeed, Tail, place, tail_of
 from sparsetune.train.processes import Processes, processes
 from sparsetune.train.recipe import Rate, augmented, class_weights, find_rate, parted, recipe_for, start_
 from sparsetune.train.step import Stepper, recomputing
@@ -285,9 +285,10 @@ class _Training:
             return None, (feed, watched)
         self.net.to(self.group.device)
         tail = tail_of(self.net, next(iter(watched.in_order(0, 0, 2))))
-        if tail is None or not fits(feed, tail, self.config.views):
+        where = tail and place((feed, watched), tail, self.config.views, self.config.cache_bytes)
+        if tail is None or where is None:
             return None, (feed, watched)
-        return tail, (KeptFeed(feed, tail), KeptFeed(watched, tail))
+        return tail, (KeptFeed(feed, tail, where == "disk"), KeptFeed(watched, tail, where == "disk"))
 
     def _feed(self, split: Split, augment: Augment | None = None) -> Feed:
         return Feed(

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from shutil import disk_usage
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparsetune.backbone import evaluating
 from sparsetune.data import Feed
-from sparsetune.host import free_bytes
+from sparsetune.errors import StorageError
+from sparsetune.host import free_bytes, size
 from sparsetune.parts import keeps_statistics
 
 SHARE = 0.25
-"""Most of a device's free memory that outputs of the frozen layers may take."""
+"""Most of a device's free memory that outputs of the frozen layers may take; what takes more goes to disk."""
 CHUNK = 32
 """Pictures that go through the frozen layers at once, always the same ones, so that results never differ."""
 
@@ -146,10 +151,12 @@ class KeptFeed:
     Attributes:
         feed: The pictures.
         tail: What comes behind the frozen layers.
+        on_disk: Whether it is kept in a temporary file, which is gone with the process.
     """
 
     feed: Feed
     tail: Tail
+    on_disk: bool = False
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
     def epoch(
@@ -161,17 +168,51 @@ class KeptFeed:
         kept = self._kept[view]
         for rows in self.feed.rows(seed, number)[skip:]:
             index = torch.from_numpy(rows)
-            yield kept.index_select(0, index.to(kept.device)), self.feed.split.labels[index]
+            x = kept.index_select(0, index.to(kept.device))
+            yield x.to(self.feed.device), self.feed.split.labels[index]
 
     def _pass(self, seed: int | None, view: int) -> Tensor:
         """What the first learned layer is given for every picture, in their order."""
         with evaluating(self.tail.net):
-            return torch.cat([self.tail.given(x) for x in self.feed.in_order(seed or 0, view, CHUNK)])
+            given = (self.tail.given(x) for x in self.feed.in_order(seed or 0, view, CHUNK))
+            if not self.on_disk:
+                return torch.cat([*given])
+            first = next(given)
+            kept = _on_disk((len(self.feed.split), *first.shape[1:]), first.dtype)
+            done = 0
+            for part in chain([first], given):
+                kept[done : done + len(part)] = part
+                done += len(part)
+            return kept
 
 
-def fits(feed: Feed, tail: Tail, views: int) -> bool:
-    """Whether the outputs of a split's frozen layers fit into memory."""
+def _on_disk(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor in a file without a name, which the system removes when nothing uses it any more."""
+    count = math.prod(shape) * dtype.itemsize
+    if count > (free := disk_usage(gettempdir()).free):
+        raise StorageError(
+            f"{gettempdir()} has {size(free)} free, and outputs of the frozen layers take {size(count)}; "
+            "free some, set TMPDIR to a folder on another disk, or leave cache out."
+        )
+    with TemporaryFile() as file:
+        held = np.memmap(file, np.uint8, "w+", shape=(count,))
+    return torch.from_numpy(held).view(dtype).view(shape)
+
+
+def place(feeds: Sequence[Feed], tail: Tail, views: int, cache: int) -> Literal["memory", "disk"] | None:
+    """Return where the outputs of the frozen layers have room: in a quarter of free memory, or in a file.
+
+    Args:
+        feeds: Training pictures, of which there are ``views``, and those that are watched.
+        tail: What comes behind the frozen layers.
+        views: How many views of each training picture are kept.
+        cache: Most bytes on disk.
+    """
+    train, watched = feeds
     with evaluating(tail.net):
-        one = tail.given(next(iter(feed.in_order(0, 0, 1))))
-    needed = views * len(feed.split) * math.prod(one.shape) * one.element_size()
-    return needed <= SHARE * free_bytes(feed.device)
+        one = tail.given(next(iter(train.in_order(0, 0, 1))))
+    each = math.prod(one.shape) * one.element_size()
+    needed = (views * len(train.split) + len(watched.split)) * each
+    if needed <= SHARE * free_bytes(train.device):
+        return "memory"
+    return "disk" if needed <= cache else None

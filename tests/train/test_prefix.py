@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 import sparsetune as st
-from sparsetune.train.prefix import Last, Tail, tail_of
+from sparsetune.errors import ConfigError, StorageError
+from sparsetune.train.prefix import Last, Tail, _on_disk, tail_of
 
 HEAD = st.Learn(filters=0, norm=False, norm_stats="frozen")
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -134,6 +135,34 @@ def test_views_take_turns_and_a_stopped_training_goes_on(data, tmp_path):
             break
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     assert [r.validation_loss for r in found] == [r.validation_loss for r in history]
+
+
+def test_where_memory_is_short_views_are_kept_on_disk(data, monkeypatch):
+    found = {}
+    for name, share, cache in (("memory", 0.25, None), ("disk", 0.0, "100MB"), ("nowhere", 0.0, "1KB")):
+        monkeypatch.setattr("sparsetune.train.prefix.SHARE", share)
+        net = st.adapt_(st.create("test_resnet", num_classes=10), HEAD)
+        seen = passes(net)
+        config = st.FitConfig(epochs=3, opt="adamw", lr=0.01, views=2, val_share=0.2, cache=cache)
+        history = st.fit(net, data, config)
+        found[name] = sum(seen), net.fc.weight.detach().clone(), [r.validation_loss for r in history]
+    assert found["disk"][0] == found["memory"][0] < found["nowhere"][0]
+    assert torch.equal(found["disk"][1], found["memory"][1])
+    assert found["disk"][2] == found["memory"][2]
+
+
+def test_a_full_disk_is_told_of_before_anything_is_written():
+    with pytest.raises(StorageError, match=r"outputs of the frozen layers take .*; free some, set TMPDIR"):
+        _on_disk((10**9, 10**6), torch.float32)
+    held = _on_disk((3, 2), torch.bfloat16)
+    held[1] = 1.5
+    assert held.tolist() == [[0, 0], [1.5, 1.5], [0, 0]]
+
+
+@pytest.mark.parametrize("cache", ["much", "0", "-2GB"])
+def test_a_cache_that_is_no_size_is_refused(cache):
+    with pytest.raises(ConfigError, match=f"cache: size '{cache}' is not a number with KB"):
+        st.FitConfig(cache=cache)
 
 
 def test_torchvision_models_have_it_too():
