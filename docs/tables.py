@@ -29,6 +29,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("keeping", _keeping_table),
         ("profile", _profile_table),
         ("compile", _compile_table),
+        ("transfer", _transfer_table),
+        ("kept", _kept_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
@@ -160,6 +162,35 @@ def _amount(by_name: dict[str, Any], name: str, measure: str) -> str:
     unit = MEASURES[measure][1]
     value = by_name.get(name, {}).get(f"{measure}_{unit}")
     return "" if value is None else amount(value, unit)
+
+
+def _transfer_table() -> str:
+    rows = [json.loads(line) for line in (RESULTS / "transfer.jsonl").read_text().splitlines()]
+    methods = ["logistic regression", "full", "no flag", "60 KB", "fraction 0.1"]
+    table = ["| task | " + " | ".join(methods) + " |", "| --- " * (1 + len(methods)) + "|"]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        part = [row for row in rows if row["task"] == task]
+        tuned = [row for row in part if row["method"] == "full" and row["seed"] == 0]
+        best = min(tuned, key=lambda row: row["validation_loss"], default={"lr": None})["lr"]
+        cells = []
+        for method in methods:
+            found = [r for r in part if r["method"] == method and r.get("lr") in (None, best)]
+            shares = [row["top1"] for row in found]
+            mean = f"{sum(shares) / len(shares):.1%} of {len(shares)}" if shares else ""
+            cells.append(f"{mean}{f', rate {best:g}' if shares and method == 'full' else ''}")
+        table.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join([*table, "", *dict.fromkeys(_note(row["run"]) for row in rows)])
+
+
+def _kept_table() -> str:
+    found = json.loads((RESULTS / "kept-cpu.json").read_text())
+    words = {
+        "head": "ten epochs of the classifier alone, over one pass of the pictures",
+        "third": "an epoch of the last third behind kept outputs, over one of everything",
+        "search": "trials of `--lr auto`, over their training",
+    }
+    rows = [f"| {words[row['what']]} | {row['ratio']:.2f} |" for row in found["rows"]]
+    return "\n".join(["| | ratio of times |", "| --- | --- |", *rows, "", _note(found)])
 
 
 def _many_tables() -> str:
