@@ -54,7 +54,7 @@ def fit(
     Example: sparsetune fit --model resnet18 --pretrained --data photos/
 
     Over trained weights (--pretrained, --init-from), settings that are left out are those of a transfer, and
-    normalisation and classifier are learned unless --fraction, --filters, --rank or --budget says more.
+    a tenth of each layer, normalisation and classifier are learned (--filters 0: without the tenth).
     Over a random backbone they are the paper's: sparsetune fit --model wrn28_4 --fraction 0.1
 
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder, and of the test

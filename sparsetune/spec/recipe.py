@@ -13,7 +13,7 @@ from typing import Any
 
 STEPS = 300
 """Steps that a training over a trained backbone takes at least, as far as its epochs allow."""
-EPOCHS = 5, 12
+EPOCHS = 5, 16
 """Fewest and most epochs there."""
 WARMUP = 0.1
 """Share of the epochs in which the learning rate rises there."""
@@ -53,7 +53,7 @@ TRANSFER = Recipe(
         "scale": 0.35,
         "val_share": 0.1,
     },
-    learn={"filters": 0},
+    learn={"fraction": 0.1},
     zero_head=True,
     frozen_statistics=True,
 )

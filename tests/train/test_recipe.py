@@ -103,7 +103,7 @@ def test_where_channels_lie_changes_nothing_but_rounding(checkpoint, few):
     assert torch.allclose(*found, atol=2e-4)
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(50, 12), (320, 12), (640, 8), (1000, 5), (10**6, 5)])
+@pytest.mark.parametrize(("pictures", "epochs"), [(50, 16), (300, 16), (640, 8), (1000, 5), (10**6, 5)])
 def test_there_are_enough_steps(pictures, epochs):
     from sparsetune.spec import transfer
 
