@@ -27,7 +27,7 @@ from sparsetune.data import Data, Feed
 from sparsetune.train import Epoch, find_rate, pictures_for, predict_logits
 
 MODEL = "tf_efficientnet_lite0"
-THIRD = ["blocks.5", "blocks.6", "conv_head", "classifier"]
+THIRD = ["blocks.5", "blocks.6", "conv_head"]
 LONG = 150
 """Epochs of a training that is long enough for trials."""
 SAME: dict[str, Any] = {"val_share": 0.0, "lr": 0.001, "scale": None, "aug": False}
