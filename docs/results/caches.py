@@ -28,7 +28,7 @@ from sparsetune.train import Epoch, find_rate, pictures_for, predict_logits
 
 MODEL = "tf_efficientnet_lite0"
 THIRD = ["blocks.5", "blocks.6", "conv_head"]
-LONG = 150
+LONG = 170
 """Epochs of a training that is long enough for trials."""
 SAME: dict[str, Any] = {"val_share": 0.0, "lr": 0.001, "scale": None, "aug": False}
 
