@@ -166,7 +166,7 @@ def _amount(by_name: dict[str, Any], name: str, measure: str) -> str:
 
 def _transfer_table() -> str:
     rows = [json.loads(line) for line in (RESULTS / "transfer.jsonl").read_text().splitlines()]
-    methods = ["logistic regression", "full", "no flag", "60 KB", "fraction 0.1"]
+    methods = ["logistic regression", "full", "no flag", "60 KB"]
     table = ["| task | " + " | ".join(methods) + " |", "| --- " * (1 + len(methods)) + "|"]
     for task in dict.fromkeys(row["task"] for row in rows):
         part = [row for row in rows if row["task"] == task]
