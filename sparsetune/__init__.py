@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sparsetune.serve import Ensemble, Tasks
     from sparsetune.sliced import adapt_, adapted, merge_
     from sparsetune.spec import FitConfig, Learn
-    from sparsetune.train import Epoch, fit
+    from sparsetune.train import Epoch, History, fit
 
     __version__: str
 else:
@@ -39,6 +39,7 @@ __all__ = [
     "Ensemble",
     "Epoch",
     "FitConfig",
+    "History",
     "Learn",
     "Plan",
     "Preprocessing",
