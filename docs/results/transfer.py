@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,8 @@ def main() -> None:
 
     for seed in given.seeds:
         for task in TASKS:
-            measure(
-                task, "logistic regression", 0, None, lambda: regression(given.work / task, given.weights)
-            )
+            theirs = partial(regression, given.work / task, given.weights)
+            measure(task, "logistic regression", 0, None, theirs)
             ours(task, "no flag", seed)
         for lr in RATES:
             for task in TASKS:
