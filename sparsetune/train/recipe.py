@@ -18,7 +18,7 @@ from sparsetune.backbone import device_of, drawn_head, origin_of
 from sparsetune.data import Augment, Data, Feed, Split, balanced, count_steps, split_by_content, split_in_two
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import pick_device
-from sparsetune.parts import ADAPTED, keeps_statistics, unwrapped
+from sparsetune.parts import ADAPTED, is_norm, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
 from sparsetune.spec import PAPER, FitConfig, Learn, Recipe, transfer
 from sparsetune.train.metrics import predict_logits
@@ -27,7 +27,7 @@ from sparsetune.train.metrics import predict_logits
 def is_trained(net: nn.Module) -> bool:
     """Whether a model stands on trained values: published weights, a checkpoint, or a model that has learned.
 
-    Of models that ``create`` did not make only timm's can be told: by running statistics that have moved.
+    Models that ``create`` did not make are told by normalisation whose weights are no longer all alike.
     """
     net = unwrapped(net)
     state, origin = getattr(net, ADAPTED, None), origin_of(net)
@@ -39,11 +39,12 @@ def is_trained(net: nn.Module) -> bool:
         kind = "module"
     if kind != "module":
         return kind in ("pretrained", "file")
-    keeping = [module for module in net.modules() if keeps_statistics(module)]
-    means = [mean for m in keeping if isinstance(mean := getattr(m, "running_mean", None), Tensor)]
-    return bool(getattr(net, "pretrained_cfg", None)) and any(
-        bool(mean.count_nonzero()) for mean in means if not mean.is_meta
-    )
+    weights = [
+        weight
+        for m in net.modules()
+        if is_norm(m) and isinstance(weight := getattr(m, "weight", None), Tensor)
+    ]
+    return any(bool((weight != weight.flatten()[:1]).any()) for weight in weights if not weight.is_meta)
 
 
 def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> Recipe:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 import sparsetune as st
@@ -55,12 +56,23 @@ def test_backbones_that_are_trained(checkpoint):
     assert not is_trained(zeroed)
 
 
-def test_a_model_that_timm_made_is_trained_where_its_statistics_moved():
-    fresh = timm.create_model("test_resnet")
-    assert not is_trained(fresh)
-    fresh.train()(torch.randn(4, 3, 32, 32))
-    assert is_trained(fresh)
-    assert not is_trained(timm.create_model("test_vit")), "it keeps no statistics that could tell"
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.create_model("test_resnet"),
+        lambda: timm.create_model("test_vit", img_size=32),
+        lambda: torchvision.models.get_model("mobilenet_v3_small", weights=None),
+    ],
+)
+def test_a_model_made_elsewhere_is_trained_where_its_normalisation_has_learned(make):
+    net = make()
+    assert not is_trained(net)
+    net.train()(torch.randn(4, 3, 32, 32))
+    assert not is_trained(net), "statistics move in any pass"
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    net(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert is_trained(net)
 
 
 def test_a_random_backbone_follows_the_paper(few):
