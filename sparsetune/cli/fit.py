@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsetune.cli import console, options
 from sparsetune.errors import ConfigError, SparsetuneError
 from sparsetune.host import DELTA, bytes_from, seconds_from
-from sparsetune.spec import KINDS, PRECISIONS, TRANSFER, Learn, Precision
+from sparsetune.spec import KINDS, PRECISIONS, USUAL, Learn, Precision
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -53,9 +53,9 @@ def fit(
 
     Example: sparsetune fit --model resnet18 --pretrained --data photos/
 
-    Over trained weights (--pretrained, --init-from), settings that are left out are those of a transfer, and
-    a tenth of each layer, normalisation and classifier are learned (--filters 0: without the tenth).
-    Over a random backbone they are the paper's: sparsetune fit --model wrn28_4 --fraction 0.1
+    A tenth of each layer, normalisation and classifier are learned (--filters 0: without the tenth). Settings
+    that are left out are those of a transfer over trained weights (--pretrained, --init-from), and the
+    paper's over a random backbone: sparsetune fit --model wrn28_4 --fraction 0.1
 
     Writes delta.safetensors, metrics.jsonl, config.json and curves.png to the run's folder, and of the test
     pictures report.json, confusion.png and mistakes.png.
@@ -66,8 +66,7 @@ def fit(
     with _noted(problems):
         nbytes = _budget_from(budget, learned.values)
     with _noted(problems):
-        open_ = (pretrained or init_from) and not learned.values.keys() & {*KINDS, "layers"}
-        amount = TRANSFER.learn if open_ else {}
+        amount = {} if learned.values.keys() & {*KINDS} else USUAL
         learn = learned.made(**(amount if budget is None else BESIDE_A_BUDGET))
     with _noted(problems):
         config = trained.made()

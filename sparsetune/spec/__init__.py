@@ -22,7 +22,7 @@ from sparsetune.spec.config import (
     scales,
     stored_bytes,
 )
-from sparsetune.spec.learn import KINDS, Learn, matches
+from sparsetune.spec.learn import KINDS, USUAL, Learn, matches
 from sparsetune.spec.option import Option, options_of, words
 from sparsetune.spec.recipe import PAPER, TRANSFER, Recipe, transfer
 
@@ -38,6 +38,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "TRANSFER",
+    "USUAL",
     "WIDTHS",
     "YELLOWFIN",
     "check_precision",

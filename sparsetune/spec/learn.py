@@ -89,6 +89,8 @@ FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
 NORM_STATS: tuple[NormStats, ...] = ("frozen", "updated")
 KINDS = ("fraction", "filters", "rank")
 """What an amount may be an amount of."""
+USUAL = {"fraction": 0.1}
+"""How much ``sparsetune fit`` learns where nothing says it."""
 
 
 @dataclass(frozen=True, kw_only=True)

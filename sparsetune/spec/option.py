@@ -114,6 +114,8 @@ def out_of_range(settings: Any) -> Iterator[str]:
     for name, each in options_of(type(settings)).items():
         value = getattr(settings, name)
         if reason := each.wrong(value):
+            if isinstance(value, tuple):
+                value = ", ".join(map(str, value))
             word = isinstance(value, str) or each.least is None
             said = f"'{shown(value)}'" if each.choices and word else repr(value)
             yield f"{name} {said} {reason}"

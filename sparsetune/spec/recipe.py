@@ -26,7 +26,6 @@ class Recipe:
     Attributes:
         name: What to call it.
         settings: Of ``FitConfig``, by name; it has defaults for those that are not here.
-        learn: What is learned where nothing says how much, as a field of ``Learn``.
         zero_head: Whether a classifier that was drawn anew starts at zero.
         frozen_statistics: Whether running statistics stay at the backbone's, unless ``Learn`` says otherwise.
         words: What to tell, such as that there are too few training pictures to hope for much.
@@ -34,7 +33,6 @@ class Recipe:
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    learn: Mapping[str, Any] = field(default_factory=dict)
     zero_head: bool = False
     frozen_statistics: bool = False
     words: tuple[str, ...] = ()
@@ -53,7 +51,6 @@ TRANSFER = Recipe(
         "scale": 0.35,
         "val_share": 0.1,
     },
-    learn={"fraction": 0.1},
     zero_head=True,
     frozen_statistics=True,
 )

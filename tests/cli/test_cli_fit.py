@@ -57,6 +57,18 @@ def test_tells_accuracy_size_and_what_to_do_next(sparsetune):
     assert f"{record['test_top1']:.2%}" in again.out
 
 
+def test_a_tenth_is_learned_where_nothing_says_how_much(sparsetune):
+    few = "--train-limit 100 --test-limit 20 --epochs 1"
+    told = {
+        flag: json.loads(sparsetune(f"fit --model test_resnet {few} --json --out run{flag} {flag}").out)
+        for flag in ("", "--fraction=0.1")
+    }
+    assert told[""]["learned_parameters"] == told["--fraction=0.1"]["learned_parameters"]
+    assert (
+        Path("run/delta.safetensors").read_bytes() == Path("run--fraction=0.1/delta.safetensors").read_bytes()
+    )
+
+
 def test_json_is_all_that_stands_on_stdout(sparsetune):
     value = sparsetune(SHORT, "--out", "r", "--json").json
     assert value["finished"] is True
