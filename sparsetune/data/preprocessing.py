@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sparsetune.data.images import convert
 from sparsetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 MAX_SIDE = 4096
@@ -123,6 +122,10 @@ class Preprocessing:
         Raises:
             DataError: When the picture has more than 8 bits a channel.
         """
+        import numpy as np  # late, as everywhere here: a delta's header is told without it
+
+        from sparsetune.data.images import convert
+
         channels, height, width = self.size
         image = convert(image, _MODES[channels])
         resized = self._resized(image.size)
@@ -279,6 +282,7 @@ class Augment:
         Returns:
             uint8 of shape (batch, *size, channels).
         """
+        import numpy as np
         import torch
         from torch.nn import functional as F
 
@@ -314,6 +318,7 @@ class Augment:
         Returns:
             uint8 of the same shape.
         """
+        import numpy as np
         import torch
 
         if not (self.pad or self.flip):
@@ -345,6 +350,7 @@ class Augment:
         Returns:
             uint8 of the same shape.
         """
+        import numpy as np
         import torch
 
         if self.aa is None:
@@ -402,6 +408,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 @contextmanager
 def _lent_chance() -> Iterator[Callable[[int], None]]:
     """Lend the random states of the process, by a function that seeds all of them, and put them back."""
+    import numpy as np
     import torch
 
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -18,7 +18,6 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sparsetune.delta.header import (
@@ -242,6 +241,8 @@ class _Opened:
         if INDEX not in self.file.keys():  # noqa: SIM118
             raise ValueError("it has no index")
         self._shape(INDEX)
+        import numpy as np  # late: most files have none
+
         unpacker = zlib.decompressobj()
         try:
             text = unpacker.decompress(np.asarray(self.file.get_tensor(INDEX)).tobytes(), LIMIT)

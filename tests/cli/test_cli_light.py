@@ -50,6 +50,15 @@ def test_it_answers_without_torch(words, code, told):
     assert result.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("words", ["fit --nosuch 3", "fit --fraction 1.5", "info nosuch"])
+def test_a_mistake_is_told_without_numpy(words):
+    script = f"{MAIN}\ntry: main()\nfinally: print('numpy' in sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", script, *words.split()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "False"
+
+
 def completed(words: str) -> list[str]:
     """What bash is told of the last word, which may be empty."""
     count = words.count(" ")
