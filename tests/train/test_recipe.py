@@ -304,7 +304,7 @@ def test_a_rare_class_is_learned_better_where_classes_count_alike(few):
     assert found["balanced"] > found[None] + 0.05
 
 
-LONG = st.FitConfig(epochs=75, batch_size=16, opt="adamw", lr="auto")
+LONG = st.FitConfig(epochs=120, batch_size=16, opt="adamw", lr="auto")
 
 
 def test_a_rate_is_found_once_and_its_time_counts(checkpoint, tmp_path, monkeypatch):
