@@ -81,7 +81,7 @@ def describe_machine() -> dict[str, object]:
 
 def _commit() -> str | None:
     """The commit of the checkout that this package runs from; ``None`` for an installed one."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     command = ["git", "-C", str(folder), "log", "-1", "--format=%h", "--", "."]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)
