@@ -238,11 +238,11 @@ class _Opened:
         return tensors
 
     def _index(self) -> Any:
+        import numpy as np  # late: most files have no index
+
         if INDEX not in self.file.keys():  # noqa: SIM118
             raise ValueError("it has no index")
         self._shape(INDEX)
-        import numpy as np  # late: most files have none
-
         unpacker = zlib.decompressobj()
         try:
             text = unpacker.decompress(np.asarray(self.file.get_tensor(INDEX)).tobytes(), LIMIT)

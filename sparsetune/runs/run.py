@@ -165,7 +165,7 @@ class _Training:
     folder: Path
     group: Processes
     looks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Logits and labels of the test pictures, of which the last stand for what was learned."""
+    """Logits and labels of the judged pictures, of which the last stand for what was learned."""
 
     def run(self, resume: bool, time_budget: float | None, watch: Watch | None) -> list[Epoch]:
         """Train, and keep the record of each epoch in the folder."""
@@ -288,7 +288,7 @@ def write_finished(
         last: What it came to.
 
     Returns:
-        Logits and labels of the test pictures, where a file in fewer bits was measured.
+        Logits and labels of the judged pictures, where a file in fewer bits was measured.
 
     Raises:
         DeltaError: When a value is beyond what the settings' ``dtype`` holds.

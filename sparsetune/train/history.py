@@ -34,7 +34,7 @@ class Epoch:
         train_top1: Share of them classified rightly.
         test_loss: Mean cross-entropy over the test pictures after it.
         test_top1: Share of test pictures classified rightly.
-        test_top5: Share whose class is among the five likeliest.
+        test_top5: Share whose class is among the five likeliest, where there are more classes.
         seconds: Wall time, evaluation included, of the part since the last start.
         validation_loss: As ``test_loss``, over the validation pictures.
         validation_top1: Likewise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
 
@@ -300,11 +300,8 @@ def predict(
     Returns:
         Probabilities ``(N, classes)`` in float64 and labels ``(N,)``, on the CPU.
     """
-    with evaluating(net):
-        found = [(probabilities_of(net, x, views), y) for x, y in batches]
-    none = (torch.empty(0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
-    rows, labels = zip(none, *found, strict=True)
-    return joined_rows([*rows]), torch.cat(labels)
+    found, labels = _answers(net, batches, lambda x: probabilities_of(net, x, views))
+    return found.double(), labels
 
 
 def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -321,12 +318,19 @@ def predict_logits(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         ConfigError: When it gives no logits.
     """
     device = device_of(net)
-    logits, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
+    return _answers(net, batches, lambda x: logits_of(net(x.to(device, non_blocking=True))).float().cpu())
+
+
+def _answers(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], answer: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What a model in evaluation mode answers to all batches, and their labels."""
+    rows, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.int64)]
     with evaluating(net), torch.inference_mode():
         for x, y in batches:
-            logits.append(logits_of(net(x.to(device, non_blocking=True))).float().cpu())
+            rows.append(answer(x))
             labels.append(y)
-    return joined_rows(logits), torch.cat(labels)
+    return joined_rows(rows), torch.cat(labels)
 
 
 def joined_rows(pieces: list[Tensor]) -> Tensor:

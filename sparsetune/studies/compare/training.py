@@ -47,9 +47,8 @@ def data_of(settings: Settings, place: Place) -> Data:
         data = data.regroup(data.name, {name: [name] for name in data.classes[: settings["classes"]]})
     if data.train is not None and settings["train_limit"]:
         data = replace(data, train=balanced(data.train, settings["train_limit"], 0, "train_limit"))
-    if (
-        data.test is None
-    ):  # of a folder in the place of a data set, whose validation split is known as the test
+    if data.test is None:
+        # a folder in the place of a data set, whose validation split is known as the test
         data = replace(data, test=data.judged, validation=None)
     if settings["test_limit"]:
         data = replace(data, test=balanced(data.judged, settings["test_limit"], 0, "test_limit"))
