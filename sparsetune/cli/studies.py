@@ -15,12 +15,6 @@ from sparsetune.host import describe_machine, write_text
 if TYPE_CHECKING:
     from sparsetune.studies import Row, Store
     from sparsetune.studies.compare import Comparison, Table
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sparsetune.studies import Store
     from sparsetune.studies.paper import Selection
 
 RESULTS, PICTURE = "results.jsonl", "comparison.png"

@@ -18,8 +18,8 @@ Sched = Literal["cosine", "tanh", "poly", "multistep", "none"]
 SCHEDS: tuple[Sched, ...] = ("cosine", "tanh", "poly", "multistep", "none")
 Amp = Literal["bf16", "fp16"]
 AMPS: tuple[Amp, ...] = ("bf16", "fp16")
-ClassWeights = Literal["balanced"]
-CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("balanced",)
+ClassWeights = Literal["balanced", "oversample"]
+CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("balanced", "oversample")
 Keep = Literal["last", "best"]
 KEEPS: tuple[Keep, ...] = ("last", "best")
 Precision = Literal["bf16", "fp16", "int8"]
@@ -89,7 +89,8 @@ class FitConfig:
         cutmix: Likewise, by a rectangle of the other one (Yun et al., 2019). Where both are given, each batch
             takes one of them at random.
         class_weights: ``balanced`` lets a picture of a rare class count more, by the inverse of its class'
-            share of the training pictures; ``None`` lets all count alike.
+            share of the training pictures; ``oversample`` repeats it until all classes have equally many, which
+            makes an epoch longer, and each repeat is augmented anew; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
             one in each epoch. What frozen layers before the first learned one make of a view is kept.
         cache: Most that this may take on disk, in a temporary file, where it takes more than a quarter of the
@@ -213,7 +214,7 @@ class FitConfig:
     class_weights: ClassWeights | None = field(
         default=None,
         metadata=option(
-            "Let pictures of rare classes count more: balanced.",
+            "Let pictures of rare classes count more (balanced), or come more often (oversample).",
             kind=str,
             choices=CLASS_WEIGHTS,
             late=True,

@@ -40,7 +40,16 @@ from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.prefix import KeptFeed, Tail, place, tail_of
 from sparsetune.train.processes import Processes, processes
-from sparsetune.train.recipe import Rate, augmented, class_weights, find_rate, parted, recipe_for, start_
+from sparsetune.train.recipe import (
+    Rate,
+    augmented,
+    class_weights,
+    find_rate,
+    oversampled,
+    parted,
+    recipe_for,
+    start_,
+)
 from sparsetune.train.step import Stepper, recomputing
 
 AnyFeed = Feed | KeptFeed
@@ -205,11 +214,13 @@ class _Training:
                 f"each needs two pictures, so give {2 * group.count} or more."
             )
         self.net, self.data, self.config, self.checkpoint = unwrapped(net), data, config, checkpoint
-        self.train, self.group, self.same = data.train, group, same
+        weighted = config.class_weights
+        self.train = oversampled(data.train) if weighted == "oversample" else data.train
+        self.group, self.same = group, same
         self.steps = count_steps(len(self.train), config.batch_size, group.count)
         self.updates = -(-self.steps // config.grad_accum_steps)
         tail, self.feeds = self._kept(net)
-        weights = class_weights(self.train.labels, len(data.classes)) if config.class_weights else None
+        weights = class_weights(self.train.labels, len(data.classes)) if weighted == "balanced" else None
         size = data.preprocessing.size
         mix = mixing(config.mixup, config.cutmix, len(data.classes))
         self.stepper = Stepper(net, config, self.updates, group, size, tail, weights, mix)

@@ -95,6 +95,13 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp_min(1)), 0.0)
 
 
+def oversampled(train: Split) -> Split:
+    """Return training pictures with those of rarer classes repeated, until all classes have equally many."""
+    members = [np.flatnonzero(train.labels == label) for label in train.labels.unique()]
+    most = max(len(own) for own in members)
+    return train.take(np.sort(np.concatenate([np.resize(own, most) for own in members])))
+
+
 def start_(net: nn.Module, recipe: Recipe, learn: Learn) -> None:
     """Put an adapted model where a recipe has it start.
 

@@ -21,7 +21,7 @@ from sparsetune.errors import ConfigError, Notice
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
 from sparsetune.spec.recipe import PAPER, TRANSFER
-from sparsetune.train.recipe import class_weights, find_rate, is_trained, parted, recipe_for
+from sparsetune.train.recipe import class_weights, find_rate, is_trained, oversampled, parted, recipe_for
 
 TEN = st.Learn(fraction=0.1)
 
@@ -290,18 +290,32 @@ def test_classes_count_alike(few):
     )
 
 
+def test_pictures_of_rare_classes_are_repeated(few):
+    data = few.regroup("rare", {"one": list("0123"), "two": ["5"], "three": ["9"]})
+    before = torch.bincount(data.train.labels)
+    train = oversampled(data.train)
+    assert torch.bincount(train.labels).tolist() == [before.max()] * 3
+    rows, times = np.unique(train.rows, return_counts=True)
+    assert rows.tolist() == sorted(data.train.rows.tolist())
+    labels = torch.from_numpy(np.searchsorted(train.rows, rows))
+    for label, had in enumerate(before.tolist()):
+        repeats = times[(train.labels[labels] == label).numpy()]
+        assert repeats.sum() == before.max() and repeats.max() - repeats.min() <= (before.max() % had > 0)
+    assert np.array_equal(oversampled(train).rows, train.rows)
+
+
 def test_a_rare_class_is_learned_better_where_classes_count_alike(few):
     """Nine pictures of one class to each of the other; without weights the loss would rather miss these."""
     data = few.regroup("rare", {"common": list("01235678"), "rare": ["9"]})
     found = {}
-    for weights in (None, "balanced"):
+    for weights in (None, "balanced", "oversample"):
         net = st.adapt_(st.create("wrn28_4", depth=10, width=1, num_classes=2), st.Learn(filters=0))
         st.fit(net, data, st.FitConfig(epochs=3, lr=0.02, class_weights=weights))
         probabilities = torch.cat(
             [net(data.preprocessing.apply(data.test[i][0])[None]) for i in range(len(data.test))]
         ).softmax(1)
         found[weights] = probabilities[data.test.labels == 1, 1].mean().item()
-    assert found["balanced"] > found[None] + 0.05
+    assert min(found["balanced"], found["oversample"]) > found[None] + 0.05
 
 
 LONG = st.FitConfig(epochs=120, batch_size=16, opt="adamw", lr="auto")
