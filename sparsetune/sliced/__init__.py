@@ -5,10 +5,10 @@ Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a p
 - ``adapt``: ``adapt_`` and ``merge_``, which turn a plain model into such a one and back, and what may be
   asked of it: learned values, frozen values, whether they are still the backbone's; and ``Taught``, what is
   noted on a model of its training.
-- ``module``: the class that a layer then has.
+- ``module``: the class that a layer then has, and that of one whose running statistics stay.
 - ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
   each with what is frozen, how the whole is put together, and gradients of the learned part alone.
-- ``convolution``: the kernels under these; ``statistics``: running statistics that stay.
+- ``convolution``: the kernels under these.
 """
 
 from sparsetune.sliced.adapt import (

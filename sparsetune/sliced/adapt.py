@@ -17,9 +17,8 @@ from sparsetune.data import Preprocessing, Seen
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
 from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
-from sparsetune.sliced.module import partly_, unslice_
+from sparsetune.sliced.module import hold_statistics_, let_statistics_go_, partly_, unslice_
 from sparsetune.sliced.slices import Slice
-from sparsetune.sliced.statistics import hold_statistics_, let_statistics_go_
 from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 

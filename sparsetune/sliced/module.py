@@ -5,6 +5,8 @@ optimiser may move; or other thin tensors stand in its place, as its kind (:mod:
 it. What is frozen is a buffer beside it that no ``state_dict`` lists. Reading ``module.weight`` gives both
 together, differentiable in what is learned, so every forward that uses it stays right; the forwards of plain
 convolutions and linear maps are replaced by those of the kind, which never form a whole gradient.
+
+A normalisation layer whose running statistics are to stay its backbone's gets a class that never trains.
 """
 
 from __future__ import annotations
@@ -297,4 +299,43 @@ def _fits(module: nn.Module, leaf: str, value: Tensor) -> bool:
 
 def _restore(base: Any, leaves: tuple[str, ...]) -> nn.Module:
     kind = _sliced_class(base, leaves)
+    return kind.__new__(kind)
+
+
+def hold_statistics_(module: nn.Module) -> None:
+    """Let a layer stay in evaluation mode, whatever its model is put into, so that its statistics stay."""
+    module.eval()
+    kind: Any = type(module)
+    module.__class__ = _held_class(kind)
+
+
+def let_statistics_go_(module: nn.Module) -> None:
+    """Undo what :func:`hold_statistics_` did."""
+    module.__class__ = plain_class(type(module))
+
+
+@cache
+def _held_class(base: Any) -> type[nn.Module]:
+    """A subclass of ``base`` that is always in evaluation mode."""
+
+    def train(self: Any, mode: bool = True) -> Any:
+        base.train(self, mode)
+        self.training = False
+        return self
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # noqa: N807
+        return _held_again, (base,), self.__dict__
+
+    body = {
+        "_plain": base,
+        "__doc__": base.__doc__,
+        "__module__": base.__module__,
+        "train": train,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    return type(base.__name__, (base,), body)
+
+
+def _held_again(base: Any) -> nn.Module:
+    kind = _held_class(base)
     return kind.__new__(kind)

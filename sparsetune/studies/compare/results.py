@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparsetune.data import count_steps
 from sparsetune.studies.compare.methods import CHOSEN, Comparison, Entry
 from sparsetune.studies.compare.training import DTYPES
+from sparsetune.studies.intervals import unpacked
 from sparsetune.studies.paper.results import Spread
 from sparsetune.studies.sources import class_count
 from sparsetune.studies.store import Row, from_lines, to_lines
@@ -125,8 +126,7 @@ def _right(rows: Sequence[Row], number: int, chance: float) -> NDArray[np.floati
     found = np.full((len(rows), count), chance, np.float32)
     for each, row in zip(found, rows, strict=True):
         if "stored" in row.result:
-            bits = np.frombuffer(bytes.fromhex(row.result["stored"][number]["right"]), np.uint8)
-            each[:] = np.unpackbits(bits, count=count)
+            each[:] = unpacked(row.result["stored"][number]["right"], count)
     return found
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +23,7 @@ from sparsetune.parts import VARIANCE, decode, encode
 from sparsetune.runs import CHECKPOINT, KEPT, Choice, choose, spend
 from sparsetune.sliced import adapt_
 from sparsetune.spec import FitConfig, Learn, Precision
+from sparsetune.studies.intervals import packed
 from sparsetune.studies.jobs import DEFAULTS, LEARN, TRAINING, Result, kind
 from sparsetune.studies.sources import class_count
 from sparsetune.studies.store import Place, Settings, Task
@@ -229,8 +229,7 @@ def _judged(net: nn.Module, data: Data) -> Result:
     """
     logits, labels = predict_logits(net, loader(data.judged, data.preprocessing, batch_size=256))
     found = score(logits, labels)
-    right = np.packbits((logits.argmax(1) == labels).numpy()).tobytes().hex()
-    return {"top1": found.top1, "loss": found.nll, "right": right}
+    return {"top1": found.top1, "loss": found.nll, "right": packed(logits.argmax(1) == labels)}
 
 
 ROUNDS, WARMUP = 20, 3

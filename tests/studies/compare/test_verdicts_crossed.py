@@ -1,4 +1,4 @@
-"""Choosing and judging apart, against cases by hand, scipy, and what repeated draws come to."""
+"""Choosing and judging apart, against cases by hand and what repeated draws come to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from scipy.stats import t as student_t
 
-from sparsetune.studies.compare.verdicts import chances, judged, reach, student
+from sparsetune.studies.compare.verdicts import chances, judged
+from sparsetune.studies.intervals import reach
 
 
 def test_each_quarter_is_judged_by_what_the_opposite_one_chose():
@@ -27,22 +27,6 @@ def test_one_seed_is_halved_by_pictures_and_one_share_not_at_all():
     assert chances(scores).tolist() == [[0.5, 0.5, 0.0], [0.5, 0.5, 1.0]]
     shares = np.array([[[0.3]], [[0.7]]])
     assert judged(shares, chances(shares).argmax(1)).tolist() == [[0.7]]
-
-
-def test_the_reach_by_hand():
-    gaps = np.array([[1.0, 1.0], [1.0, 0.0]])  # means 1 and .5, by seed and by picture alike: variance 1/8
-    total = 2 * (1 / 8) / 2
-    assert reach(gaps) == pytest.approx(student_t.ppf(0.975, 2) * sqrt(total))  # two of one degree each
-    alone = np.array([[0.1], [0.2], [0.6]])
-    wanted = student_t.ppf(0.975, 2) * np.std(alone, ddof=1) / sqrt(3)
-    assert reach(alone) == pytest.approx(wanted)
-    assert reach(np.zeros((1, 9))) is None
-    assert reach(np.full((2, 9), 0.25)) == 0
-
-
-@pytest.mark.parametrize(("freedom", "within"), [(1, 1e-9), (2, 1e-9), (3, 2e-3), (4, 5e-4), (30, 1e-6)])
-def test_students_quantile(freedom, within):
-    assert student(freedom + 0.9) == student(freedom) == pytest.approx(student_t.ppf(0.975, freedom), within)
 
 
 @pytest.mark.parametrize("seeds", [3, 6])
