@@ -137,6 +137,7 @@ def open_data(
     source: str,
     *,
     size: int | None = None,
+    classes: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
     split_seed: int = 0,
@@ -150,13 +151,14 @@ def open_data(
     Args:
         source: A name out of ``NAMES``, ``hf://datasets/NAME``, or the path of a folder.
         size: Height and width to resize to, instead of the pictures' own.
+        classes: Keep only the first so many classes.
         train_limit: Keep only so many training pictures, balanced over the classes.
         test_limit: The same for the test split, or the validation split of a source without.
         split_seed: Fixes which rows a limit keeps, and which ones are held out of a source without splits.
 
     Raises:
         UnknownNameError: When ``source`` is neither a known name nor a folder.
-        ConfigError: When a limit is larger than the split, or ``size`` is out of range.
+        ConfigError: When a limit is larger than the split, or ``size`` or ``classes`` is out of range.
         DataError: When the data is missing, damaged or inconsistent.
     """
     name, splits = _read(source, split_seed)
@@ -166,17 +168,10 @@ def open_data(
     mean, std = _statistics(source, (height, width))
     if size is not None:
         height = width = size
-    train = splits.train
-    if train_limit is not None:
-        if train is None:
-            raise ConfigError(
-                f"train_limit {train_limit} cannot be met: {name} has no training images; leave it out."
-            )
-        train = balanced(train, train_limit, split_seed, "train_limit")
     form = Preprocessing((3, height, width), mean, std)
     data = Data(
         name=name,
-        train=train,
+        train=splits.train,
         test=splits.test,
         classes=splits.classes,
         preprocessing=form,
@@ -188,6 +183,16 @@ def open_data(
         sized=size is not None,
         native=native,
     )
+    if classes is not None:
+        if not 1 <= classes <= len(data.classes):
+            raise ConfigError(f"classes {classes} cannot be met; {name} has {len(data.classes)}.")
+        data = data.regroup(name, {each: [each] for each in data.classes[:classes]})
+    if train_limit is not None:
+        if data.train is None:
+            raise ConfigError(
+                f"train_limit {train_limit} cannot be met: {name} has no training images; leave it out."
+            )
+        data = replace(data, train=balanced(data.train, train_limit, split_seed, "train_limit"))
     if test_limit is not None:
         data = data.judging(balanced(data.judged, test_limit, split_seed, "test_limit"))
     return data

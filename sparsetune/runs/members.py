@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sparsetune.data import Preprocessing, loader, open_data
+from sparsetune.data import Preprocessing, loader
 from sparsetune.delta import bundle, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.host import DELTA, pick_device
 from sparsetune.runs.choosing import Choosing
 from sparsetune.runs.folder import RUNS
 from sparsetune.runs.run import Outcome, run
-from sparsetune.runs.settings import Run
+from sparsetune.runs.settings import Run, opened
 from sparsetune.serve import Ensemble
 from sparsetune.train import Diversity, Scores, Start, Watch, diversity, predict_logits, scores
 
@@ -100,7 +101,8 @@ def run_members(
         choice = outcome.choice
         if not outcome.finished:
             return Together(folder, members, False)
-    return Together(folder, members, True, *measure([m.folder / DELTA for m in members], settings))
+    scores, diversity, _ = measure([m.folder / DELTA for m in members], settings)
+    return Together(folder, members, True, scores, diversity)
 
 
 def bundle_members(together: Together, settings: Run) -> Path:
@@ -115,16 +117,17 @@ def _checkpoint(settings: Run) -> str | None:
     return start if start and not is_delta(start) else None
 
 
-def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
-    """Return the scores of the members' averaged predictions, and how much they differ.
+def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity, Tensor]:
+    """Return the scores of the members' averaged predictions, how much they differ, and what is right.
 
-    They are on the test pictures, or those of validation where there is no test.
+    All are of the test pictures, or those of validation where there is no test; the last, ``(pictures,)``,
+    says of each whether they classify it rightly together.
 
     Args:
         deltas: The members' files.
         settings: Of one of them: what they stand on, and the data.
     """
-    data = open_data(settings.data, size=settings.size, test_limit=settings.test_limit)
+    data = opened(replace(settings, train_limit=None))
     ensemble = Ensemble.load(deltas, backbone=_checkpoint(settings), allow_network=settings.pretrained)
     ensemble.to(pick_device(settings.config.device))
     form: Preprocessing = ensemble.headers["0"].preprocessing or data.preprocessing
@@ -135,4 +138,5 @@ def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity]:
             logits, labels = predict_logits(net, batches)
         found.append(logits.double().softmax(1))
     members = torch.stack(found)
-    return scores(members.mean(0), labels), diversity(members)
+    mean = members.mean(0)
+    return scores(mean, labels), diversity(members), mean.argmax(1) == labels

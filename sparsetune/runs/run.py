@@ -71,6 +71,8 @@ class Outcome:
         finished: Whether all is done, and the delta written.
         plan: What was learned.
         choice: How that was chosen, where there was a budget.
+        right: Whether each picture that it is judged by is classified rightly, ``(pictures,)``, where this
+            call has finished it.
     """
 
     folder: Path
@@ -79,6 +81,7 @@ class Outcome:
     finished: bool
     plan: Plan
     choice: Choice | None = None
+    right: Tensor | None = None
 
 
 def run(
@@ -149,10 +152,9 @@ def run(
             started(Start(adapted(net).backbone, made, data, learned.config, rate))
         history = training.run(resume, time_budget, watch)
         finished = is_finished(history, learned.config)
-        if finished and group.is_main:
-            training.finish(history)
+        right = training.finish(history) if finished and group.is_main else None
         group.wait()
-        return Outcome(training.folder, history, learned.config.epochs, finished, made, choice)
+        return Outcome(training.folder, history, learned.config.epochs, finished, made, choice, right)
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,12 @@ class _Training:
             raise
         return history
 
-    def finish(self, history: list[Epoch]) -> None:
-        """Write what was learned, the curves, and a report of what it is worth; the checkpoint goes."""
+    def finish(self, history: list[Epoch]) -> Tensor:
+        """Write what was learned, the curves, and a report of what it is worth; the checkpoint goes.
+
+        Returns:
+            Whether each picture that it is judged by is classified rightly, ``(pictures,)``.
+        """
         settings, folder = self.settings, self.folder
         title = f"{settings.model} on {self.data.name}, {_what(settings)}"
         with replacing(folder / CURVES) as temporary:
@@ -208,10 +214,11 @@ class _Training:
             self.looks.append(rounded)
         if not self.looks:  # an earlier call has looked, and was stopped before it came to this
             self.looks.append(_look(self.net, settings, self.data))
-        (logits, _), data = self.looks[-1], self.data
+        (logits, labels), data = self.looks[-1], self.data
         made = report_on(logits.double().softmax(1), data.judged, data.classes, data.name, data.judged_by)
         made.save(folder)
         (folder / CHECKPOINT).unlink(missing_ok=True)
+        return logits.argmax(1) == labels
 
 
 def _recorded(folder: Path | None) -> Choice | None:

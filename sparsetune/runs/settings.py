@@ -30,6 +30,7 @@ class Run:
         config: How to train.
         data: Name or path of the data.
         size: Height and width of pictures; ``None`` takes the data's or, where it must be, the model's.
+        classes: Use only the first so many classes.
         train_limit: Use so many training pictures, the same number of each class.
         test_limit: Likewise for test pictures.
         backbone_seed: Seed of the backbone.
@@ -45,6 +46,7 @@ class Run:
     config: FitConfig
     data: str = "digits"
     size: int | None = None
+    classes: int | None = None
     train_limit: int | None = None
     test_limit: int | None = None
     backbone_seed: int = 0
@@ -82,6 +84,17 @@ class Run:
         return {**asdict(self), "learn": self.learn.to_json(), "config": self.config.to_json()}
 
 
+def opened(settings: Run) -> Data:
+    """Open the data of a run, in its own form."""
+    return open_data(
+        settings.data,
+        size=settings.size,
+        classes=settings.classes,
+        train_limit=settings.train_limit,
+        test_limit=settings.test_limit,
+    )
+
+
 def _delta(settings: Run) -> str | None:
     """The delta to start from."""
     delta = settings.init_from if settings.init_from and is_delta(settings.init_from) else None
@@ -95,9 +108,7 @@ def _delta(settings: Run) -> str | None:
 def build(settings: Run) -> tuple[nn.Module, Data]:
     """Make the plain model; return it with the data in the form that it takes."""
     delta = _delta(settings)
-    data = open_data(
-        settings.data, size=settings.size, train_limit=settings.train_limit, test_limit=settings.test_limit
-    )
+    data = opened(settings)
     net = create(
         settings.model,
         num_classes=len(data.classes),

@@ -89,8 +89,8 @@ class FitConfig:
         cutmix: Likewise, by a rectangle of the other one (Yun et al., 2019). Where both are given, each batch
             takes one of them at random.
         class_weights: ``balanced`` lets a picture of a rare class count more, by the inverse of its class'
-            share of the training pictures; ``oversample`` repeats it until all classes have equally many, which
-            makes an epoch longer, and each repeat is augmented anew; ``None`` lets all count alike.
+            share of the training pictures; ``oversample`` repeats it until all classes have equally many,
+            which makes an epoch longer, and augments each repeat anew; ``None`` lets all count alike.
         views: How many views of each training picture there are, over which epochs go in turn; 0 for a new
             one in each epoch. What frozen layers before the first learned one make of a view is kept.
         cache: Most that this may take on disk, in a temporary file, where it takes more than a quarter of the

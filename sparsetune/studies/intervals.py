@@ -1,9 +1,13 @@
-"""How sure a difference is: of test pictures that both sides were judged by, and of seeds."""
+"""How sure a difference is, with other seeds and other test pictures, and what that decides."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import fsum, pi, sqrt, tan
-from statistics import NormalDist
+from statistics import NormalDist, fmean
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,3 +75,134 @@ def student(freedom: float) -> float:
         (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
     )
     return x + fsum(term / n**power for power, term in enumerate(terms, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """An accuracy in percent, or what is computed from several, by seed and test picture.
+
+    Attributes:
+        by_seed: Seed -> its value for each test picture, ``(pictures,)``, or for all of them, ``(1,)``.
+    """
+
+    by_seed: Mapping[int, Scores]
+
+    @property
+    def mean(self) -> float:
+        """Over pictures and seeds."""
+        return fmean(float(value.mean()) for value in self.by_seed.values())
+
+    @property
+    def reach(self) -> float | None:
+        """How far the truth may be from the mean, to either side; see :func:`reach`."""
+        values = [*self.by_seed.values()]
+        if len({len(value) for value in values}) > 1:
+            values = [value.mean(keepdims=True) for value in values]
+        return reach(np.stack(values).astype(np.float64))
+
+    def combined(self, other: Measured | float, act: Callable[[Scores, Any], Scores]) -> Measured:
+        """Compute something of two, picture by picture, for the seeds that both have."""
+        if not isinstance(other, Measured):
+            return Measured({seed: act(value, other) for seed, value in self.by_seed.items()})
+        both = {}
+        for seed in self.by_seed.keys() & other.by_seed.keys():
+            one, two = self.by_seed[seed], other.by_seed[seed]
+            if len(one) != len(two):
+                one, two = one.mean(keepdims=True), two.mean(keepdims=True)
+            both[seed] = act(one, two)
+        return Measured(both)
+
+    def __add__(self, other: Measured | float) -> Measured:
+        return self.combined(other, operator.add)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Measured | float) -> Measured:
+        return self.combined(other, operator.sub)
+
+    def __rsub__(self, other: float) -> Measured:
+        return other + -1 * self
+
+    def __mul__(self, factor: float) -> Measured:
+        return self.combined(factor, operator.mul)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Measured:
+        return self * (1 / divisor)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.reach is None else f"{self.mean:.1f} ± {self.reach:.1f}"
+
+
+def average(values: Iterable[Measured]) -> Measured:
+    """Return the mean of several."""
+    first, *rest = values
+    return sum(rest, first) / (1 + len(rest))
+
+
+def seed_by_seed(act: Callable[..., float], *values: Measured) -> Measured:
+    """Compute, for each seed that all have, a number from their means that no sum of pictures gives."""
+    seeds = set.intersection(*({*value.by_seed} for value in values))
+    given = {seed: [float(value.by_seed[seed].mean()) for value in values] for seed in seeds}
+    return Measured({seed: np.array([act(*means)]) for seed, means in given.items()})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule looks at.
+
+    Attributes:
+        margins: Differences in percent points, of which the claim says that each is above zero.
+        said: The numbers, for people.
+        needed: How many of them have to be; all if left out.
+    """
+
+    margins: Sequence[Measured]
+    said: str
+    needed: int | None = None
+
+
+Mark = Literal["holds", "does not", "too close to tell", "not run"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        mark: In a word.
+        said: The numbers that say so.
+        margin: That on which it hangs, in percent points, with how far the truth may be from it, 95 % sure.
+        seeds: With how many seeds it was decided.
+    """
+
+    mark: Mark
+    said: str = ""
+    margin: str = ""
+    seeds: int = 0
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Decide a claim.
+
+    It holds where so many margins as are needed are above zero by more than chance, with other seeds and
+    other test pictures, would explain; it does not where too many are as surely below. One seed says nothing
+    of others, so it leaves every claim open.
+    """
+    margins = sorted(evidence.margins, key=lambda each: -each.mean)
+    if not all(each.by_seed for each in margins):
+        return Verdict("not run")
+    needed = evidence.needed or len(margins)
+    deciding = margins[needed - 1]
+    spans = [each.reach for each in margins]
+    sure = [
+        0 if span is None or abs(each.mean) <= span else 1 if each.mean > 0 else -1
+        for each, span in zip(margins, spans, strict=True)
+    ]
+    mark: Mark = "too close to tell"
+    if sure.count(1) >= needed:
+        mark = "holds"
+    elif sure.count(-1) > len(margins) - needed:
+        mark = "does not"
+    return Verdict(mark, evidence.said, str(deciding), min(len(each.by_seed) for each in margins))

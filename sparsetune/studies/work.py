@@ -26,6 +26,7 @@ from sparsetune.runs import Run, measure, recorded, run
 from sparsetune.sliced import adapt_, adapted, merge_
 from sparsetune.spec import FitConfig, Learn
 from sparsetune.studies.compare.training import scored
+from sparsetune.studies.intervals import packed
 from sparsetune.studies.jobs import DEFAULTS, KINDS, LEARN, TRAINING, Job, Result, kind
 from sparsetune.studies.sources import KNOWN, check_digest, describe_source, here
 from sparsetune.studies.store import Place, Settings, Task
@@ -71,6 +72,7 @@ def _run_of(task: Task) -> Run:
         config=FitConfig(**{name: settings[name] for name in TRAINING}),
         data=task.place.data(settings),
         size=settings["size"],
+        classes=settings["classes"],
         train_limit=settings["train_limit"],
         test_limit=settings["test_limit"],
         backbone_seed=settings["seed"],
@@ -89,12 +91,18 @@ def _fit(task: Task) -> Result | None:
     last, plan, delta = outcome.history[-1], outcome.plan, folder / DELTA
     return {
         **scored(last),
+        **(_each(outcome.right) if outcome.right is not None else {}),
         "seconds": sum(record.seconds for record in outcome.history),
         "train_pictures": inspect(delta).training["train_pictures"],
         "learned_parameters": plan.learned_parameters,
         "total_parameters": plan.total_parameters,
         "delta_bytes": delta.stat().st_size,
     }
+
+
+def _each(right: Tensor) -> Result:
+    """Whether each picture that a result is judged by is classified rightly, and how many there are."""
+    return {"right": packed(right), "test_pictures": len(right)}
 
 
 def _is_here(folder: Path, asked: Run) -> bool:
@@ -126,7 +134,7 @@ def _ensemble(task: Task) -> Result:
     deltas = [task.place.run(member) / DELTA for member in task.settings["of"]]
     if not all(delta.is_file() for delta in deltas):
         raise DivergedError("a member's training did not converge.")
-    together, variety = measure(deltas, _run_of(task))
+    together, variety, right = measure(deltas, _run_of(task))
     found = [inspect(delta).accuracy for delta in deltas]
     members = [top1 for _, top1 in filter(None, found)]
     scores = {name: value for name, value in together.to_json().items() if not isinstance(value, list)}
@@ -135,6 +143,7 @@ def _ensemble(task: Task) -> Result:
         **variety.to_json(),
         "members": members,
         "mean_top1": sum(members) / len(members),
+        **_each(right),
     }
 
 

@@ -131,7 +131,7 @@ LEAST = 60
 """Steps of a trial from which it tells which rate a whole training would prefer."""
 FACTORS = (1.0, 1 / 3, 3.0)
 """Rates that are tried, over the usual one."""
-USUAL = {"adamw": 1e-3, "momentum": 0.03, "sgd": 0.03, "nesterov": 0.03}
+USUAL = {"adamw": 5e-4, "momentum": 0.03, "sgd": 0.03, "nesterov": 0.03}
 """The rate that an optimiser usually wants over a trained backbone with batches of 16 to 64 pictures."""
 HELD_OUT, HELD_SHARE = 512, 0.2
 """Training pictures that trials are judged by: so many, or that share where it is fewer."""

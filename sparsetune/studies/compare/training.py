@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsetune.backbone import create
 from sparsetune.bench import learned_tensors, take_turns, uniform_lora
-from sparsetune.data import Data, Feed, balanced, loader, open_data, split_in_two
+from sparsetune.data import Data, Feed, loader, open_data, split_in_two
 from sparsetune.delta import fill_rounded, save
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import DELTA, keep_freed_memory, write_text
@@ -42,16 +42,14 @@ def config_of(settings: Settings, lr: float) -> FitConfig:
 
 def data_of(settings: Settings, place: Place) -> Data:
     """Open what a method learns: limited, and for a tuning scored on the share held out."""
-    data = open_data(place.data(settings), size=settings["size"])
-    if settings["classes"]:
-        data = data.regroup(data.name, {name: [name] for name in data.classes[: settings["classes"]]})
-    if data.train is not None and settings["train_limit"]:
-        data = replace(data, train=balanced(data.train, settings["train_limit"], 0, "train_limit"))
+    data = open_data(
+        place.data(settings),
+        size=settings["size"],
+        **{name: settings[name] for name in ("classes", "train_limit", "test_limit")},
+    )
     if data.test is None:
         # a folder in the place of a data set, whose validation split is known as the test
         data = replace(data, test=data.judged, validation=None)
-    if settings["test_limit"]:
-        data = replace(data, test=balanced(data.judged, settings["test_limit"], 0, "test_limit"))
     if settings["held_out"] and data.train is not None:
         rest, held_out = split_in_two(data.train, settings["held_out"], settings["seed"])
         data = replace(data, train=rest, test=held_out)

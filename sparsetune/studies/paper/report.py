@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from sparsetune.host import duration, write_text
+from sparsetune.studies.intervals import Mark
 from sparsetune.studies.paper.experiments import (
     ENSEMBLES,
     EXPERIMENTS,
@@ -157,10 +158,11 @@ OWN: dict[str, Callable[[Results], Rows]] = {"table1": _layers, "table4": _ensem
 PAGE, DATA = "index.html", "results.jsonl"
 TEXTS = {"table1": 2, "table4": 1, "fig6": 1}
 """How many columns of a table are words, where it is not three."""
-MARKS = {
-    True: Cell("holds", "mark yes"),
-    False: Cell("does not", "mark no"),
-    None: Cell("not run", "mark open"),
+MARKS: dict[Mark, Cell] = {
+    "holds": Cell("holds", "mark yes"),
+    "does not": Cell("does not", "mark no"),
+    "too close to tell": Cell("too close to tell", "mark open"),
+    "not run": Cell("not run", "mark open"),
 }
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -200,7 +202,7 @@ def read_results(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
 def page(results: Results, absent: Sequence[str]) -> str:
     """Return the report as HTML."""
-    verdicts = [claim.decided(results) for claim in CLAIMS]
+    verdicts = [claim.verdict(results) for claim in CLAIMS]
     data = [row.about["data"] for row in results.by_id.values()]
     return TEMPLATES.get_template("report.html").render(
         title=TITLE,
@@ -208,14 +210,14 @@ def page(results: Results, absent: Sequence[str]) -> str:
         limits=_limits(results.selection),
         lossy=sorted({KNOWN[each["name"]].title for each in data if each["lossy"]}),
         absent=[KNOWN[name].title for name in absent],
-        tally=_tally([verdict and verdict[0] for verdict in verdicts]),
+        tally=_tally([verdict.mark for verdict in verdicts]),
         claims=[
             [
-                MARKS[verdict and verdict[0]],
+                MARKS[verdict.mark],
                 claim.where,
                 claim.text,
                 claim.rule,
-                verdict[1] if verdict else "",
+                verdict.said,
             ]
             for claim, verdict in zip(CLAIMS, verdicts, strict=True)
         ],
@@ -232,11 +234,11 @@ def _limits(chosen: Selection) -> list[str]:
     return told + ([f"{chosen.epochs} epoch{'s' * (chosen.epochs > 1)}"] if chosen.epochs else [])
 
 
-def _tally(verdicts: Sequence[bool | None]) -> str:
-    held, broken = verdicts.count(True), verdicts.count(False)
+def _tally(marks: Sequence[Mark]) -> str:
+    held, broken = marks.count("holds"), marks.count("does not")
     return (
         f"{held} hold{'s' * (held == 1)}, {broken} do{'es' * (broken == 1)} not, "
-        f"{verdicts.count(None)} cannot be decided by what was run."
+        f"{marks.count('too close to tell')} are too close to tell, {marks.count('not run')} were not run."
     )
 
 

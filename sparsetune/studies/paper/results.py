@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from sparsetune.errors import ConfigError, UnknownNameError
+from sparsetune.studies.intervals import Measured, Scores, unpacked
 from sparsetune.studies.jobs import Job, based, check_seeds, in_order, job, with_tuples
 from sparsetune.studies.paper.experiments import EXPERIMENTS, Experiment
 from sparsetune.studies.sources import KNOWN
@@ -181,6 +184,23 @@ class Results:
         rows = self.rows(settings)
         values = tuple(100 * row.result[key] if key in row.result else chance for row in rows)
         return Spread(values, sum("diverged" in row.result for row in rows)) if values else None
+
+    def measured(self, settings: Settings, key: str = "top1") -> Measured | None:
+        """Return accuracies by seed and, where a result tells them, by test picture."""
+        chance = self.chance(settings)
+        by_seed: dict[int, Scores] = {}
+        for row in self.rows(settings):
+            of = self._members(row) if key == "mean_top1" else [row.result]
+            if all("right" in each for each in of):
+                value = np.mean([unpacked(each["right"], each["test_pictures"]) for each in of], 0)
+            else:
+                value = np.array([row.result.get(key, chance / 100)])
+            by_seed[row.settings["seed"]] = 100 * value
+        return Measured(by_seed) if by_seed else None
+
+    def _members(self, row: Row) -> list[dict[str, Any]]:
+        found = [self.by_id.get(name) for name in row.settings["of"] or ()]
+        return [{} if each is None else each.result for each in found] or [{}]
 
     def chance(self, settings: Settings) -> float:
         """Accuracy of guessing, in percent."""
