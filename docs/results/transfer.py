@@ -190,12 +190,12 @@ def main() -> None:
         for task in given.tasks:
             theirs = partial(regression, given.work / task, given.weights)
             measure(task, "logistic regression", 0, None, theirs)
-            ours(task, "no flag", seed)
+            for method in OURS:
+                ours(task, method, seed)
         for lr in RATES:
             for task in given.tasks:
                 whole(task, 0, lr)
         for task in given.tasks:
-            ours(task, "60 KB", seed)
             best = min(RATES, key=lambda lr: rows[task, "full", 0, lr]["validation_loss"])
             whole(task, seed, best)
 
