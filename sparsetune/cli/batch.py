@@ -161,6 +161,7 @@ def go_through(
     words: tuple[str, str],
     begin: Callable[[Store, Study, list[str]], None],
     end: Callable[[Store, Study], Mapping[str, str]],
+    each: Callable[[Store], None] = lambda _: None,
 ) -> None:
     """Do what a study has left to do, and say how far it came; with ``--dry-run`` only say what that is.
 
@@ -170,6 +171,7 @@ def go_through(
         words: What the study, and what a group of its jobs, is called.
         begin: Called before the first job, with the names of the data that is not here.
         end: Called after the last; returns what the files are called that it wrote.
+        each: Called after each finished job.
 
     Raises:
         DataError: When no data is here.
@@ -205,7 +207,13 @@ def go_through(
         left = None if options.deadline is None else max(0.0, options.deadline - time.monotonic())
         _tell_unused(chosen, store.rows())
         with Shown(study.groups, chosen, store.rows()) as shown:
-            progress = go(chosen, store, crew, time_budget=left, watch=shown)
+
+            def watch(progress: Progress, event: Event | None) -> None:
+                shown(progress, event)
+                if event is not None and event.kind == "finished":
+                    each(store)
+
+            progress = go(chosen, store, crew, time_budget=left, watch=watch)
         files = end(store, study)
     tell_done(progress, chosen, files, options.as_json)
 

@@ -126,7 +126,8 @@ def paper(
         str,
         typer.Option(
             "--preset",
-            help="smoke: all ten on digits; short: the paper's 1- and 10-epoch experiments; full: all.",
+            help="smoke: all ten on digits; laptop: all ten, smaller, on real data; "
+            "short: the paper's 1- and 10-epoch experiments; full: all.",
         ),
     ] = "short",
     only: Annotated[
@@ -155,6 +156,12 @@ def paper(
         typer.Option("--ray", help="Address of a Ray cluster that does them; needs sparsetune[ray]."),
     ] = None,
     time_budget: options.TimeBudget = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results", help="Take finished results from this results.jsonl, and add each new one to it."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the results, the trainings and the report.")
     ] = Path("runs/paper"),
@@ -168,8 +175,8 @@ def paper(
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
     from sparsetune.cli.batch import Options, deadline_of, go_through, seeds_from
-    from sparsetune.studies import VERSION
-    from sparsetune.studies.paper import Selection, write_report
+    from sparsetune.studies import VERSION, take_over
+    from sparsetune.studies.paper import Selection, read_results, write_report, write_results
 
     given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json, ray)
     selection = Selection(
@@ -182,14 +189,22 @@ def paper(
         version=VERSION,
     )
 
+    before = {row.id: row for row in read_results(results)[0]} if results and results.is_file() else {}
+
     def begin(store: Store, selection: Selection, absent: list[str]) -> None:
         store.note(SELECTION, {**selection.to_json(), "absent": absent})
+        take_over(selection.jobs(), before.values(), store)
+
+    def each(store: Store) -> None:
+        if results:
+            rows = before | {row.id: row for row in store.rows()}
+            write_results(rows.values(), store.noted(SELECTION), results)
 
     def end(store: Store, _: Selection) -> dict[str, str]:
         console.err.print("writing the report ...")
         return {"report": str(write_report(store.rows(), store.noted(SELECTION), out / REPORT))}
 
-    go_through(selection, given, ("experiment", "experiment"), begin, end)
+    go_through(selection, given, ("experiment", "experiment"), begin, end, each)
 
 
 def report(

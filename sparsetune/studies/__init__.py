@@ -10,7 +10,7 @@ Imports whatever it needs; only ``cli`` imports it.
 """
 
 from sparsetune.studies.jobs import DEFAULTS, TRAINING, VERSION, Job, in_order
-from sparsetune.studies.runner import Cluster, Event, Processes, Progress, estimate, go, unused
+from sparsetune.studies.runner import Cluster, Event, Processes, Progress, estimate, go, take_over, unused
 from sparsetune.studies.sources import Noted, glance, look, missing, sources_from
 from sparsetune.studies.store import Place, Row, Store, open_store
 
@@ -35,5 +35,6 @@ __all__ = [
     "missing",
     "open_store",
     "sources_from",
+    "take_over",
     "unused",
 ]

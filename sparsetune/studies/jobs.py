@@ -42,6 +42,7 @@ DEFAULTS: Settings = {
     "decay_milestones": [],
     "decay_rate": 0.1,
     "weight_decay": 5e-4,
+    "val_share": 0.0,
     "seed": 0,
     "init_from": None,
     "members": None,
@@ -76,6 +77,7 @@ TRAINING = (
     "decay_milestones",
     "decay_rate",
     "weight_decay",
+    "val_share",
     "seed",
 )
 

@@ -22,7 +22,7 @@ import torch
 
 from sparsetune.errors import ConfigError
 from sparsetune.host import reason
-from sparsetune.studies.jobs import BASIS, DEFAULTS, KINDS, Job
+from sparsetune.studies.jobs import BASIS, DEFAULTS, KINDS, Job, in_order
 from sparsetune.studies.sources import KNOWN, forward_work, here
 from sparsetune.studies.store import Place, Row, Settings, Store
 from sparsetune.studies.work import do
@@ -284,6 +284,23 @@ def go(
     finally:
         crew.close()
     return progress
+
+
+def take_over(jobs: Sequence[Job], rows: Iterable[Row], store: Store) -> None:
+    """Keep results from elsewhere, but those of trainings whose files a job needs that is still to be done.
+
+    Args:
+        jobs: All that are wanted.
+        rows: The results.
+        store: Takes those that it does not hold.
+    """
+    own = {row.id for row in store.rows()}
+    found = {row.id: row for row in rows if row.id not in own}
+    waiting = [job for job in jobs if job.id not in own | found.keys()]
+    needed = {each.id for job in waiting for each in in_order(job.needs)}
+    for name, row in found.items():
+        if name not in needed:
+            store.add(row)
 
 
 def unused(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Row]:

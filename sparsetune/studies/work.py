@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sparsetune.errors import DivergedError, SparsetuneError
 from sparsetune.host import DELTA
 from sparsetune.runs import Run, measure, recorded, run
 from sparsetune.sliced import adapt_, adapted, merge_
-from sparsetune.spec import FitConfig, Learn
+from sparsetune.spec import PAPER, FitConfig, Learn
 from sparsetune.studies.compare.training import scored
 from sparsetune.studies.intervals import packed
 from sparsetune.studies.jobs import DEFAULTS, KINDS, LEARN, TRAINING, Job, Result, kind
@@ -63,13 +64,16 @@ def about(settings: Settings, place: Place) -> dict[str, Any]:
 
 
 def _run_of(task: Task) -> Run:
-    """The run that ``sparsetune fit`` would do for a training's settings."""
+    """The run of a training's settings, by the paper's recipe also where it starts from a trained model."""
     settings, start = task.settings, task.place.start(task.settings)
+    learn = Learn(**{name: settings[name] for name in LEARN})
+    if start is not None:
+        learn = replace(learn, norm_stats="updated")
     return Run(
         model=settings["model"],
         model_kwargs=settings["model_kwargs"],
-        learn=Learn(**{name: settings[name] for name in LEARN}),
-        config=FitConfig(**{name: settings[name] for name in TRAINING}),
+        learn=learn,
+        config=FitConfig(**{name: settings[name] for name in TRAINING}).following(PAPER),
         data=task.place.data(settings),
         size=settings["size"],
         classes=settings["classes"],

@@ -12,6 +12,7 @@ import pytest
 
 from sparsetune.cli import papers
 from sparsetune.studies.paper.experiments import EXPERIMENTS
+from sparsetune.studies.paper.report import read_results
 from sparsetune.studies.paper.results import Selection
 from sparsetune.studies.store import Row, open_store
 
@@ -37,6 +38,22 @@ def test_a_dry_run_says_what_there_is_to_do(sparsetune):
     told = sparsetune("reproduce paper --preset full --only table3 --seeds 0,1 --dry-run")
     assert told.out.splitlines()[1].split() == ["table3", "8", "8", "?"]
     assert told.err == "no estimate: nothing was trained on this machine yet.\n"
+
+
+def test_results_kept_in_a_file_are_not_computed_again(sparsetune):
+    words = "reproduce paper --preset smoke --only table3 --results kept.jsonl --json"
+    first = sparsetune(f"{words} --out one").json
+    rows, selection = read_results(Path("kept.jsonl"))
+    assert len(rows) == first["added"] == first["jobs"] == 4
+    assert selection["preset"] == "smoke"
+    again = sparsetune(f"{words} --out two").json
+    assert (again["finished"], again["added"]) == (4, 0)
+    page, other = (Path(folder, "report/index.html").read_text() for folder in ("one", "two"))
+    assert page == other
+    sparsetune(f"{words} --seeds 1 --out two")
+    more, _ = read_results(Path("kept.jsonl"))
+    assert [row.settings["seed"] for row in more] == [0] * 4 + [1] * 4
+    assert more[:4] == rows
 
 
 def test_it_is_stopped_goes_on_and_ends_in_a_report(sparsetune, in_process):

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from inline import Inline
 
 from sparsetune.studies.jobs import in_order
-from sparsetune.studies.runner import Processes, go
-from sparsetune.studies.store import open_store
+from sparsetune.studies.runner import Processes, go, take_over
+from sparsetune.studies.store import Place, open_store
 
 
 def plain(rows):
@@ -30,6 +31,23 @@ def test_jobs_are_done_once_each_after_its_needs(small, inline, tmp_path):
         assert {row.id for row in store.rows()} == progress.finished == set(inline.given)
         go(jobs, store, inline)
         assert len(inline.given) == len(jobs)
+
+
+def test_results_of_elsewhere_count_but_where_files_are_wanted_that_are_not_here(small, inline, tmp_path):
+    """Members of an ensemble that is still open are trained again, with what they start from."""
+    open_one, done_one = small(kind="ensemble", members=2), small(kind="ensemble", members=2, seed=5)
+    jobs = [*in_order([open_one, done_one, small()])]
+    with open_store(tmp_path / "there", write=True) as store:
+        go(jobs, store, Inline(Place(tmp_path / "there", {})))
+        known = [row for row in store.rows() if row.id != open_one.id]
+    with open_store(tmp_path, write=True) as store:
+        take_over(jobs, known, store)
+        again = {each.id for each in in_order([open_one])}
+        assert {row.id for row in store.rows()} == {row.id for row in known} - again
+        go(jobs, store, inline)
+        assert {*inline.given} == again
+        assert plain(row for row in store.rows() if row.id != open_one.id) == plain(known)
+        take_over(jobs, known, store)
 
 
 def test_a_job_that_fails_takes_those_that_need_it_along_but_no_other(small, inline, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 
 import sparsetune as st
 from sparsetune.errors import DataError, DivergedError
+from sparsetune.studies.intervals import unpacked
 from sparsetune.studies.jobs import in_order
 from sparsetune.studies.work import about, perform
 
@@ -68,6 +69,32 @@ def test_an_ensemble_starts_from_one_model_and_averages_its_members(small, place
     assert result["mean_top1"] == pytest.approx(sum(right) / 2)
     assert result["top1"] == pytest.approx(float((members.mean(0).argmax(1) == y).double().mean()))
     assert not torch.equal(*members)
+    together = members.mean(0).argmax(1) == y
+    assert unpacked(result["right"], result["test_pictures"]).tolist() == together.tolist()
+    alone = [unpacked(results[member.id]["right"], 50).tolist() for member in job.needs]
+    assert alone == [(p.argmax(1) == y).tolist() for p in members]
+
+
+def test_members_that_start_from_a_trained_model_keep_the_papers_protocol(small, place):
+    """Its augmentation, its pictures and moving statistics, not those of a transfer."""
+    job = small(kind="ensemble", members=2, opt="adam", lr=0.001)
+    done(job, place)
+    member = job.needs[0]
+    first, second = (
+        json.loads((place.run(each.id) / "config.json").read_text()) for each in (member.needs[0], member)
+    )
+    before, now = first["recipe"], second["recipe"]
+    other = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    assert other == {"opt", "lr", "seed"}
+    start, after = (
+        st.load(place.run(each.id) / "delta.safetensors", **backbone)
+        for each, backbone in (
+            (member.needs[0], {}),
+            (member, {"backbone": place.run(member.needs[0].id) / "whole.safetensors"}),
+        )
+    )
+    name = "block1.0.bn1.running_mean"
+    assert not torch.equal(st.merge_(start).state_dict()[name], st.merge_(after).state_dict()[name])
 
 
 def test_magnitudes_are_those_of_the_merged_weights(small, place):

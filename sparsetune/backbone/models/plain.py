@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sparsetune.backbone.models._cifar import CifarNet, build, default_cfg
+from sparsetune.backbone.models._cifar import CifarNet, build, check_count, default_cfg
 from sparsetune.errors import ConfigError
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
@@ -82,6 +82,7 @@ class VGG19(PlainNet):
 
     Args:
         norm: Whether batch norm follows each convolution.
+        width: Factor on the number of filters of each layer.
         num_classes: Class count; 0 for no classifier.
         in_chans: Image channels.
         global_pool: timm's name of the pooling before the classifier.
@@ -93,6 +94,7 @@ class VGG19(PlainNet):
     def __init__(
         self,
         norm: bool = False,
+        width: float = 1.0,
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -101,7 +103,9 @@ class VGG19(PlainNet):
         super().__init__(in_chans)
         trunk: list[nn.Module] = []
         chs = in_chans
-        for filters, count in STAGES:
+        for usual, count in STAGES:
+            filters = round(usual * width)
+            check_count("filters", filters)
             for _ in range(count):
                 trunk.append(nn.Conv2d(chs, filters, 3, padding=1))
                 trunk.extend([nn.BatchNorm2d(filters)] if norm else [])

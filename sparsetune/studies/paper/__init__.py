@@ -6,7 +6,7 @@
 """
 
 from sparsetune.studies.paper.experiments import EXPERIMENTS
-from sparsetune.studies.paper.report import read_results, rows_of, write_report
+from sparsetune.studies.paper.report import read_results, rows_of, write_report, write_results
 from sparsetune.studies.paper.results import Results, Selection, Spread
 from sparsetune.studies.paper.rules import CLAIMS
 
@@ -19,4 +19,5 @@ __all__ = [
     "read_results",
     "rows_of",
     "write_report",
+    "write_results",
 ]

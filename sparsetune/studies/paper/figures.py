@@ -22,7 +22,7 @@ from sparsetune.studies.paper.experiments import (
     published,
 )
 from sparsetune.studies.paper.results import Results
-from sparsetune.studies.sources import KNOWN, learned_parameters, total_parameters
+from sparsetune.studies.sources import learned_parameters, total_parameters
 from sparsetune.studies.store import Settings
 
 BLUE, GREEN, RED, ORANGE, PURPLE, GREY = "#1f5fa8", "#2e8b57", "#c0392b", "#d98200", "#7d3c98", "#8a8a8a"
@@ -142,7 +142,9 @@ def _by_size(made: Panel, colour: str, label: str, results: Results, experiment:
 
 def _over_parameters(results: Results, experiment: str, **where: Any) -> tuple[list[Settings], list[Any]]:
     """Return rows of an experiment in the order of their learned parameters, and their accuracies."""
-    points = sorted(results.points(experiment, **where), key=learned_parameters)
+    points = sorted(
+        results.points(experiment, **where), key=lambda point: learned_parameters(results.counted(point))
+    )
     return points, [spread and spread.mean for spread in map(results.spread, points)]
 
 
@@ -155,7 +157,7 @@ def _paper(
 
 def _fig1(results: Results) -> Iterator[Panel]:
     for model in FIVE:
-        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
+        with panel(results.title(model), "fraction of filters | filters a layer") as made:
             made.categories(TICKS, len(FRACTIONS))
             for frozen, colour, label in ((None, BLUE, "rest random"), ("zero", GREEN, "rest zero")):
                 _by_size(made, colour, label, results, "fig1", model=model, frozen=frozen)
@@ -168,7 +170,8 @@ def _fig2(results: Results) -> Iterator[Panel]:
     with panel("(a) by dimension", "share of all parameters learned") as whole:
         for dim, colour in DIMS.items():
             points, accuracies = _over_parameters(results, "fig2", dim=dim)
-            shares = [learned_parameters(point) / total_parameters(point) for point in points]
+            counted = [*map(results.counted, points)]
+            shares = [learned_parameters(each) / total_parameters(each) for each in counted]
             whole.line(shares, accuracies, colour, f"along {dim}", linewidth=0.8)
     yield whole
     with panel("(b) by size of the slice", "fraction | indices of the slice") as sizes:
@@ -185,14 +188,15 @@ def _fig3(results: Results) -> Iterator[Panel]:
             for frozen in (None, "zero"):
                 points, found = _over_parameters(results, "fig3", model=model, frozen=frozen)
                 style = {"linestyle": "none", "markerfacecolor": "none" if frozen else PALETTE[model]}
-                label = "_" if frozen else NAMES[model]
-                counts.line([*map(learned_parameters, points)], found, PALETTE[model], label, **style)
+                label = "_" if frozen else results.title(model)
+                sizes = [learned_parameters(results.counted(point)) for point in points]
+                counts.line(sizes, found, PALETTE[model], label, **style)
     yield counts
     with panel("(b) lines fitted", "fraction of filters (log)") as lines:
         lines.axes.set_xscale("log")
         for model in FIVE:
             fractions, accuracies = curve(results, model)
-            lines.line(fractions, [*accuracies], PALETTE[model], NAMES[model], linestyle="none")
+            lines.line(fractions, [*accuracies], PALETTE[model], results.title(model), linestyle="none")
             if len(fractions) > 2:
                 slope, level, _ = fit_line(fractions, accuracies)
                 ends = [fractions[0], fractions[-1]]
@@ -206,7 +210,7 @@ def _fig3(results: Results) -> Iterator[Panel]:
 
 def _fig4(results: Results) -> Iterator[Panel]:
     for model in (WRN["model"], DENSENET["model"]):
-        with panel(NAMES[model], "fraction of filters | filters a layer") as made:
+        with panel(results.title(model), "fraction of filters | filters a layer") as made:
             made.categories(TICKS, len(FRACTIONS))
             for norm, colour, label in ((True, BLUE, "BN learned"), (False, GREEN, "BN not learned")):
                 _by_size(made, colour, label, results, "fig4", model=model, norm=norm)
@@ -217,13 +221,13 @@ def _fig4(results: Results) -> Iterator[Panel]:
 def _fig5(results: Results) -> Iterator[Panel]:
     sizes: list[Settings] = [{"filters": 1}, {"fraction": 0.1}, {"fraction": 0.4}]
     for data in ("cifar10", "cifar100"):
-        with panel(KNOWN[data].title, "learned of each layer") as made:
+        with panel(results.title(data), "learned of each layer") as made:
             made.categories(["1 filter", "10 %", "40 %"])
             for model, colour in ((WIDE["model"], GREEN), (DENSENET["model"], BLUE)):
                 row = [results.top1("fig5", model=model, data=data, **size) for size in sizes]
-                made.line([0, 1, 2], row, colour, NAMES[model])
+                made.line([0, 1, 2], row, colour, results.title(model))
                 whole = results.top1("fig5", model=model, data=data, fraction=1.0)
-                made.level(whole, colour, f"{NAMES[model]}, everything")
+                made.level(whole, colour, f"{results.title(model)}, everything")
             points = [point for point in results.points("fig5", data=data) if point["fraction"] != 1.0]
             _paper(
                 made, "fig5", points, lambda point: 0 if point["filters"] else 1 + (point["fraction"] > 0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,6 @@ from sparsetune.studies.paper.experiments import (
     ENSEMBLES,
     EXPERIMENTS,
     LAYERS,
-    NAMES,
     Experiment,
     Number,
     published,
@@ -55,10 +54,10 @@ def rows_of(experiment: Experiment, results: Results) -> Rows:
         number = published(experiment.id, point)
         rows.append(
             [
-                NAMES[point["model"]],
-                KNOWN[point["data"]].title,
+                results.title(point["model"]),
+                results.title(point["data"]),
                 what(point),
-                f"{learned_parameters(point):,}",
+                f"{learned_parameters(results.counted(point)):,}",
                 (number and number.learned) or "",
                 *_compared(results, point, number),
             ]
@@ -96,7 +95,7 @@ def _layers(results: Results) -> Rows:
     rows: list[list[str | Cell]] = []
     points = results.points("table1")
     for ten, hundred in zip(points[::2], points[1::2], strict=True):
-        counts = dict.fromkeys(f"{learned_parameters(point):,}" for point in (ten, hundred))
+        counts = dict.fromkeys(f"{learned_parameters(results.counted(point)):,}" for point in (ten, hundred))
         numbers = [published("table1", point) for point in (ten, hundred)]
         told = dict.fromkeys(number.learned for number in numbers if number and number.learned)
         cells = [
@@ -104,12 +103,12 @@ def _layers(results: Results) -> Rows:
             for point, number in zip((ten, hundred), numbers, strict=True)
             for cell in _compared(results, point, number)
         ]
-        rows.append([NAMES[ten["model"]], what(ten), " / ".join(counts), " / ".join(told), *cells])
+        rows.append([results.title(ten["model"]), what(ten), " / ".join(counts), " / ".join(told), *cells])
     return header, rows
 
 
 def _difference(results: Results, point: Settings, points: float) -> str | Cell:
-    if results.selection.adjusted(point)["data"] != point["data"]:
+    if results.preset.instead or results.selection.adjusted(point)["data"] != point["data"]:
         return ""
     kind = "near" if abs(points) <= NEAR else "off" if abs(points) <= OFF else "far"
     return Cell(f"{points:+.2f}", kind)
@@ -122,7 +121,11 @@ def _ensembles(results: Results) -> Rows:
         points = results.points("table4", **{"fraction": None, "filters": None, **size})
         number = published("table4", points[0])
         best = results.best(points)
-        counts = [name, f"{learned_parameters(points[0]):,}", (number and number.learned) or ""]
+        counts = [
+            name,
+            f"{learned_parameters(results.counted(points[0])):,}",
+            (number and number.learned) or "",
+        ]
         told = [f"{number.mean:g}", f"{number.top1:g}"] if number and number.mean else ["", ""]
         if best is None or number is None:
             rows.append([*counts, "", NOT_RUN, told[0], NOT_RUN, told[1], ""])
@@ -184,11 +187,16 @@ def write_report(rows: Sequence[Row], selection: dict[str, Any], folder: Path) -
     Raises:
         StorageError: When it cannot be written.
     """
-    write_text(folder / DATA, to_lines({"selection": selection}, rows))
+    write_results(rows, selection, folder / DATA)
     absent = selection["absent"]
     chosen = Selection.from_json({name: value for name, value in selection.items() if name != "absent"})
     write_text(folder / PAGE, page(Results(rows, chosen), absent))
     return folder / PAGE
+
+
+def write_results(rows: Iterable[Row], selection: dict[str, Any], path: Path) -> None:
+    """Write results as JSON lines, behind what was asked for."""
+    write_text(path, to_lines({"selection": selection}, rows))
 
 
 def read_results(path: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -202,7 +210,7 @@ def read_results(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
 def page(results: Results, absent: Sequence[str]) -> str:
     """Return the report as HTML."""
-    verdicts = [claim.verdict(results) for claim in CLAIMS]
+    verdicts = [claim.verdict(results) for claim in CLAIMS] if results.preset.decides else []
     data = [row.about["data"] for row in results.by_id.values()]
     return TEMPLATES.get_template("report.html").render(
         title=TITLE,
@@ -217,9 +225,12 @@ def page(results: Results, absent: Sequence[str]) -> str:
                 claim.where,
                 claim.text,
                 claim.rule,
+                claim.paper,
                 verdict.said,
+                verdict.margin,
+                _scale(results, claim.experiment, verdict.seeds) if verdict.seeds else "",
             ]
-            for claim, verdict in zip(CLAIMS, verdicts, strict=True)
+            for claim, verdict in zip(CLAIMS, verdicts, strict=False)
         ],
         sections=[_section(experiment, results) for experiment in EXPERIMENTS.values()],
         duration=duration(sum(row.result.get("seconds", 0.0) for row in results.by_id.values())),
@@ -232,6 +243,19 @@ def _limits(chosen: Selection) -> list[str]:
     told = [f"{chosen.train_limit:,} training pictures"] if chosen.train_limit else []
     told += [f"{chosen.test_limit:,} test pictures"] if chosen.test_limit else []
     return told + ([f"{chosen.epochs} epoch{'s' * (chosen.epochs > 1)}"] if chosen.epochs else [])
+
+
+def _scale(results: Results, experiment: str, seeds: int) -> str:
+    """How large the trainings were that decided a claim."""
+    points = [results.selection.adjusted(point) for point in results.points(experiment)]
+    epochs = sorted({point["epochs"] for point in points})
+    pictures = sorted({point["train_limit"] or KNOWN[point["data"]].train for point in points})
+    told = f"{_span(epochs)} epoch{'s' * (epochs[-1] > 1)} of {_span(pictures)} pictures"
+    return f"{told}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((numbers[0], numbers[-1])))
 
 
 def _tally(marks: Sequence[Mark]) -> str:
@@ -262,7 +286,9 @@ def _fits(results: Results) -> tuple[Any, ...]:
         fractions, accuracies = curve(results, model)
         if len(fractions) > 2:
             slope, level, r2 = fit_line(fractions, accuracies)
-            rows.append([NAMES[model], f"{slope:.2f}", f"{level:.1f}", f"{r2:.3f}", str(len(fractions))])
+            rows.append(
+                [results.title(model), f"{slope:.2f}", f"{level:.1f}", f"{r2:.3f}", str(len(fractions))]
+            )
     return (["model", "slope (points per e-fold)", "at fraction 1", "R²", "fractions"], rows, 1)
 
 

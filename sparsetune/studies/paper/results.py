@@ -12,10 +12,17 @@ import numpy as np
 from sparsetune.errors import ConfigError, UnknownNameError
 from sparsetune.studies.intervals import Measured, Scores, unpacked
 from sparsetune.studies.jobs import Job, based, check_seeds, in_order, job, with_tuples
-from sparsetune.studies.paper.experiments import EXPERIMENTS, Experiment
-from sparsetune.studies.sources import KNOWN
+from sparsetune.studies.paper.experiments import EXPERIMENTS, NAMES, Experiment
+from sparsetune.studies.sources import KNOWN, class_count
 from sparsetune.studies.store import Row, Settings
 
+_TWENTY: Settings = {
+    "data": "tiny-imagenet",
+    "classes": 20,
+    "size": 32,
+    "train_limit": 10_000,
+    "test_limit": 1_000,
+}
 SHORT = ("table1", "fig1", "fig3", "fig2", "table4", "fig4")
 LONG = ("table2", "fig5", "table3", "fig6")
 
@@ -26,19 +33,71 @@ class Preset:
 
     Attributes:
         experiments: Ids, in the order in which they are run.
+        about: What stands for the paper's models and data, in a sentence; empty where they are its own.
         changes: Settings in place of the paper's.
         epochs: At most so many for each training.
+        instead: By the name and the paper's value of a setting: those that stand for it.
+        titles: What those stand-ins are called, by the paper's name.
+        decides: Whether the claims are decided by its results.
     """
 
     experiments: tuple[str, ...]
-    changes: Settings
+    about: str = ""
+    changes: Settings = field(default_factory=dict)
     epochs: int | None = None
+    instead: Mapping[str, Mapping[Any, Settings]] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
+    decides: bool = True
 
 
 PRESETS = {
-    "smoke": Preset(SHORT + LONG, {"data": "digits", "train_limit": 128, "test_limit": 100}, 1),
-    "short": Preset(SHORT, {}),
-    "full": Preset(SHORT + LONG, {}),
+    "smoke": Preset(
+        SHORT + LONG,
+        "All ran on a few small digits, to show that it works; accuracies say nothing about the paper.",
+        {"data": "digits", "train_limit": 128, "test_limit": 100},
+        epochs=1,
+        decides=False,
+    ),
+    "laptop": Preset(
+        SHORT + LONG,
+        "Smaller networks stand for the paper's, with the same structure: WRN-16-2 for WRN-28-4, WRN-16-4 "
+        "for WRN-28-10, DenseNet-BC-22-12 for densenet (BC-100-12), VGG-19 with a quarter of its filters. "
+        "They learn 10,000 pictures of CIFAR-10; the first 20 classes of Tiny-ImageNet, at 32x32, stand for "
+        "CIFAR-100 and for Tiny-ImageNet.",
+        {"val_share": 0.02},
+        instead={
+            "model": {
+                "wrn28_4": {"model_kwargs": {"depth": 16, "width": 2}},
+                "wrn28_10": {"model_kwargs": {"depth": 16, "width": 4, "drop_rate": 0.3}},
+                "densenet100_12": {"model_kwargs": {"depth": 22}},
+                "vgg19_cifar": {"model_kwargs": {"width": 0.25}},
+                "vgg19_bn_cifar": {"model_kwargs": {"width": 0.25}},
+            },
+            "data": {
+                "cifar10": {"train_limit": 10_000, "test_limit": 5_000},
+                "cifar100": _TWENTY,
+                "tiny-imagenet": _TWENTY,
+            },
+            "epochs": {
+                1: {"epochs": 2},
+                10: {"epochs": 6},
+                45: {"epochs": 9, "decay_milestones": [3, 6]},
+                200: {"epochs": 12, "decay_milestones": [4, 8, 10]},
+                300: {"epochs": 12, "decay_milestones": [6, 9]},
+            },
+        },
+        titles={
+            "wrn28_4": "WRN-16-2",
+            "wrn28_10": "WRN-16-4",
+            "densenet100_12": "DenseNet-22",
+            "vgg19_bn_cifar": "VGG-19/4 with BN",
+            "vgg19_cifar": "VGG-19/4 without BN",
+            "cifar100": "Tiny-ImageNet-20",
+            "tiny-imagenet": "Tiny-ImageNet-20",
+        },
+    ),
+    "short": Preset(SHORT),
+    "full": Preset(SHORT + LONG),
 }
 
 
@@ -97,9 +156,12 @@ class Selection:
         """Return the settings that are run in place of the paper's ``settings``."""
         preset = PRESETS[self.preset]
         limits = {"train_limit": self.train_limit, "test_limit": self.test_limit}
-        caps = [count for count in (settings["epochs"], preset.epochs, self.epochs) if count is not None]
-        changes = {**preset.changes, **{name: value for name, value in limits.items() if value is not None}}
-        return {**settings, **changes, "epochs": min(caps)}
+        changes = dict(preset.changes)
+        for name, stand_ins in preset.instead.items():
+            changes |= stand_ins.get(settings[name], {})
+        changes |= {name: value for name, value in limits.items() if value is not None}
+        caps = [changes.get("epochs", settings["epochs"]), preset.epochs, self.epochs]
+        return {**settings, **changes, "epochs": min(cap for cap in caps if cap is not None)}
 
     def job(self, settings: Settings, seed: int) -> Job:
         """Return the job that stands for the paper's ``settings``."""
@@ -202,9 +264,22 @@ class Results:
         found = [self.by_id.get(name) for name in row.settings["of"] or ()]
         return [{} if each is None else each.result for each in found] or [{}]
 
+    @property
+    def preset(self) -> Preset:
+        """That of the selection."""
+        return PRESETS[self.selection.preset]
+
+    def title(self, name: str) -> str:
+        """Return what a model or data set of the paper, or its stand-in, is called."""
+        return self.preset.titles.get(name) or NAMES.get(name) or KNOWN[name].title
+
+    def counted(self, settings: Settings) -> Settings:
+        """Return the settings whose parameters are counted: the paper's, or those of stand-ins."""
+        return self.selection.adjusted(settings) if self.preset.instead else settings
+
     def chance(self, settings: Settings) -> float:
         """Accuracy of guessing, in percent."""
-        return 100 / KNOWN[self.selection.adjusted(settings)["data"]].classes
+        return 100 / class_count(self.selection.adjusted(settings))
 
     def points(self, experiment: str, **where: Any) -> list[Settings]:
         """Return an experiment's rows, as in the paper, whose settings have the given values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from sparsetune.studies.paper.experiments import (
     DENSENET,
     ENSEMBLES,
     FRACTIONS,
-    NAMES,
     SIZELESS,
     WIDE,
     WRN,
@@ -52,6 +51,10 @@ class Found:
         if not found:
             raise Missing
         return found
+
+    def told(self, found: Mapping[str, Measured], digits: int = 1) -> str:
+        """Say a number for each model."""
+        return ", ".join(f"{self.results.title(m)} {value.mean:.{digits}f}" for m, value in found.items())
 
     def chance(self) -> float:
         """Return the accuracy of guessing, in percent."""
@@ -108,11 +111,6 @@ def claim(
     return register
 
 
-def told(found: dict[str, Measured], digits: int = 1) -> str:
-    """Say a number for each model."""
-    return ", ".join(f"{NAMES[model]} {value.mean:.{digits}f}" for model, value in found.items())
-
-
 @claim(
     "Fig. 1",
     "A single filter a layer, the rest zeroed, is still much above chance, around 45 %, with resnets.",
@@ -121,7 +119,7 @@ def told(found: dict[str, Measured], digits: int = 1) -> str:
 def one_filter(at: Found) -> Evidence:
     """Both densenet and WRN-28-4 reach three times chance."""
     found = {model: at(model=model, filters=1, frozen="zero") for model in (DENSE, WIDE4)}
-    return Evidence([each - 3 * at.chance() for each in found.values()], told(found))
+    return Evidence([each - 3 * at.chance() for each in found.values()], at.told(found))
 
 
 @claim(
@@ -146,7 +144,7 @@ def gap(at: Found) -> Evidence:
         )
         for model in (DENSE, WIDE4)
     }
-    return Evidence([*gaps.values()], "random minus zeroed: " + told(gaps))
+    return Evidence([*gaps.values()], "random minus zeroed: " + at.told(gaps))
 
 
 @claim("Fig. 1", "The best performer is densenet.", "a figure")
@@ -154,7 +152,7 @@ def best_model(at: Found) -> Evidence:
     """It has the highest mean over the fractions."""
     means = {model: average(at(model=model, fraction=p, frozen=None) for p in FRACTIONS) for model in FIVE}
     leads = [means[DENSE] - means[model] for model in FIVE if model != DENSE]
-    return Evidence(leads, "mean over fractions: " + told(means))
+    return Evidence(leads, "mean over fractions: " + at.told(means))
 
 
 @claim("Fig. 1", "AlexNet fails to learn for small fractions or only a few filters a layer.", "a figure")
@@ -212,7 +210,7 @@ def logarithmic(at: Found) -> Evidence:
         model: seed_by_seed(lambda *tops: fit_line(FRACTIONS, tops)[2], *curve)
         for model, curve in _curves(at).items()
     }
-    return Evidence([100 * (fits[model] - 0.8) for model in (DENSE, WIDE4)], "R²: " + told(fits, 2))
+    return Evidence([100 * (fits[model] - 0.8) for model in (DENSE, WIDE4)], "R²: " + at.told(fits, 2))
 
 
 @claim("Fig. 3", "The slope is larger for recent architectures.", "a figure")
@@ -226,7 +224,7 @@ def slopes(at: Found) -> Evidence:
     }
     old = [found["alexnet_cifar"], found["vgg19_cifar"]]
     margins = [found[model] - each for model in (DENSE, WIDE4) for each in old]
-    return Evidence(margins, "points per e-fold: " + told(found))
+    return Evidence(margins, "points per e-fold: " + at.told(found))
 
 
 @claim(
@@ -272,7 +270,8 @@ def fc_inferior(at: Found) -> Evidence:
         for key, row in rows.items()
     }
     shown = "; ".join(
-        f"{NAMES[m]} {d}: fc {row['fc'].mean:.1f}, second of blocks {second[m, d].mean:.1f}"
+        f"{at.results.title(m)} {at.results.title(d)}: fc {row['fc'].mean:.1f}, "
+        f"second of blocks {second[m, d].mean:.1f}"
         for (m, d), row in rows.items()
     )
     return Evidence([second[key] - row["fc"] for key, row in rows.items()], shown, len(rows) // 2 + 1)
@@ -315,7 +314,7 @@ def norm_fades(at: Found) -> Evidence:
             for sizes in (FEW, [{"fraction": p} for p in LARGE])
         )
         margins += [small, small - large]
-        shown.append(f"{NAMES[model]}: {small.mean:.1f} at .1 and less, {large.mean:.1f} from .4")
+        shown.append(f"{at.results.title(model)}: {small.mean:.1f} at .1 and less, {large.mean:.1f} from .4")
     return Evidence(margins, "gain by learning BN: " + "; ".join(shown))
 
 
@@ -323,7 +322,7 @@ def norm_fades(at: Found) -> Evidence:
 def seventy_enough(at: Found) -> Evidence:
     """At most 2 points are lost, for both nets."""
     lost = {m: at(model=m, fraction=1.0) - at(model=m, fraction=0.7, norm=True) for m in (DENSE, WIDE4)}
-    return Evidence([2 - each for each in lost.values()], "lost: " + told(lost))
+    return Evidence([2 - each for each in lost.values()], "lost: " + at.told(lost))
 
 
 @claim("Fig. 4", "densenet achieves the full accuracy with 10 filters a layer.", "a figure")
@@ -350,7 +349,7 @@ def almost(at: Found) -> Evidence:
 def single_filter(at: Found) -> Evidence:
     """They are 10 points or more ahead, on both data sets."""
     gains = {d: at(model=DENSE, data=d, filters=1) - at(model=WIDE10, data=d, filters=1) for d in BOTH}
-    shown = "densenet ahead by " + ", ".join(f"{gains[d].mean:.1f} ({d})" for d in BOTH)
+    shown = "densenet ahead by " + ", ".join(f"{gains[d].mean:.1f} ({at.results.title(d)})" for d in BOTH)
     return Evidence([each - 10 for each in gains.values()], shown)
 
 
@@ -364,7 +363,9 @@ def hundred_harder(at: Found) -> Evidence:
         for m in (DENSE, WIDE10)
         for d in BOTH
     }
-    shown = "; ".join(f"{NAMES[m]} {d}: {gap.mean:.1f}" for (m, d), gap in gaps.items())
+    shown = "; ".join(
+        f"{at.results.title(m)} {at.results.title(d)}: {gap.mean:.1f}" for (m, d), gap in gaps.items()
+    )
     margins = [gaps[m, "cifar100"] - gaps[m, "cifar10"] for m in (DENSE, WIDE10)]
     return Evidence(margins, "all minus 10 %: " + shown)
 

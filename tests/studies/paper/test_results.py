@@ -27,6 +27,29 @@ def test_smoke_is_every_experiment_on_digits_in_one_epoch():
     assert {(j.settings["data"], j.settings["epochs"]) for j in smoke.jobs()} == {("digits", 1)}
 
 
+def test_laptop_has_the_papers_structure_at_a_smaller_size():
+    """Every row of every experiment, with stand-ins for models and data, and nothing else changed."""
+    laptop = Selection(preset="laptop")
+    for experiment in EXPERIMENTS.values():
+        for point in experiment.points:
+            held = laptop.adjusted(point)
+            assert held["model"] == point["model"]
+            assert held["model_kwargs"] or point["model"] == "alexnet_cifar"
+            assert (held["data"], held["classes"]) in (("cifar10", None), ("tiny-imagenet", 20))
+            assert (held["data"] == "cifar10") == (point["data"] == "cifar10")
+            assert held["train_limit"] == 10_000
+            assert len(held["decay_milestones"]) == len(point["decay_milestones"])
+            assert all(each < held["epochs"] for each in held["decay_milestones"])
+            assert held["val_share"] == 0.02
+            other = {name for name in point if held[name] != point[name]}
+            assert other <= {
+                *("model_kwargs", "data", "classes", "size", "train_limit", "test_limit", "epochs"),
+                *("decay_milestones", "val_share"),
+            }
+    assert laptop.adjusted({**EXPERIMENTS["table2"].points[0]})["model_kwargs"]["drop_rate"] == 0.3
+    assert Results([], laptop).chance(EXPERIMENTS["table3"].points[0]) == 5.0
+
+
 def test_short_is_what_the_paper_trains_for_one_and_ten_epochs():
     jobs = Selection(preset="short").jobs()
     assert {j.settings["epochs"] for j in jobs} == {1, 10}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import t as student_t
 
+from sparsetune.studies.intervals import packed
 from sparsetune.studies.jobs import in_order, job
 from sparsetune.studies.paper.experiments import EXPERIMENTS, VGG, WIDE, published
 from sparsetune.studies.paper.figures import fit_line
 from sparsetune.studies.paper.results import Results, Selection
 from sparsetune.studies.paper.rules import CLAIMS
 
-FULL = Selection(preset="full")
+FULL = Selection(preset="full", seeds=(0, 1))
 AT = {
     "densenet100_12": 70.0,
     "wrn28_4": 60.0,
@@ -53,25 +57,44 @@ def rows(row):
                     {"name": str(i), "mean": high, "variance": high**2, "learned": None} for i in range(3)
                 ]
                 result = {"layers": layers}
-            for each in in_order([job(point)]):
-                made.setdefault(each.id, row(each, top1=top1 / 100))
-            made[job(point).id] = row(job(point), **result)
+            for seed in FULL.seeds:
+                own = job({**point, "seed": seed})
+                for each in in_order([own]):
+                    made.setdefault(each.id, row(each, top1=top1 / 100))
+                made[own.id] = row(own, **result)
     return made
 
 
 def decided(rows):
     results = Results([*rows.values()], FULL)
-    return {claim.decide.__name__: claim.decided(results) for claim in CLAIMS}
+    return {claim.find.__name__: claim.verdict(results) for claim in CLAIMS}
+
+
+def changed(rows, points, **result):
+    """Other results of some rows, with both seeds."""
+    made = dict(rows)
+    for point in points:
+        for seed in FULL.seeds:
+            old = rows[job({**point, "seed": seed}).id]
+            made[old.id] = type(old)(old.id, old.settings, {**old.result, **result}, old.about)
+    return made
 
 
 def test_all_claims_hold_on_the_papers_own_numbers(rows):
     verdicts = decided(rows)
-    assert {name: verdict for name, verdict in verdicts.items() if not (verdict and verdict[0])} == {}
-    assert all(numbers for _, numbers in verdicts.values())
+    assert {name: verdict for name, verdict in verdicts.items() if verdict.mark != "holds"} == {}
+    assert all(verdict.said and verdict.margin and verdict.seeds == 2 for verdict in verdicts.values())
 
 
 def test_none_is_decided_without_results():
-    assert set(decided({}).values()) == {None}
+    assert {verdict.mark for verdict in decided({}).values()} == {"not run"}
+
+
+def test_one_seed_decides_nothing(rows):
+    one = {name: row for name, row in rows.items() if row.settings["seed"] % 1000 == 0}
+    verdicts = decided(one)
+    assert {verdict.mark for verdict in verdicts.values()} == {"too close to tell"}
+    assert {verdict.seeds for verdict in verdicts.values()} == {1}
 
 
 BREAKS = [
@@ -105,44 +128,59 @@ BREAKS = [
 def test_a_claim_breaks_on_other_numbers(rows, name, experiment, where, top1):
     points = Results([], FULL).points(experiment, **where)
     assert points
-    changed = dict(rows)
-    for point in points:
-        old = rows[job(point).id]
-        changed[old.id] = type(old)(old.id, old.settings, {**old.result, "top1": top1 / 100}, old.about)
-    assert decided(rows)[name][0]
-    assert not decided(changed)[name][0]
+    assert decided(rows)[name].mark == "holds"
+    assert decided(changed(rows, points, top1=top1 / 100))[name].mark == "does not"
 
 
 @pytest.mark.parametrize(("name", "fraction", "high"), [("ten_high", 0.4, 2.0), ("seventy_alike", 0.7, 0.6)])
 def test_a_claim_about_weights_breaks_on_other_magnitudes(rows, name, fraction, high):
-    (point,) = Results([], FULL).points("fig6", fraction=fraction)
-    old = rows[job(point).id]
-    layers = [{**layer, "mean": high} for layer in old.result["layers"]]
-    changed = {**rows, old.id: type(old)(old.id, old.settings, {"layers": layers}, old.about)}
-    assert decided(rows)[name][0]
-    assert not decided(changed)[name][0]
+    points = Results([], FULL).points("fig6", fraction=fraction)
+    layers = [{"name": str(i), "mean": high, "variance": 1.0, "learned": None} for i in range(3)]
+    assert decided(rows)[name].mark == "holds"
+    assert decided(changed(rows, points, layers=layers))[name].mark == "does not"
 
 
 def test_every_claim_has_been_seen_to_break():
     seen = {name for name, *_ in BREAKS} | {"ten_high", "seventy_alike"}
-    assert seen == {claim.decide.__name__ for claim in CLAIMS}
+    assert seen == {claim.find.__name__ for claim in CLAIMS}
 
 
 def test_a_missing_row_leaves_its_claims_open_and_no_other(rows):
     (point,) = Results([], FULL).points("table3", fraction=0.4)
-    left = {name: row for name, row in rows.items() if name != job(point).id}
-    open_now = {name for name, verdict in decided(left).items() if verdict is None}
+    gone = {job({**point, "seed": seed}).id for seed in FULL.seeds}
+    left = {name: row for name, row in rows.items() if name not in gone}
+    open_now = {name for name, verdict in decided(left).items() if verdict.mark == "not run"}
     assert open_now == {"tiny"}
 
 
 def test_classifier_is_judged_on_one_data_set_where_the_other_was_not_run(rows):
     left = {name: row for name, row in rows.items() if row.settings["data"] != "cifar100"}
     verdict = decided(left)["fc_inferior"]
-    assert verdict[0]
-    assert "cifar100" not in verdict[1]
+    assert verdict.mark == "holds"
+    assert "CIFAR-100" not in verdict.said
 
 
 def test_a_line_is_fitted_to_the_logarithm():
     slope, level, r2 = fit_line([0.1, 0.01, 0.001], [50 - 2.302585093, 50 - 4.605170186, 50 - 6.907755279])
     assert (slope, level, r2) == pytest.approx((1.0, 50.0, 1.0))
     assert fit_line([0.1, 0.2, 0.4], [3.0, 1.0, 3.0])[2] == pytest.approx(0.0)
+
+
+def test_what_seeds_or_pictures_would_turn_round_is_too_close_to_tell(rows):
+    """Table 4: the margin is the same, over pictures of which both sides know the most, or few."""
+    points = [Results([], FULL).points("table4", **where) for where in ({"filters": 0}, {"fraction": 0.1})]
+    generator = np.random.default_rng(0)
+    for pictures, mark in ((4000, "holds"), (100, "too close to tell")):
+        fc = generator.permutation(np.arange(pictures) < 0.70 * pictures)
+        gained, lost = np.flatnonzero(~fc), np.flatnonzero(fc)
+        shared = fc.copy()
+        shared[gained[: pictures // 10]], shared[lost[: pictures // 20]] = True, False
+        found = rows
+        for rights, where in zip((fc, shared), points, strict=True):
+            right = {"right": packed(torch.from_numpy(rights)), "test_pictures": pictures}
+            found = changed(found, where, top1=float(rights.mean()), **right)
+        verdict = decided(found)["ninety_shared"]
+        assert verdict.mark == mark
+        by_pictures = 100 * (shared.astype(float) - fc)
+        half = student_t.ppf(0.975, pictures - 1) * by_pictures.std(ddof=1) / pictures**0.5
+        assert verdict.margin == f"{by_pictures.mean():.1f} ± {half:.1f}"
