@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, pi, sqrt, tan
+from math import fsum, inf, pi, sqrt, tan
 from statistics import NormalDist, fmean
 from typing import Any, Literal
 
@@ -100,6 +100,16 @@ class Measured:
             values = [value.mean(keepdims=True) for value in values]
         return reach(np.stack(values).astype(np.float64))
 
+    @property
+    def low(self) -> float:
+        """What the truth is hardly below; with a single seed anything may be."""
+        return self.mean - (inf if self.reach is None else self.reach)
+
+    @property
+    def high(self) -> float:
+        """What it is hardly above."""
+        return self.mean + (inf if self.reach is None else self.reach)
+
     def combined(self, other: Measured | float, act: Callable[[Scores, Any], Scores]) -> Measured:
         """Compute something of two, picture by picture, for the seeds that both have."""
         if not isinstance(other, Measured):
@@ -190,19 +200,16 @@ def judge(evidence: Evidence) -> Verdict:
     other test pictures, would explain; it does not where too many are as surely below. One seed says nothing
     of others, so it leaves every claim open.
     """
-    margins = sorted(evidence.margins, key=lambda each: -each.mean)
+    margins = evidence.margins
     if not all(each.by_seed for each in margins):
         return Verdict("not run")
     needed = evidence.needed or len(margins)
-    deciding = margins[needed - 1]
-    spans = [each.reach for each in margins]
-    sure = [
-        0 if span is None or abs(each.mean) <= span else 1 if each.mean > 0 else -1
-        for each, span in zip(margins, spans, strict=True)
-    ]
+    enough = sorted(margins, key=lambda each: each.low)[-needed]
+    too_many = sorted(margins, key=lambda each: each.high)[len(margins) - needed]
     mark: Mark = "too close to tell"
-    if sure.count(1) >= needed:
-        mark = "holds"
-    elif sure.count(-1) > len(margins) - needed:
-        mark = "does not"
+    deciding = sorted(margins, key=lambda each: each.mean)[-needed]
+    if enough.low > 0:
+        mark, deciding = "holds", enough
+    elif too_many.high < 0:
+        mark, deciding = "does not", too_many
     return Verdict(mark, evidence.said, str(deciding), min(len(each.by_seed) for each in margins))

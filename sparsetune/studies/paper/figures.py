@@ -21,7 +21,7 @@ from sparsetune.studies.paper.experiments import (
     WRN,
     published,
 )
-from sparsetune.studies.paper.results import Results
+from sparsetune.studies.paper.results import Results, Spread
 from sparsetune.studies.sources import learned_parameters, total_parameters
 from sparsetune.studies.store import Settings
 
@@ -50,6 +50,15 @@ class Panel:
             self.empty, self.top = False, max(self.top, *(height for _, height in known))
             style = {"marker": "o", "markersize": 4, "linewidth": 1.4, **style}
             self.axes.plot(*zip(*known, strict=True), color=colour, label=label, **style)
+
+    def spreads(self, x: list[Any], found: list[Spread | None], colour: str) -> None:
+        """Draw a standard deviation over seeds to both sides of each point that has one."""
+        known = [(a, each.mean, each.deviation) for a, each in zip(x, found, strict=True) if each]
+        bars = [bar for bar in known if bar[2] is not None]
+        if bars:
+            style: Any = {"fmt": "none", "elinewidth": 1.2, "capsize": 2.5}
+            places, means, deviations = zip(*bars, strict=True)
+            self.axes.errorbar(places, means, deviations, ecolor=colour, **style)
 
     def paper(self, x: list[Any], y: list[float], label: str = "paper") -> None:
         """Draw the paper's points on top."""
@@ -135,9 +144,11 @@ def curve(results: Results, model: str, frozen: str | None = None) -> tuple[list
 
 def _by_size(made: Panel, colour: str, label: str, results: Results, experiment: str, **where: Any) -> None:
     """Draw a line over the fractions and one over the numbers of filters."""
-    row = [results.top1(experiment, **size, **where) for size in SIZED]
+    row = [results.one(experiment, **size, **where) for size in SIZED]
+    places = [*range(len(SIZES))]
+    made.spreads(places, row, colour)
     for part in (slice(0, len(FRACTIONS)), slice(len(FRACTIONS), None)):
-        made.line([*range(len(SIZES))][part], row[part], colour, label)
+        made.line(places[part], [each.mean if each else None for each in row[part]], colour, label)
 
 
 def _over_parameters(results: Results, experiment: str, **where: Any) -> tuple[list[Settings], list[Any]]:
@@ -224,8 +235,11 @@ def _fig5(results: Results) -> Iterator[Panel]:
         with panel(results.title(data), "learned of each layer") as made:
             made.categories(["1 filter", "10 %", "40 %"])
             for model, colour in ((WIDE["model"], GREEN), (DENSENET["model"], BLUE)):
-                row = [results.top1("fig5", model=model, data=data, **size) for size in sizes]
-                made.line([0, 1, 2], row, colour, results.title(model))
+                row = [results.one("fig5", model=model, data=data, **size) for size in sizes]
+                made.spreads([0, 1, 2], row, colour)
+                made.line(
+                    [0, 1, 2], [each.mean if each else None for each in row], colour, results.title(model)
+                )
                 whole = results.top1("fig5", model=model, data=data, fraction=1.0)
                 made.level(whole, colour, f"{results.title(model)}, everything")
             points = [point for point in results.points("fig5", data=data) if point["fraction"] != 1.0]

@@ -14,10 +14,14 @@ from jinja2 import Environment, FileSystemLoader
 
 from sparsetune.host import duration, write_text
 from sparsetune.studies.intervals import Mark
+from sparsetune.studies.jobs import KINDS
 from sparsetune.studies.paper.experiments import (
+    DENSENET,
     ENSEMBLES,
     EXPERIMENTS,
     LAYERS,
+    SIZELESS,
+    WRN,
     Experiment,
     Number,
     published,
@@ -218,7 +222,7 @@ def page(results: Results, absent: Sequence[str]) -> str:
         limits=_limits(results.selection),
         lossy=sorted({KNOWN[each["name"]].title for each in data if each["lossy"]}),
         absent=[KNOWN[name].title for name in absent],
-        tally=_tally([verdict.mark for verdict in verdicts]),
+        summary=summary(results, _tally([verdict.mark for verdict in verdicts]) if verdicts else ""),
         claims=[
             [
                 MARKS[verdict.mark],
@@ -236,6 +240,43 @@ def page(results: Results, absent: Sequence[str]) -> str:
         duration=duration(sum(row.result.get("seconds", 0.0) for row in results.by_id.values())),
         machines=Counter(_machine(row.about) for row in results.by_id.values()).items(),
     )
+
+
+def summary(results: Results, tally: str) -> list[str]:
+    """Return what was run and what it came to, in a few sentences; of what was not run there is none.
+
+    Args:
+        results: All results.
+        tally: How many claims hold; empty where none is decided.
+    """
+    trained = sum(KINDS[row.settings["kind"]].trains for row in results.by_id.values())
+    if not trained:
+        return []
+    seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
+    told = [f"{trained:,} trainings with {seeds}."]
+    told += [f"Of the paper's {len(CLAIMS)} claims, {tally}"] if tally else []
+    keeps, zeroed = [], []
+    for model in (DENSENET["model"], WRN["model"]):
+        few, zero = (results.top1("fig1", model=model, fraction=0.1, frozen=rest) for rest in (None, "zero"))
+        whole = results.top1("fig4", model=model, fraction=1.0)
+        if few and whole:
+            keeps.append(f"{few:.1f} % where all of it has {whole:.1f} % ({results.title(model)})")
+        if few and zero:
+            zeroed.append(f"{few - zero:+.1f} points ({results.title(model)})")
+    told += [f"A tenth of each layer's filters, the rest random, comes to {_and(keeps)}."] if keeps else []
+    told += [f"Leaving the rest random in place of zero is worth {_and(zeroed)}."] if zeroed else []
+    member = results.one("table4", **SIZELESS | ENSEMBLES["Share-Conv-0.9"])
+    alone = results.one("table4", **SIZELESS | ENSEMBLES["FC"])
+    if member and alone:
+        told.append(
+            f"Ensembles that share nine tenths come to {member.mean:.1f} %, with the classifier alone "
+            f"retrained {alone.mean:.1f} %."
+        )
+    return told
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words)
 
 
 def _limits(chosen: Selection) -> list[str]:
@@ -259,11 +300,14 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _tally(marks: Sequence[Mark]) -> str:
-    held, broken = marks.count("holds"), marks.count("does not")
-    return (
-        f"{held} hold{'s' * (held == 1)}, {broken} do{'es' * (broken == 1)} not, "
-        f"{marks.count('too close to tell')} are too close to tell, {marks.count('not run')} were not run."
-    )
+    words: dict[Mark, tuple[str, str]] = {
+        "holds": ("holds", "hold"),
+        "does not": ("does not", "do not"),
+        "too close to tell": ("is too close to tell", "are too close to tell"),
+        "not run": ("was not run", "were not run"),
+    }
+    counts = {mark: marks.count(mark) for mark in words}
+    return ", ".join(f"{n} {words[mark][n > 1]}" for mark, n in counts.items() if n) + "."
 
 
 def _section(experiment: Experiment, results: Results) -> dict[str, Any]:

@@ -60,7 +60,7 @@ PRESETS = {
     ),
     "laptop": Preset(
         SHORT + LONG,
-        "Smaller networks stand for the paper's, with the same structure: WRN-16-2 for WRN-28-4, WRN-16-4 "
+        "Smaller networks stand for the paper's, with the same structure: WRN-16-2 for WRN-28-4, WRN-10-4 "
         "for WRN-28-10, DenseNet-BC-22-12 for densenet (BC-100-12), VGG-19 with a quarter of its filters. "
         "They learn 10,000 pictures of CIFAR-10; the first 20 classes of Tiny-ImageNet, at 32x32, stand for "
         "CIFAR-100 and for Tiny-ImageNet.",
@@ -68,7 +68,7 @@ PRESETS = {
         instead={
             "model": {
                 "wrn28_4": {"model_kwargs": {"depth": 16, "width": 2}},
-                "wrn28_10": {"model_kwargs": {"depth": 16, "width": 4, "drop_rate": 0.3}},
+                "wrn28_10": {"model_kwargs": {"depth": 10, "width": 4, "drop_rate": 0.3}},
                 "densenet100_12": {"model_kwargs": {"depth": 22}},
                 "vgg19_cifar": {"model_kwargs": {"width": 0.25}},
                 "vgg19_bn_cifar": {"model_kwargs": {"width": 0.25}},
@@ -82,13 +82,13 @@ PRESETS = {
                 1: {"epochs": 2},
                 10: {"epochs": 6},
                 45: {"epochs": 9, "decay_milestones": [3, 6]},
-                200: {"epochs": 12, "decay_milestones": [4, 8, 10]},
+                200: {"epochs": 10, "decay_milestones": [3, 6, 8]},
                 300: {"epochs": 12, "decay_milestones": [6, 9]},
             },
         },
         titles={
             "wrn28_4": "WRN-16-2",
-            "wrn28_10": "WRN-16-4",
+            "wrn28_10": "WRN-10-4",
             "densenet100_12": "DenseNet-22",
             "vgg19_bn_cifar": "VGG-19/4 with BN",
             "vgg19_cifar": "VGG-19/4 without BN",
@@ -289,15 +289,20 @@ class Results:
             if all(point[name] == value for name, value in where.items())
         ]
 
-    def top1(self, experiment: str, **where: Any) -> float | None:
-        """Return the mean accuracy of the one row with the given values, in percent; of several the best."""
-        found = map(self.spread, self.points(experiment, **where))
-        return max((spread.mean for spread in found if spread), default=None)
-
     def best(self, points: Sequence[Settings]) -> tuple[Settings, Spread] | None:
         """Return the row of highest accuracy, and that."""
         found = [(point, spread) for point in points if (spread := self.spread(point))]
         return max(found, key=lambda each: each[1].mean, default=None)
+
+    def one(self, experiment: str, **where: Any) -> Spread | None:
+        """Return the accuracies of the one row with the given values; of several the best."""
+        best = self.best(self.points(experiment, **where))
+        return best and best[1]
+
+    def top1(self, experiment: str, **where: Any) -> float | None:
+        """Return the mean of these, in percent."""
+        found = self.one(experiment, **where)
+        return found.mean if found else None
 
     def finished(self, experiment: str) -> tuple[int, int]:
         """Return how many of an experiment's rows have results, and how many there are."""

@@ -125,7 +125,7 @@ def one_filter(at: Found) -> Evidence:
 @claim(
     "Fig. 1",
     "Using 70 % of the filters while zeroing the rest achieves the same performance for densenets.",
-    "a figure: the points lie on each other",
+    "in a figure: the points lie on each other",
 )
 def seventy_zeroed(at: Found) -> Evidence:
     """The two are at most 2 points apart."""
@@ -134,7 +134,7 @@ def seventy_zeroed(at: Found) -> Evidence:
     return Evidence([2 - apart, 2 + apart], f"random {fixed.mean:.1f}, zeroed {zeroed.mean:.1f}")
 
 
-@claim("Fig. 1", "There is a gap between fixed random weights and zeroed ones.", "a figure")
+@claim("Fig. 1", "There is a gap between fixed random weights and zeroed ones.", "in a figure")
 def gap(at: Found) -> Evidence:
     """Random is ahead on average over fractions up to .1, for densenet and WRN-28-4."""
     gaps = {
@@ -147,7 +147,7 @@ def gap(at: Found) -> Evidence:
     return Evidence([*gaps.values()], "random minus zeroed: " + at.told(gaps))
 
 
-@claim("Fig. 1", "The best performer is densenet.", "a figure")
+@claim("Fig. 1", "The best performer is densenet.", "in a figure")
 def best_model(at: Found) -> Evidence:
     """It has the highest mean over the fractions."""
     means = {model: average(at(model=model, fraction=p, frozen=None) for p in FRACTIONS) for model in FIVE}
@@ -155,7 +155,7 @@ def best_model(at: Found) -> Evidence:
     return Evidence(leads, "mean over fractions: " + at.told(means))
 
 
-@claim("Fig. 1", "AlexNet fails to learn for small fractions or only a few filters a layer.", "a figure")
+@claim("Fig. 1", "AlexNet fails to learn for small fractions or only a few filters a layer.", "in a figure")
 def alexnet(at: Found) -> Evidence:
     """No training up to .1 and up to 10 filters reaches more than twice chance."""
     found = [at(model="alexnet_cifar", frozen=None, **size) for size in FEW]
@@ -168,7 +168,7 @@ def alexnet(at: Found) -> Evidence:
 @claim(
     "Fig. 1",
     "VGG-19 without batch norm does not get better than chance for any of these settings.",
-    "a figure: all at 10 %",
+    "in a figure: all at 10 %",
 )
 def vgg(at: Found) -> Evidence:
     """No training reaches more than 1.5 times chance."""
@@ -183,7 +183,7 @@ def vgg(at: Found) -> Evidence:
 @claim(
     "Fig. 2",
     "Learning a subset of filters outperforms learning a subset of the weights of each filter.",
-    "a figure",
+    "in a figure",
 )
 def outputs(at: Found) -> Evidence:
     """Filters are ahead of inputs on average over the fractions."""
@@ -203,7 +203,7 @@ def _curves(at: Found) -> dict[str, list[Measured]]:
     }
 
 
-@claim("Fig. 3", "Performance grows logarithmically with the number of parameters.", "a figure")
+@claim("Fig. 3", "Performance grows logarithmically with the number of parameters.", "in a figure")
 def logarithmic(at: Found) -> Evidence:
     """R² of the fitted line is .8 or more, for densenet and WRN-28-4; margins are in hundredths."""
     fits = {
@@ -213,7 +213,7 @@ def logarithmic(at: Found) -> Evidence:
     return Evidence([100 * (fits[model] - 0.8) for model in (DENSE, WIDE4)], "R²: " + at.told(fits, 2))
 
 
-@claim("Fig. 3", "The slope is larger for recent architectures.", "a figure")
+@claim("Fig. 3", "The slope is larger for recent architectures.", "in a figure")
 def slopes(at: Found) -> Evidence:
     """Both densenet's and WRN-28-4's are above AlexNet's and VGG-19's without batch norm."""
     x = np.log(FRACTIONS) - np.log(FRACTIONS).mean()
@@ -230,7 +230,7 @@ def slopes(at: Found) -> Evidence:
 @claim(
     "Fig. 3",
     "Even with the rest zeroed, densenets attain decent performance with less than 100K parameters.",
-    "a figure",
+    "in a figure",
 )
 def decent(at: Found) -> Evidence:
     """With .1 it keeps half of the accuracy with all parameters."""
@@ -301,7 +301,7 @@ def norm_hundred(at: Found) -> Evidence:
     return Evidence([hundred - ten], f"share lost without fc: {ten.mean:.0f} % and {hundred.mean:.0f} %")
 
 
-@claim("Fig. 4", "Batch norm makes a big difference for small fractions; from .4 it fades.", "a figure")
+@claim("Fig. 4", "Batch norm makes a big difference for small fractions; from .4 it fades.", "in a figure")
 def norm_fades(at: Found) -> Evidence:
     """Mean gain up to .1 and 10 filters is above 0 and above that from .4, for both nets."""
     shown: list[str] = []
@@ -318,14 +318,14 @@ def norm_fades(at: Found) -> Evidence:
     return Evidence(margins, "gain by learning BN: " + "; ".join(shown))
 
 
-@claim("Fig. 4", "70 % of the parameters induce little or no loss.", "a figure")
+@claim("Fig. 4", "70 % of the parameters induce little or no loss.", "in a figure")
 def seventy_enough(at: Found) -> Evidence:
     """At most 2 points are lost, for both nets."""
     lost = {m: at(model=m, fraction=1.0) - at(model=m, fraction=0.7, norm=True) for m in (DENSE, WIDE4)}
     return Evidence([2 - each for each in lost.values()], "lost: " + at.told(lost))
 
 
-@claim("Fig. 4", "densenet achieves the full accuracy with 10 filters a layer.", "a figure")
+@claim("Fig. 4", "densenet achieves the full accuracy with 10 filters a layer.", "in a figure")
 def ten_filters(at: Found) -> Evidence:
     """It is at most 2 points below."""
     ten, full = at(model=DENSE, filters=10, norm=True), at(model=DENSE, fraction=1.0)
@@ -354,7 +354,7 @@ def single_filter(at: Found) -> Evidence:
 
 
 @claim(
-    "Fig. 5", "On CIFAR-100 the gap between few parameters and all is larger than on CIFAR-10.", "a figure"
+    "Fig. 5", "On CIFAR-100 the gap between few parameters and all is larger than on CIFAR-10.", "in a figure"
 )
 def hundred_harder(at: Found) -> Evidence:
     """All minus 10 % is larger there, for both nets."""
@@ -447,7 +447,7 @@ def _magnitudes(at: Found) -> dict[float, dict[int, list[float]]]:
     return found
 
 
-@claim("Fig. 6", "Magnitudes after training only 10 % stand out as high.", "a figure")
+@claim("Fig. 6", "Magnitudes after training only 10 % stand out as high.", "in a figure")
 def ten_high(at: Found) -> Evidence:
     """Mean |w| over the convolutions is highest; margins are in thousandths."""
     means = {
@@ -459,7 +459,7 @@ def ten_high(at: Found) -> Evidence:
     return Evidence(margins, "mean |w| over layers: " + shown)
 
 
-@claim("Fig. 6", "70 % and 100 % are nearly indistinguishable.", "a figure")
+@claim("Fig. 6", "70 % and 100 % are nearly indistinguishable.", "in a figure")
 def seventy_alike(at: Found) -> Evidence:
     """Mean |w| of a convolution differs by at most 10 % on average; margins are in percent."""
     found = _magnitudes(at)
