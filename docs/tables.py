@@ -289,40 +289,68 @@ def _slim_table() -> str:
     return "\n".join([*rows, "", *notes])
 
 
-def _paper_tables() -> str:
-    """The experiments that were run, from the rows that ``sparsetune reproduce paper`` left."""
-    from sparsetune.studies.paper import EXPERIMENTS, Results, Selection, read_results, rows_of
+def _paper_results() -> dict[str, Any]:
+    """What ``sparsetune reproduce paper`` left here, by file name; the largest trainings first."""
+    from sparsetune.studies.paper import PRESETS, Results, Selection, read_results
 
-    pieces = []
-    for path in sorted((RESULTS / "paper").glob("*.jsonl")):
+    found = {}
+    for path in (RESULTS / "paper").glob("*.jsonl"):
         rows, chosen = read_results(path)
-        limits = {name: chosen[name] for name in ("train_limit", "test_limit", "epochs") if chosen[name]}
-        shown = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in limits.items())
+        selection = Selection.from_json({k: v for k, v in chosen.items() if k != "absent"})
+        found[path.stem] = Results(rows, selection)
+    ranks = [*PRESETS]
+
+    def size(item: tuple[str, Any]) -> tuple[bool, int]:
+        chosen = item[1].selection
+        cut = any((chosen.epochs, chosen.train_limit, chosen.test_limit))
+        return cut, -ranks.index(chosen.preset)
+
+    return dict(sorted(found.items(), key=size))
+
+
+def _paper_tables() -> str:
+    """The claims, each by the largest trainings that were run for it, and the rows."""
+    from sparsetune.studies.paper import CLAIMS, EXPERIMENTS, rows_of, scale
+
+    found = _paper_results()
+    lines: list[list[Any]] = []
+    for claim in CLAIMS:
+        verdicts = ((claim.verdict(results), results) for results in found.values())
+        verdict, results = next(((v, r) for v, r in verdicts if v.mark != "not run"), (None, None))
+        told = [verdict.mark, claim.where, claim.text] if verdict else ["not run", claim.where, claim.text]
+        ours = (
+            [verdict.said, verdict.margin, scale(results, claim.experiment, verdict.seeds)] if verdict else []
+        )
+        lines.append([*told, claim.paper, *(ours or ["", "", ""])])
+    pieces = [_markdown(["", "where", "claim", "the paper's", "ours", "margin", "decided by"], lines)]
+    for name, results in found.items():
+        chosen, rows = results.selection, results.by_id.values()
+        limits = {
+            key: value for key in ("train_limit", "test_limit", "epochs") if (value := getattr(chosen, key))
+        }
+        shown = ", ".join(f"`--{key.replace('_', '-')} {value}`" for key, value in limits.items())
         lossy = sorted({row.about["data"]["name"] for row in rows if row.about["data"]["lossy"]})
         pieces.append(
-            f"`--preset {chosen['preset']}` with {shown or 'nothing changed'}; {len(rows)} jobs."
-            + "".join(f" {name} was a lossy JPEG copy." for name in lossy)
+            f"`--preset {chosen.preset}` with {shown or 'nothing changed'}; {len(rows)} jobs, "
+            f'<a href="{name}.html">as a page with the figures</a>. {results.preset.about}'
+            + "".join(f" {each} was a lossy JPEG copy." for each in lossy)
         )
-        results = Results(rows, Selection.from_json({k: v for k, v in chosen.items() if k != "absent"}))
         for experiment in EXPERIMENTS.values():
             if results.finished(experiment.id)[0] and experiment.id != "fig3":
-                header, lines = rows_of(experiment, results)
-                pieces += [f"**{experiment.id}: {experiment.title}**", _markdown(header, lines)]
-        pieces += ["Claims that these results can decide:", _claims(results)]
-        machines = {_note(row.about) for row in rows}
-        pieces.append("\n".join(sorted(machines)))
+                header, cells = rows_of(experiment, results)
+                title = f"{experiment.label}: {experiment.title}"
+                table = _markdown(header, cells).replace("\n", "\n    ")
+                pieces.append(f'??? note "{title}"\n\n    {table}')
+        pieces.append("\n".join(sorted({_note(row.about) for row in rows})))
     return "\n\n".join(pieces)
 
 
-def _claims(results: Any) -> str:
-    from sparsetune.studies.paper import CLAIMS
+def on_post_build(config: Any) -> None:
+    """Write the paper's page from its rows, beside the page that has the tables."""
+    from sparsetune.studies.paper import page
 
-    lines = []
-    for claim in CLAIMS:
-        if verdict := claim.decided(results):
-            holds = "holds" if verdict[0] else "does not hold"
-            lines.append(f"- {claim.where}, {holds}: {claim.text} ({claim.rule} Ours: {verdict[1]}.)")
-    return "\n".join(lines) or "- None."
+    for name, results in _paper_results().items():
+        (Path(config.site_dir) / "paper" / f"{name}.html").write_text(page(results, []), encoding="utf-8")
 
 
 def _markdown(header: list[str], rows: list[list[Any]]) -> str:

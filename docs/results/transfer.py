@@ -160,7 +160,7 @@ def main() -> None:
     for name in ("weights", "cifar10", "tiny-imagenet", "work", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="two processes may share --out")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="processes may share --out")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     make(given.work, given.cifar10, given.tiny_imagenet)

@@ -6,18 +6,21 @@
 """
 
 from sparsetune.studies.paper.experiments import EXPERIMENTS
-from sparsetune.studies.paper.report import read_results, rows_of, write_report, write_results
-from sparsetune.studies.paper.results import Results, Selection, Spread
+from sparsetune.studies.paper.report import page, read_results, rows_of, scale, write_report, write_results
+from sparsetune.studies.paper.results import PRESETS, Results, Selection, Spread
 from sparsetune.studies.paper.rules import CLAIMS
 
 __all__ = [
     "CLAIMS",
     "EXPERIMENTS",
+    "PRESETS",
     "Results",
     "Selection",
     "Spread",
+    "page",
     "read_results",
     "rows_of",
+    "scale",
     "write_report",
     "write_results",
 ]

@@ -232,7 +232,7 @@ def page(results: Results, absent: Sequence[str]) -> str:
                 claim.paper,
                 verdict.said,
                 verdict.margin,
-                _scale(results, claim.experiment, verdict.seeds) if verdict.seeds else "",
+                scale(results, claim.experiment, verdict.seeds) if verdict.seeds else "",
             ]
             for claim, verdict in zip(CLAIMS, verdicts, strict=False)
         ],
@@ -286,8 +286,8 @@ def _limits(chosen: Selection) -> list[str]:
     return told + ([f"{chosen.epochs} epoch{'s' * (chosen.epochs > 1)}"] if chosen.epochs else [])
 
 
-def _scale(results: Results, experiment: str, seeds: int) -> str:
-    """How large the trainings were that decided a claim."""
+def scale(results: Results, experiment: str, seeds: int) -> str:
+    """Say how large an experiment's trainings were that decide a claim, with so many seeds."""
     points = [results.selection.adjusted(point) for point in results.points(experiment)]
     epochs = sorted({point["epochs"] for point in points})
     pictures = sorted({point["train_limit"] or KNOWN[point["data"]].train for point in points})
