@@ -162,6 +162,7 @@ def go_through(
     begin: Callable[[Store, Study, list[str]], None],
     end: Callable[[Store, Study], Mapping[str, str]],
     each: Callable[[Store], None] = lambda _: None,
+    order: Callable[[Study, list[Job]], list[Job]] = lambda _, jobs: jobs,
 ) -> None:
     """Do what a study has left to do, and say how far it came; with ``--dry-run`` only say what that is.
 
@@ -172,6 +173,7 @@ def go_through(
         begin: Called before the first job, with the names of the data that is not here.
         end: Called after the last; returns what the files are called that it wrote.
         each: Called after each finished job.
+        order: Returns jobs in the order in which they are to be done.
 
     Raises:
         DataError: When no data is here.
@@ -197,7 +199,7 @@ def go_through(
         store.note(DATA, noted)
         study = _resting_on(study, noted)
         begin(store, study, sorted(absent))
-        chosen = [job for job in _jobs(study) if job.data.isdisjoint(absent)]
+        chosen = order(study, [job for job in _jobs(study) if job.data.isdisjoint(absent)])
         place = Place(options.out.absolute(), sources)
         crew = (
             Processes(options.jobs, place)

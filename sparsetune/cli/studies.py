@@ -13,7 +13,7 @@ from sparsetune.errors import ConfigError
 from sparsetune.host import describe_machine, write_text
 
 if TYPE_CHECKING:
-    from sparsetune.studies import Row, Store
+    from sparsetune.studies import Job, Row, Store
     from sparsetune.studies.compare import Comparison, Table
     from sparsetune.studies.paper import Selection
 
@@ -175,8 +175,8 @@ def paper(
     What is finished is kept, whatever happens; the same command goes on. Ends in report/index.html.
     """
     from sparsetune.cli.batch import Options, deadline_of, go_through, seeds_from
-    from sparsetune.studies import VERSION, take_over
-    from sparsetune.studies.paper import Selection, read_results, write_report, write_results
+    from sparsetune.studies import VERSION, deciding_first, take_over
+    from sparsetune.studies.paper import Selection, questions, read_results, write_report, write_results
 
     given = Options(data or (), jobs, deadline_of(time_budget), out, dry_run, as_json, ray)
     selection = Selection(
@@ -204,7 +204,11 @@ def paper(
         console.err.print("writing the report ...")
         return {"report": str(write_report(store.rows(), store.noted(SELECTION), out / REPORT))}
 
-    go_through(selection, given, ("experiment", "experiment"), begin, end, each)
+    def order(selection: Selection, jobs: list[Job]) -> list[Job]:
+        here = {job.id for job in jobs}
+        return deciding_first(jobs, [names for names in questions(selection) if names <= here])
+
+    go_through(selection, given, ("experiment", "experiment"), begin, end, each, order)
 
 
 def report(

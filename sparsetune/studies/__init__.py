@@ -10,7 +10,17 @@ Imports whatever it needs; only ``cli`` imports it.
 """
 
 from sparsetune.studies.jobs import DEFAULTS, TRAINING, VERSION, Job, in_order
-from sparsetune.studies.runner import Cluster, Event, Processes, Progress, estimate, go, take_over, unused
+from sparsetune.studies.runner import (
+    Cluster,
+    Event,
+    Processes,
+    Progress,
+    deciding_first,
+    estimate,
+    go,
+    take_over,
+    unused,
+)
 from sparsetune.studies.sources import Noted, glance, look, missing, sources_from
 from sparsetune.studies.store import Place, Row, Store, open_store
 
@@ -27,6 +37,7 @@ __all__ = [
     "Store",
     "TRAINING",
     "VERSION",
+    "deciding_first",
     "estimate",
     "glance",
     "go",

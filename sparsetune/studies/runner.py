@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -327,6 +327,23 @@ def _asked(settings: Settings) -> str:
     return json.dumps(left, sort_keys=True)
 
 
+def deciding_first(jobs: Sequence[Job], questions: Iterable[Collection[str]]) -> list[Job]:
+    """Return jobs in another order: question by question, whichever then takes the least work next.
+
+    Args:
+        jobs: All, each after those that it needs.
+        questions: The ids of the jobs that answer each.
+    """
+    by_id = {job.id: job for job in jobs}
+    wanted = [{each.id for name in names for each in in_order([by_id[name]])} for names in questions if names]
+    done: dict[str, Job] = {}
+    while wanted:
+        least = min(wanted, key=lambda names: sum(work(by_id[name].settings) for name in names - done.keys()))
+        wanted.remove(least)
+        done |= {job.id: job for job in jobs if job.id in least and job.id not in done}
+    return [*done.values(), *(job for job in jobs if job.id not in done)]
+
+
 PASSES = 3
 """A training step's work over a forward pass'."""
 
@@ -355,16 +372,14 @@ def estimate(jobs: Iterable[Job], rows: Sequence[Row], at_a_time: int = 1) -> fl
     if not rates:
         return None
     usual = median(rate for found in rates.values() for rate in found)
-    total = sum(
-        work(job.settings) * median(rates.get(job.settings["model"], [usual]))
-        for job in jobs
-        if KINDS[job.settings["kind"]].trains
-    )
+    total = sum(work(job.settings) * median(rates.get(job.settings["model"], [usual])) for job in jobs)
     return total / at_a_time
 
 
 def work(settings: Settings) -> float:
-    """Return the operations of a training, its tests included."""
+    """Return the operations of a training, its tests included; other jobs count nothing."""
+    if not KINDS[settings["kind"]].trains:
+        return 0.0
     known = KNOWN[settings["data"]]
     train, test = settings["train_limit"] or known.train, settings["test_limit"] or known.test
     return float(forward_work(settings) * settings["epochs"] * (PASSES * train + test))

@@ -14,7 +14,7 @@ import pytest
 from inline import Inline
 
 from sparsetune.studies.jobs import in_order
-from sparsetune.studies.runner import Processes, go, take_over
+from sparsetune.studies.runner import Processes, deciding_first, go, take_over
 from sparsetune.studies.store import Place, open_store
 
 
@@ -48,6 +48,16 @@ def test_results_of_elsewhere_count_but_where_files_are_wanted_that_are_not_here
         assert {*inline.given} == again
         assert plain(row for row in store.rows() if row.id != open_one.id) == plain(known)
         take_over(jobs, known, store)
+
+
+def test_what_answers_a_question_with_the_least_work_comes_first(small):
+    """Twenty epochs, two, and one beside the two; an ensemble comes behind what it needs."""
+    long, short, one = small(epochs=20), small(epochs=2, seed=1), small(epochs=1, seed=2)
+    both = small(kind="ensemble", members=2, seed=3)
+    jobs = [*in_order([long, both, short, one])]
+    order = deciding_first(jobs, [{long.id}, {both.id}, {short.id}, {short.id, one.id}, set()])
+    assert order == [short, one, *in_order([both]), long]
+    assert deciding_first(jobs, []) == jobs
 
 
 def test_a_job_that_fails_takes_those_that_need_it_along_but_no_other(small, inline, tmp_path):

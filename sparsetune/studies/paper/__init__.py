@@ -8,7 +8,7 @@
 from sparsetune.studies.paper.experiments import EXPERIMENTS
 from sparsetune.studies.paper.report import page, read_results, rows_of, scale, write_report, write_results
 from sparsetune.studies.paper.results import PRESETS, Results, Selection, Spread
-from sparsetune.studies.paper.rules import CLAIMS
+from sparsetune.studies.paper.rules import CLAIMS, questions
 
 __all__ = [
     "CLAIMS",
@@ -18,6 +18,7 @@ __all__ = [
     "Selection",
     "Spread",
     "page",
+    "questions",
     "read_results",
     "rows_of",
     "scale",

@@ -18,8 +18,8 @@ from sparsetune.studies.paper.experiments import (
     WRN,
 )
 from sparsetune.studies.paper.figures import FIVE, fit_line
-from sparsetune.studies.paper.results import Results
-from sparsetune.studies.store import Settings
+from sparsetune.studies.paper.results import Results, Selection
+from sparsetune.studies.store import Row, Settings
 
 BOTH = ("cifar10", "cifar100")
 DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
@@ -159,10 +159,8 @@ def best_model(at: Found) -> Evidence:
 def alexnet(at: Found) -> Evidence:
     """No training up to .1 and up to 10 filters reaches more than twice chance."""
     found = [at(model="alexnet_cifar", frozen=None, **size) for size in FEW]
-    best = max(each.mean for each in found)
-    return Evidence(
-        [2 * at.chance() - each for each in found], f"best of them {best:.1f}, chance {at.chance():g}"
-    )
+    said = f"best of them {max(each.mean for each in found):.1f}, chance {at.chance():g}"
+    return Evidence([2 * at.chance() - each for each in found], said)
 
 
 @claim(
@@ -174,10 +172,8 @@ def vgg(at: Found) -> Evidence:
     """No training reaches more than 1.5 times chance."""
     sizes = [*FEW, *({"fraction": p} for p in LARGE)]
     found = [at(model="vgg19_cifar", frozen=rest, **size) for size in sizes for rest in (None, "zero")]
-    best = max(each.mean for each in found)
-    return Evidence(
-        [1.5 * at.chance() - each for each in found], f"best of them {best:.1f}, chance {at.chance():g}"
-    )
+    said = f"best of them {max(each.mean for each in found):.1f}, chance {at.chance():g}"
+    return Evidence([1.5 * at.chance() - each for each in found], said)
 
 
 @claim(
@@ -476,3 +472,26 @@ def seventy_alike(at: Found) -> Evidence:
     }
     shown = ", ".join(f"{p:.0%} {value.mean:.0f} %" for p, value in apart.items())
     return Evidence([10 - apart[0.7]], "apart from 100 % by: " + shown)
+
+
+class _Noting(Results):
+    """Notes which results are asked for."""
+
+    asked: frozenset[str] = frozenset()
+
+    def rows(self, settings: Settings) -> list[Row]:
+        found = super().rows(settings)
+        self.asked |= {row.id for row in found}
+        return found
+
+
+def questions(selection: Selection) -> list[frozenset[str]]:
+    """Return, for each claim that a selection can decide, the ids of the jobs that do so."""
+    some = {"top1": 0.5, "mean_top1": 0.5, "layers": [{"mean": 1.0}]}
+    rows = [Row(job.id, job.settings, some, {}) for job in selection.jobs()]
+    asked = []
+    for claim in CLAIMS:
+        noting = _Noting(rows, selection)
+        if claim.verdict(noting).mark != "not run":
+            asked.append(noting.asked)
+    return asked

@@ -12,7 +12,7 @@ from sparsetune.studies.jobs import in_order, job
 from sparsetune.studies.paper.experiments import EXPERIMENTS, VGG, WIDE, published
 from sparsetune.studies.paper.figures import fit_line
 from sparsetune.studies.paper.results import Results, Selection
-from sparsetune.studies.paper.rules import CLAIMS
+from sparsetune.studies.paper.rules import CLAIMS, questions
 
 FULL = Selection(preset="full", seeds=(0, 1))
 AT = {
@@ -143,6 +143,16 @@ def test_a_claim_about_weights_breaks_on_other_magnitudes(rows, name, fraction, 
 def test_every_claim_has_been_seen_to_break():
     seen = {name for name, *_ in BREAKS} | {"ten_high", "seventy_alike"}
     assert seen == {claim.find.__name__ for claim in CLAIMS}
+
+
+def test_each_claim_asks_for_what_decides_it_alone(rows):
+    """Without the results that it asks for a claim is not decided; with no others it is."""
+    found = questions(FULL)
+    assert len(found) == len(CLAIMS)
+    for claim, names in zip(CLAIMS, found, strict=True):
+        own = [rows[name] for name in names]
+        assert claim.verdict(Results(own, FULL)) == claim.verdict(Results([*rows.values()], FULL))
+    assert len(questions(Selection(preset="full", only=("table3",)))) == 1
 
 
 def test_a_missing_row_leaves_its_claims_open_and_no_other(rows):
