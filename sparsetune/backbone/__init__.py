@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from sparsetune.backbone.outputs import check_classifier, device_of, evaluating, logits_of, loss_of
     from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
-    from sparsetune.backbone.seeding import Law, draw
+    from sparsetune.backbone.seeding import Law, draw, draw_below, draw_signs
     from sparsetune.backbone.source import GENERATOR_VERSION, Backbone, Origin
     from sparsetune.backbone.zoo import create, names, plain_arguments, recreate, skeleton
 else:
@@ -52,6 +52,8 @@ __all__ = [
     "create",
     "device_of",
     "draw",
+    "draw_below",
+    "draw_signs",
     "drawn_head",
     "evaluating",
     "file_digest",

@@ -138,6 +138,19 @@ def draw_(values: Tensor, seed: int, name: str, law: Law) -> None:
         flat[:] = _scaled(law, taken)
 
 
+def draw_signs(seed: int, name: str, count: int) -> Tensor:
+    """Draw 1 or -1, the same everywhere: int8 of shape ``(count,)``, from a bit each."""
+    words = _stream(seed, name).random_raw(-(-count // 64)).astype("<u8", copy=False)
+    drawn = np.unpackbits(words.view(np.uint8), count=count, bitorder="little").view(np.int8)
+    return torch.from_numpy(np.subtract(1, 2 * drawn, dtype=np.int8))
+
+
+def draw_below(seed: int, name: str, count: int, limit: int) -> Tensor:
+    """Draw whole numbers from 0 to ``limit`` - 1, the same everywhere: int64 of shape ``(count,)``."""
+    words = _stream(seed, name).random_raw(count).astype("<u8", copy=False)
+    return torch.from_numpy((words % np.uint64(limit)).astype(np.int64))
+
+
 @lru_cache(maxsize=16)
 def normal_quantiles(low: float = -inf, high: float = inf) -> Floats:
     """Return the 65,536 quantiles, at midpoints, of the standard normal law within ``low`` and ``high``.

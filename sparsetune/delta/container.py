@@ -283,6 +283,8 @@ def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
 def _format(header: Header, coded: bool) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
     learn, form = header.learn, header.preprocessing
+    if learn.dimensions is not None:
+        return 6
     if learn.norm_stats or (learn.rank is not None and not learn.depthwise_sums) or (form and form.crops):
         return 5
     if header.learn.by_layer:

@@ -19,9 +19,9 @@ from sparsetune.spec import WIDTHS, Learn, scales
 if TYPE_CHECKING:
     import torch
 
-FORMATS = (1, 2, 3, 4, 5)
+FORMATS = (1, 2, 3, 4, 5, 6)
 """Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer, 5 frozen
-running statistics."""
+running statistics, 6 spread vectors."""
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """torch's name of a type of tensors as they are -> bytes of each value."""
 

@@ -22,7 +22,7 @@ from sparsetune.parts.layers import (
     under,
     unwrapped,
 )
-from sparsetune.parts.part import FROZEN, Part, factor_names, full_rank
+from sparsetune.parts.part import FROZEN, Part, factor_names, full_rank, vector_name
 from sparsetune.parts.planning import Plan, arithmetic_share, plan
 from sparsetune.parts.precision import VARIANCE, decode, encode
 
@@ -49,4 +49,5 @@ __all__ = [
     "plan",
     "under",
     "unwrapped",
+    "vector_name",
 ]

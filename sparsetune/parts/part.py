@@ -16,7 +16,8 @@ class Part:
     """What is learned of one parameter: the first ``k`` indices along ``dim``, or all of it, or nothing.
 
     Or a low-rank sum: all of the parameter ``W`` is frozen (``k`` is 0), and ``W + B @ A`` stands in its
-    place, where ``B`` and ``A``, of ``rank`` columns and rows, are learned.
+    place, where ``B`` and ``A``, of ``rank`` columns and rows, are learned. Or a vector of so many
+    ``dimensions``, spread over the frozen parameter.
 
     Attributes:
         name: The parameter's name in the plain model.
@@ -26,6 +27,8 @@ class Part:
         layer: Whether it belongs to a layer that is sliced (a convolution or linear map, not the head).
         homes: Every ``(module name, attribute)`` that holds it.
         rank: Of the learned sum; 0 where there is none.
+        dimensions: Length of the vector that is spread over it; likewise.
+        projection_seed: Which weights have which of its values.
         stored: Whether no seed gives its frozen values, so that the delta holds them too.
     """
 
@@ -36,6 +39,8 @@ class Part:
     layer: bool
     homes: tuple[tuple[str, str], ...]
     rank: int = 0
+    dimensions: int = 0
+    projection_seed: int = 0
     stored: bool = field(default=False, compare=False)
 
     @property
@@ -51,7 +56,7 @@ class Part:
     @property
     def partial(self) -> bool:
         """Whether some of it is learned and some frozen."""
-        return 0 < self.k < self.size or self.rank > 0
+        return 0 < self.k < self.size or self.rank > 0 or self.dimensions > 0
 
     @property
     def numel(self) -> int:
@@ -69,6 +74,8 @@ class Part:
         if self.rank:
             shapes = (self.rank, *self.shape[1:]), (self.shape[0], self.rank)
             return dict(zip(factor_names(self.name), shapes, strict=True))
+        if self.dimensions:
+            return {vector_name(self.name): (self.dimensions,)}
         return {self.name: self.learned_shape} if self.k else {}
 
     @property
@@ -78,9 +85,11 @@ class Part:
 
     @property
     def share(self) -> str:
-        """What is learned, in a word: ``all``, ``2/16``, ``rank 4``, or a dash for nothing."""
+        """What is learned, in a word: ``all``, ``2/16``, ``rank 4``, ``9 dims``, or a dash for nothing."""
         if self.rank:
             return f"rank {self.rank}"
+        if self.dimensions:
+            return f"{self.dimensions:,} dim{'s' * (self.dimensions > 1)}"
         return "all" if self.whole else f"{self.k}/{self.size}" if self.k else "-"
 
     @property
@@ -111,6 +120,11 @@ class Buffer:
 def factor_names(name: str) -> tuple[str, str]:
     """Return what ``A`` and ``B`` of the parameter ``name`` are called where ``W + B @ A`` is learned."""
     return f"{name}_A", f"{name}_B"
+
+
+def vector_name(name: str) -> str:
+    """Return what the vector is called that is spread over the parameter ``name``."""
+    return f"{name}_theta"
 
 
 def full_rank(shape: tuple[int, ...]) -> int:

@@ -119,6 +119,7 @@ class Plan:
                     "learned": part.k,
                     "of": part.size,
                     "rank": part.rank,
+                    "dimensions": part.dimensions,
                     "learned_parameters": part.learned_numel,
                 }
                 for part in self.parts
@@ -146,7 +147,7 @@ def _notes(made: Plan) -> Iterator[str]:
     queries: list[str] = []
     for part in made:
         own = made.learn.at(part.homes[0][0]) if part.layer and len(part.shape) > 1 else None
-        if own is None or own.rank or not (own.fraction or own.filters):
+        if own is None or not (own.fraction or own.filters):
             continue
         name = f"{part.name.removesuffix('.weight')} ({_by(part.shape)})"
         if not part.k:
@@ -191,11 +192,12 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
         filters of a transposed convolution are dimension 1 of its weight; with groups, a slice is the first
         ``k`` filters of each group, and the bias is learned whole. A low-rank sum is over the weight as a
         matrix with a row for each first index; the bias is frozen, and so is a depthwise convolution, whose
-        sum would have about as many values as its weight.
+        sum would have about as many values as its weight. A vector is spread over weights alone.
 
     Raises:
         ConfigError: When the model is adapted already, has parameters without a shape yet, or a pattern
-            covers only the classifier, or two amounts cover a layer.
+            covers only the classifier, or two amounts cover a layer, or there are more dimensions than
+            weights.
         UnknownNameError: When a pattern of ``learn`` matches no layer.
     """
     net = unwrapped(net)
@@ -210,7 +212,8 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
     heads = head_names(net)
     _check_patterns(learn, found, heads)
     stored = getattr(net, STORED, ())
-    parts = tuple(_part(site, learn, heads, stored) for site in found)
+    vectors = _dimensions(found, learn, heads)
+    parts = tuple(_part(site, learn, heads, stored, vectors.get(site.name, 0)) for site in found)
     persistent = net.state_dict(keep_vars=True)
     buffers = tuple(
         Buffer(plain_name(name), tuple(buffer.shape), buffer.dtype)
@@ -224,12 +227,55 @@ def plan(net: nn.Module, learn: Learn) -> Plan:
     return Plan(learn, parts, travelling, max(dtypes, default=4), frozen)
 
 
-def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str]) -> Part:
+def _dimensions(found: list[Site], learn: Learn, heads: tuple[str, ...]) -> dict[str, int]:
+    """How long a vector is spread over each weight, by its name.
+
+    One number for all is shared out evenly, as far as a layer has so many weights: on digits, over a random
+    WRN-28-4, 4,000 dimensions came to 91 % like that, and to 83 % in proportion to the layers' sizes.
+    """
+    if learn.dimensions is None:
+        return {}
+    weights: dict[str, int] = {}
+    own: dict[str, int] = {}
+    for site in found:
+        if (
+            not is_sliceable(site.module)
+            or site.parameter.dim() < 2
+            or not site.parameter.is_floating_point()
+        ):
+            continue
+        at_head = under(site.module_name, heads)
+        here = None if at_head and (learn.head or learn.by_layer) else learn.at(site.module_name)
+        if here is not None and isinstance(here.dimensions, int):
+            weights[site.name], own[site.name] = site.parameter.numel(), here.dimensions
+    if learn.by_layer:
+        for name, count in own.items():
+            _check_dimensions(count, weights[name], name)
+        return own
+    left = learn.dimensions if isinstance(learn.dimensions, int) else 0
+    _check_dimensions(left, sum(weights.values()), "the layers")
+    shares: dict[str, int] = {}
+    for number, name in enumerate(sorted(weights, key=lambda name: weights[name])):
+        shares[name] = min(weights[name], left // (len(weights) - number))
+        left -= shares[name]
+    return shares
+
+
+def _check_dimensions(count: int, size: int, where: str) -> None:
+    if count > size:
+        raise ConfigError(
+            f"dimensions {count:,} is more than the {size:,} weights of {where}; give fewer, or fraction=1."
+        )
+
+
+def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str], vector: int) -> Part:
     shape = tuple(site.parameter.shape)
     layer = False
     dim, k, rank = 0, shape[0] if shape else 1, 0
     if not (site.parameter.is_floating_point() or site.parameter.is_complex()):
         k = 0
+    elif vector:
+        layer, k = True, 0
     elif under(site.module_name, heads):
         k *= learn.head
     elif is_norm(site.module):
@@ -239,12 +285,13 @@ def _part(site: Site, learn: Learn, heads: tuple[str, ...], stored: Iterable[str
     else:
         layer = True
         own = learn.at(site.module_name)
-        dim, k = _slice(site, own) if own and own.rank is None else (0, 0)
+        dim, k = _slice(site, own) if own and not (own.rank or own.dimensions) else (0, 0)
         thin = not is_depthwise(site.module) or learn.depthwise_sums
         rank = min(own.rank, full_rank(shape)) if own and isinstance(own.rank, int) and thin else 0
     given = k == (shape[dim] if shape else 1) or (layer and learn.frozen == "zero")
     beside = site.name in stored and not given
-    return Part(site.name, shape, dim, k, layer, site.homes, rank=rank, stored=beside)
+    seed = learn.projection_seed if vector else 0
+    return Part(site.name, shape, dim, k, layer, site.homes, rank, vector, seed, stored=beside)
 
 
 def _slice(site: Site, learn: Learn) -> tuple[int, int]:
@@ -287,7 +334,7 @@ def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> flo
 
     Counted are convolutions and linear maps: one unit forward, one for the gradient of the input where
     something before it is learned, and the learned share of one for the gradient of the weight. Of a low-rank
-    sum that is twice the share: each of its factors takes a product with the other.
+    sum that is twice the share: each of its factors takes a product with the other; of a vector it is all.
 
     Args:
         net: The plain model; it is run without values (on the meta device) and not changed.
@@ -298,7 +345,9 @@ def arithmetic_share(net: nn.Module, made: Plan, size: int | None = None) -> flo
         A share from 1/3 to 1, or ``None`` where the model cannot be run that way.
     """
     learned = {
-        ".".join(home).lstrip("."): min(1, part.learned_numel / part.numel * (2 if part.rank else 1))
+        ".".join(home).lstrip("."): 1.0
+        if part.dimensions
+        else min(1, part.learned_numel / part.numel * (2 if part.rank else 1))
         for part in made
         for home in part.homes
         if part.numel

@@ -19,6 +19,7 @@ from sparsetune.parts import ADAPTED, Part, Plan, plain_name, plan, unwrapped
 from sparsetune.sliced.kind import Kind, frozen_rest, rest_name
 from sparsetune.sliced.module import hold_statistics_, let_statistics_go_, partly_, unslice_
 from sparsetune.sliced.slices import Slice
+from sparsetune.sliced.spread import Spread
 from sparsetune.sliced.sums import LowRank
 from sparsetune.spec import Learn
 
@@ -36,7 +37,7 @@ CHANGING = {
 """timm's methods that change a model's layers, and what they would do."""
 ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that may hold less than a model's own."""
-KINDS: tuple[type[Kind], ...] = (LowRank, Slice)
+KINDS: tuple[type[Kind], ...] = (LowRank, Spread, Slice)
 """Every kind of partly learned parameter; the first that takes a part has it. ``Slice`` takes any ``k``."""
 
 

@@ -7,8 +7,11 @@ is a file with a subclass of :class:`Kind`, and its place in ``KINDS`` of :mod:`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsetune.errors import ConfigError
@@ -110,3 +113,64 @@ def learned_of(module: nn.Module, name: str) -> Tensor:
             "and its frozen rest was not; use DistributedDataParallel, which sends learned slices alone."
         )
     return learned
+
+
+Form = Callable[..., Tensor]
+"""Makes a whole value of learned tensors and, last, the frozen one."""
+
+
+def formed(module: nn.Module, leaf: str, form: Form, *learned: Tensor) -> Tensor:
+    """Form a whole value, or give the one that is kept for as long as no gradient is wanted.
+
+    Args:
+        module: Whose.
+        leaf: Of which parameter.
+        form: Makes it of ``learned`` and what is frozen.
+        *learned: Tensors that are small beside the whole.
+    """
+    frozen, kept = frozen_rest(module, leaf), module.__dict__[KEPT]
+    if not _keepable(*learned, frozen):
+        return form(*learned, frozen)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (*learned, frozen)):
+        kept.pop(leaf, None)
+        return form(*learned, frozen)
+    found: Formed | None = kept.get(leaf)
+    if found is None or not found.holds(learned, frozen):
+        found = kept[leaf] = Formed.of(form, learned, frozen)
+    return found.whole
+
+
+@dataclass(frozen=True, eq=False)
+class Formed:
+    """A whole value, and copies of what is learned of it, small as that is."""
+
+    whole: Tensor
+    learned: tuple[Tensor, ...]
+    frozen: Tensor
+    version: tuple[int, int]
+
+    @classmethod
+    def of(cls, form: Form, learned: tuple[Tensor, ...], frozen: Tensor) -> Formed:
+        """Form it, so that it may be part of a graph later, also where it is asked for in inference."""
+        with torch.inference_mode(False), torch.no_grad():
+            copies = tuple(each.clone() for each in learned)
+            return cls(form(*learned, frozen), copies, frozen, _version(frozen))
+
+    def holds(self, learned: tuple[Tensor, ...], frozen: Tensor) -> bool:
+        """Whether it is made of these values, however they were written."""
+        kind = self.whole.dtype, self.whole.device
+        same = frozen is self.frozen and _version(frozen) == self.version
+        alike = all((each.dtype, each.device) == kind for each in (*learned, frozen))
+        return same and alike and all(map(torch.equal, learned, self.learned))
+
+
+def _version(frozen: Tensor) -> tuple[int, int]:
+    """Count of the changes that torch saw, and the memory that holds the values."""
+    return frozen._version, frozen.data_ptr()
+
+
+def _keepable(*values: Tensor) -> bool:
+    """Whether to keep a whole value: on a CPU, where comparing small tensors takes less than forming it."""
+    *learned, frozen = values
+    ordinary = all(type(each) is nn.Parameter for each in learned) and not torch.compiler.is_compiling()
+    return ordinary and all(each.is_cpu for each in values) and not frozen.is_inference()

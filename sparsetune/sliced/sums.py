@@ -25,7 +25,7 @@ from sparsetune.sliced.convolution import (
     linear_weight_gradient,
     plain,
 )
-from sparsetune.sliced.kind import KEPT, Kind, frozen_rest, learned_of, value
+from sparsetune.sliced.kind import Kind, formed, learned_of, value
 
 ROW = 3.0
 """Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
@@ -54,17 +54,7 @@ class LowRank(Kind):
 
     def whole(self, module: nn.Module, leaf: str) -> Tensor:
         """Form the sum, or give the one that is kept for as long as no gradient is wanted."""
-        a, b = self._factors(module, leaf)
-        terms, kept = (a, b, frozen_rest(module, leaf)), module.__dict__[KEPT]
-        if not keepable(*terms):
-            return summed(*terms)
-        if torch.is_grad_enabled() and any(term.requires_grad for term in terms):
-            kept.pop(leaf, None)
-            return summed(*terms)
-        found: Sum | None = kept.get(leaf)
-        if found is None or not found.holds(*terms):
-            found = kept[leaf] = Sum.of(*terms)
-        return found.whole
+        return formed(module, leaf, summed, *self._factors(module, leaf))
 
     def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
         """Apply; the bias is frozen."""
@@ -95,41 +85,6 @@ def summed(a: Tensor, b: Tensor, frozen: Tensor) -> Tensor:
     if frozen.dim() == 4 and not frozen.is_contiguous():
         return whole.contiguous(memory_format=torch.channels_last)
     return whole
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """A sum, and copies of what it was formed from, thin as they are."""
-
-    whole: Tensor
-    a: Tensor
-    b: Tensor
-    frozen: Tensor
-    version: tuple[int, int]
-
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor, frozen: Tensor) -> Sum:
-        """Form the sum, so that it may be part of a graph later, also where it is asked for in inference."""
-        with torch.inference_mode(False), torch.no_grad():
-            return cls(summed(a, b, frozen), a.clone(), b.clone(), frozen, _version(frozen))
-
-    def holds(self, a: Tensor, b: Tensor, frozen: Tensor) -> bool:
-        """Whether it is the sum of these values, however they were written."""
-        kind = self.whole.dtype, self.whole.device
-        same = frozen is self.frozen and _version(frozen) == self.version
-        alike = all((each.dtype, each.device) == kind for each in (a, b, frozen))
-        return same and alike and torch.equal(a, self.a) and torch.equal(b, self.b)
-
-
-def _version(frozen: Tensor) -> tuple[int, int]:
-    """Count of the changes that torch saw, and the memory that holds the values."""
-    return frozen._version, frozen.data_ptr()
-
-
-def keepable(a: Tensor, b: Tensor, frozen: Tensor) -> bool:
-    """Whether to keep a sum: on a CPU, where comparing thin tensors takes less time than forming it."""
-    ordinary = type(a) is type(b) is nn.Parameter and not torch.compiler.is_compiling()
-    return ordinary and a.is_cpu and b.is_cpu and frozen.is_cpu and not frozen.is_inference()
 
 
 class _Factored(torch.autograd.Function):

@@ -87,8 +87,10 @@ NormStats = Literal["frozen", "updated"]
 DIMS: tuple[Dim, ...] = ("out", "in", "height", "width")
 FROZEN: tuple[Frozen, ...] = ("random", "zero", "pretrained")
 NORM_STATS: tuple[NormStats, ...] = ("frozen", "updated")
-KINDS = ("fraction", "filters", "rank")
+KINDS = ("fraction", "filters", "rank", "dimensions")
 """What an amount may be an amount of."""
+SLICES = ("fraction", "filters")
+"""Those that are of slices."""
 USUAL = {"fraction": 0.1}
 """How much ``sparsetune fit`` learns where nothing says it."""
 
@@ -98,10 +100,12 @@ class Learn:
     """Which slice of each layer is learned (paper, Section 3); all else stays at the backbone's values.
 
     A slice is the first ``k`` indices along one dimension of a weight. Instead of slices, low-rank sums can
-    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021).
+    be learned: ``W + B @ A`` in place of each layer's frozen weight ``W`` (LoRA, Hu et al., 2021). Or a short
+    vector, spread over the weights: each is moved by one of its values, with a sign, and a seed says by which
+    (a random subspace of so many dimensions; Li et al., 2018).
 
-    Exactly one of ``fraction``, ``filters`` and ``rank`` says how much, as one number for all layers. Or each
-    of them is a mapping from module-name pattern to number, such as ``rank={"block1": 8, "block3.*": 2}``:
+    Exactly one of ``fraction``, ``filters``, ``rank`` and ``dimensions`` says how much, as one number for all
+    layers. Or each of them is a mapping from module-name pattern to number, such as ``rank={"block1": 8, "block3.*": 2}``:
     in each the first pattern that covers a layer counts, a layer that none covers is frozen, and a layer may
     be covered in one of them only. They are kept as tuples of pairs.
 
@@ -110,6 +114,9 @@ class Learn:
         filters: ``k = min(filters, size)`` for every layer; 0 learns no slice at all.
         rank: Rows of ``A`` and columns of ``B``, at least 1; in each layer at most the smaller side of its
             weight as a matrix with a row for each filter. Biases of layers are frozen.
+        dimensions: Length of the vector, at least 1. One number is of all layers together, and is shared out
+            evenly; a classifier that is not learned whole takes part. By layer it is that layer's own.
+            Biases of layers are frozen.
         dim: The sliced dimension: ``out`` (filters), ``in`` (inputs of each filter), ``height`` or ``width``
             (positions inside the kernel). Slices along the last three hold at least one index.
         layers: Beside one number, module-name patterns (``block3``, ``layer*.0``); a pattern covers all that
@@ -122,6 +129,7 @@ class Learn:
             they stay at the backbone's and normalise training batches too, and no file holds them.
             ``updated``: they follow the batches, and are saved. ``None`` is ``updated``, but that ``fit``
             leaves those of a trained backbone as they are.
+        projection_seed: Which random subspace ``dimensions`` are of.
         depthwise_sums: Whether ``rank`` is also of depthwise convolutions, as it was in files of format 3 and
             4; they are frozen otherwise.
 
@@ -156,6 +164,15 @@ class Learn:
             remedy="filters=0 learns no layer",
         ),
     )
+    dimensions: int | ByName | None = field(
+        default=None,
+        metadata=option(
+            "Learn a vector of this length, spread over the weights of all layers, instead.",
+            kind=int,
+            least=1,
+            remedy="filters=0 learns no layer",
+        ),
+    )
     dim: Dim = field(
         default="out",
         metadata=option("Sliced dimension: out (filters), in, height or width.", choices=DIMS),
@@ -184,6 +201,9 @@ class Learn:
         ),
     )
 
+    projection_seed: int = field(
+        default=0, metadata=option("Seed of the random subspace of --dimensions.", least=0)
+    )
     depthwise_sums: bool = field(default=False, compare=False, metadata=option())
 
     def __post_init__(self) -> None:
@@ -195,7 +215,7 @@ class Learn:
 
     @property
     def amounts(self) -> dict[str, Any]:
-        """The given ones among ``fraction``, ``filters`` and ``rank``, by that name."""
+        """The given ones among ``KINDS``, by that name."""
         given = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: amount for kind, amount in given.items() if amount is not None}
 
@@ -210,18 +230,19 @@ class Learn:
             said = [f"{kind} {'by layer' if isinstance(n, tuple) else shown(n)}" for kind, n in given.items()]
             yield f"{' and '.join(said)} each say how much to learn; keep one."
         if not given:
-            remedy = "give fraction (0.1 is 10 % of each layer), filters or rank"
+            remedy = "give fraction (0.1 is 10 % of each layer), filters, rank or dimensions"
             yield f"nothing says how much to learn; {remedy}."
         for kind, amount in given.items():
             wrong = pair_problems(kind, amount) if isinstance(amount, tuple) else []
             yield from wrong or _out_of_range(kind, amount)
         if self.by_layer and self.layers is not None:
             yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
-        if [*given] == ["rank"] and self.dim != "out":
-            yield f"dim '{shown(self.dim)}' is of slices, and a rank has none; leave dim out."
-        if self.rank is not None and self.frozen == "zero":
-            yield "frozen 'zero' leaves nothing that a rank could add to; use fraction or filters."
-        for name in ("dim", "frozen", "norm_stats"):
+        if given and {*given}.isdisjoint(SLICES) and self.dim != "out":
+            yield f"dim '{shown(self.dim)}' is of slices, and here are none; leave dim out."
+        for kind in ("rank", "dimensions"):
+            if kind in given and self.frozen == "zero":
+                yield f"frozen 'zero' leaves nothing that {kind} could add to; use fraction or filters."
+        for name in ("dim", "frozen", "norm_stats", "projection_seed"):
             value = getattr(self, name)
             if reason := OPTIONS[name].wrong(value):
                 yield f"{name} '{shown(value)}' {reason}"
@@ -256,7 +277,7 @@ class Learn:
         if len(found) > 1:
             said = " and ".join(amount_words(kind, number) for kind, number in found.items())
             raise ConfigError(f"patterns give layer '{name}' {said}; let one amount alone cover it.")
-        dim: Dim = "out" if "rank" in found else self.dim
+        dim: Dim = self.dim if {*found} & {*SLICES} else "out"
         amounts: dict[str, Any] = {**dict.fromkeys(KINDS), **found}
         return replace(self, dim=dim, **amounts) if found else None
 
@@ -285,9 +306,8 @@ class Learn:
 
     def describe(self) -> str:
         """Return a few plain words, such as ``fraction 0.1 along out, norm, head``."""
-        along = (
-            "" if [*self.amounts] == ["rank"] else f"{'; slices' if self.by_layer else ''} along {self.dim}"
-        )
+        sliced = not {*self.amounts}.isdisjoint(SLICES)
+        along = f"{'; slices' if self.by_layer else ''} along {self.dim}" if sliced else ""
         words = [self.amount + along]
         words += [f"layers {' '.join(self.layers)}"] if self.layers else []
         words += ["norm" if self.norm else "no norm", "head" if self.head else "no head"]
@@ -296,7 +316,7 @@ class Learn:
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values; ``rank`` and ``norm_stats`` only where they are given.
+        """Return the settings as plain JSON values; those that came late only where they are given.
 
         Amounts by layer are a list of ``[pattern, number]``: their order counts, and that of an object's keys
         would not survive a writer that sorts them.
@@ -306,8 +326,11 @@ class Learn:
             del values["rank"]
         if self.rank is None or self.depthwise_sums:
             del values["depthwise_sums"]
-        if self.norm_stats is None:
-            del values["norm_stats"]
+        for name in ("norm_stats", "dimensions"):
+            if values[name] is None:
+                del values[name]
+        if not self.projection_seed:
+            del values["projection_seed"]
         for kind, amount in self.amounts.items():
             values[kind] = [list(pair) for pair in amount] if isinstance(amount, tuple) else amount
         values["layers"] = None if self.layers is None else list(self.layers)

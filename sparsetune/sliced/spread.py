@@ -1,0 +1,168 @@
+"""A short vector spread over a frozen weight: each of its weights is moved by one of the vector's values.
+
+``W + s * theta[group] * sqrt(d / n)``: the ``n`` weights belong to ``d`` groups and have signs ``s``, which
+the parameter's name and a seed fix, so that ``theta`` alone is learned. As groups share no weight and are of
+equal size, lengths stay as they are. Training in a random subspace like that is how Li et al. (2018) measure
+the intrinsic dimension of a task.
+
+The weights lie in rows of ``d``. Each row is ``theta``, turned by an offset of its own, so no table of groups
+is kept; signs that are independent make such a partition as good as any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsetune.backbone import draw_below, draw_signs
+from sparsetune.parts import Part, vector_name
+from sparsetune.sliced.convolution import Geometry
+from sparsetune.sliced.kind import KEPT, Kind, formed, frozen_rest, learned_of, value
+
+CONVOLUTIONS = F.conv1d, F.conv2d, F.conv3d
+Places = tuple[Tensor, Tensor]
+"""The offset of each row, ``(rows,)`` int64, and the sign of each weight, ``(n,)`` int8."""
+
+
+@dataclass(frozen=True)
+class Spread(Kind):
+    """A vector, ``weight_theta``, in the place of ``weight``.
+
+    Attributes:
+        name: The parameter's name, which fixes groups and signs, with
+        seed: That of the subspace.
+    """
+
+    name: str
+    seed: int
+
+    @classmethod
+    def of(cls, part: Part) -> Spread | None:
+        """Return the kind of a part that has dimensions."""
+        return cls(part.name, part.projection_seed) if part.dimensions else None
+
+    def names(self, leaf: str) -> tuple[str, ...]:
+        """Return the vector's name."""
+        return (vector_name(leaf),)
+
+    def start(self, part: Part, whole: Tensor) -> tuple[tuple[nn.Parameter, ...], Tensor]:
+        """Start at zero, where the weight is the frozen one."""
+        return (nn.Parameter(whole.new_zeros(part.dimensions)),), whole
+
+    def whole(self, module: nn.Module, leaf: str) -> Tensor:
+        """Move the frozen weight, or give what is kept for as long as no gradient is wanted."""
+        places = self._places(module, leaf)
+        return formed(
+            module,
+            leaf,
+            lambda vector, frozen: moved(frozen, vector, places),
+            learned_of(module, vector_name(leaf)),
+        )
+
+    def apply(self, module: nn.Module, x: Tensor, geometry: Geometry | None) -> Tensor:
+        """Apply; the bias is frozen. The gradient of the whole weight is there for a moment, then summed."""
+        weight, bias = self.whole(module, "weight"), value(module, "bias")
+        if geometry is None:
+            return F.linear(x, weight, bias)
+        return CONVOLUTIONS[len(geometry[0]) - 1](x, weight, bias, *geometry)
+
+    def settle(self, module: nn.Module, leaf: str) -> None:
+        """Draw where the vector's values go, on the device where they are now."""
+        super().settle(module, leaf)
+        module.__dict__[KEPT].pop(self._kept(leaf), None)
+        if not frozen_rest(module, leaf).is_meta:
+            self._places(module, leaf)
+
+    def _kept(self, leaf: str) -> str:
+        return f"{leaf} places"
+
+    def _places(self, module: nn.Module, leaf: str) -> Places:
+        kept, frozen = module.__dict__[KEPT], frozen_rest(module, leaf)
+        found: Places | None = kept.get(self._kept(leaf))
+        if found is None:
+            vector = learned_of(module, vector_name(leaf))
+            found = places(self.name, self.seed, frozen.numel(), vector.numel(), frozen.device)
+            kept[self._kept(leaf)] = found
+        return found
+
+
+def places(name: str, seed: int, count: int, dimensions: int, device: torch.device) -> Places:
+    """Draw where the values of a vector go.
+
+    Args:
+        name: Of the parameter.
+        seed: Of the subspace.
+        count: Weights.
+        dimensions: Values of the vector.
+        device: Where to keep them; what is drawn is the same on each.
+    """
+    rows = -(-count // dimensions)
+    offsets = draw_below(seed, f"{name}\0offsets", rows, dimensions)
+    return offsets.to(device), draw_signs(seed, f"{name}\0signs", count).to(device)
+
+
+def moved(frozen: Tensor, vector: Tensor, where: Places) -> Tensor:
+    """Return ``frozen + s * vector[group] * sqrt(d / n)``, the same bits everywhere.
+
+    Args:
+        frozen: The ``n`` weights, of any shape.
+        vector: ``(d,)``.
+        where: As :func:`places` gives it.
+
+    Returns:
+        In shape, dtype and memory layout of ``frozen``, whatever the caller's autocast.
+    """
+    device = frozen.device.type
+    if not frozen.is_meta and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return moved(frozen, vector, where)
+    offsets, signs = where
+    scaled = vector * (vector.numel() / frozen.numel()) ** 0.5
+    by = _Turned.apply(scaled, offsets).view(-1)[: frozen.numel()] * signs
+    whole: Tensor = frozen + by.view(frozen.shape).to(frozen.dtype)
+    if frozen.dim() == 4 and not frozen.is_contiguous():
+        return whole.contiguous(memory_format=torch.channels_last)
+    return whole
+
+
+class _Turned(torch.autograd.Function):
+    """``(d,)`` to ``(rows, d)``: each row is the vector from its offset on, and then its beginning."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vector: Tensor, offsets: Tensor) -> Tensor:
+        return torch.cat([vector, vector]).unfold(0, len(vector), 1)[offsets]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Summed.apply(grad, *ctx.saved_tensors), None
+
+
+class _Summed(torch.autograd.Function):
+    """``(rows, d)`` to ``(d,)``: the sum of the rows, each turned back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, offsets: Tensor) -> Tensor:
+        count, length = rows.shape
+        twice = torch.cat([rows, rows], 1).view(-1)
+        starts = torch.arange(count, device=rows.device) * (2 * length) + (length - offsets) % length
+        return twice.unfold(0, length, 1)[starts].sum(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Turned.apply(grad, *ctx.saved_tensors), None
