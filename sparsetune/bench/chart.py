@@ -8,9 +8,7 @@ from typing import Any
 
 from sparsetune.bench.bench import CONTESTANTS, MEASURES
 from sparsetune.host import replacing, size
-
-SIZES = ("fraction", "filters", "rank")
-"""Settings of a learn spec of which one says how much is learned."""
+from sparsetune.spec import KINDS
 
 _COLUMNS = 4
 _LINE = 0.21
@@ -63,7 +61,7 @@ def amount(value: float, unit: str) -> str:
 def describe(found: Mapping[str, Any]) -> str:
     """Return model and learn spec of a measurement in a few words."""
     learn = found["learn"]
-    what = next(f"{name} {size:g}" for name in SIZES if (size := learn.get(name)) is not None)
+    what = next(f"{name} {size:g}" for name in KINDS if (size := learn.get(name)) is not None)
     return f"{found['model']}, {what}" + ("" if learn["head"] else ", no head")
 
 

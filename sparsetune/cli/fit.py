@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparsetune.runs import Choice, Outcome, Run, Together, Trial
     from sparsetune.train import Epoch, Start, Step
 
-BESIDE_A_BUDGET: dict[str, Any] = {"fraction": None, "filters": 0, "rank": None, "layers": None, "dim": "out"}
+BESIDE_A_BUDGET: dict[str, Any] = {**dict.fromkeys(KINDS), "filters": 0, "layers": None, "dim": "out"}
 """What a spec has in the place of what a budget chooses."""
 
 

@@ -183,10 +183,11 @@ def _together(paths: Sequence[str | Path], headers: Sequence[Header]) -> Learn:
                 f"{first.learn.describe()}); stack deltas of one model, backbone, classes and size of slice."
             )
     specs = [header.learn for header in headers]
-    if specs[0].rank is not None:
-        raise DeltaError(
-            f"{paths[0]} holds low-rank sums, which do not stack; merge it and fit --init-from that."
-        )
+    for name, held in (("rank", "low-rank sums"), ("dimensions", "spread vectors")):
+        if getattr(specs[0], name) is not None:
+            raise DeltaError(
+                f"{paths[0]} holds {held}, which do not stack; merge it and fit --init-from that."
+            )
     named = [spec.layers for spec in specs]
     layers = None if None in named else tuple(dict.fromkeys(name for some in named for name in some or ()))
     return replace(

@@ -63,7 +63,7 @@ class Run:
     def name(self) -> str:
         """A short name from the settings that matter most, for a folder."""
         learn = self.learn
-        letters = {"fraction": "f", "filters": "n", "rank": "r"}
+        letters = {"fraction": "f", "filters": "n", "rank": "r", "dimensions": "d"}
         size = "".join(
             letters.get(kind, kind) + ("" if learn.by_layer else f"{n:g}")
             for kind, n in learn.amounts.items()
@@ -71,6 +71,7 @@ class Run:
         size = size if self.budget is None else f"{self.budget}B"
         pieces = [self.model, Path(self.data).name or "data", size]
         pieces += [str(learn.dim)] if learn.dim != "out" else []
+        pieces += [f"p{learn.projection_seed}"] if learn.projection_seed else []
         pieces += ["-".join(learn.layers)] if learn.layers else []
         pieces += ["nonorm"] * (not learn.norm) + ["nohead"] * (not learn.head)
         pieces += [learn.frozen] if learn.frozen else []

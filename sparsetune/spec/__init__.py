@@ -22,7 +22,7 @@ from sparsetune.spec.config import (
     scales,
     stored_bytes,
 )
-from sparsetune.spec.learn import KINDS, USUAL, Learn, matches
+from sparsetune.spec.learn import KINDS, SLICES, USUAL, Learn, matches
 from sparsetune.spec.option import Option, options_of, words
 from sparsetune.spec.recipe import PAPER, TRANSFER, Recipe, transfer
 
@@ -37,6 +37,7 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "Recipe",
+    "SLICES",
     "TRANSFER",
     "USUAL",
     "WIDTHS",

@@ -105,9 +105,9 @@ class Learn:
     (a random subspace of so many dimensions; Li et al., 2018).
 
     Exactly one of ``fraction``, ``filters``, ``rank`` and ``dimensions`` says how much, as one number for all
-    layers. Or each of them is a mapping from module-name pattern to number, such as ``rank={"block1": 8, "block3.*": 2}``:
-    in each the first pattern that covers a layer counts, a layer that none covers is frozen, and a layer may
-    be covered in one of them only. They are kept as tuples of pairs.
+    layers. Or each of them is a mapping from module-name pattern to number, such as
+    ``rank={"block1": 8, "block3.*": 2}``: in each the first pattern that covers a layer counts, a layer that
+    none covers is frozen, and a layer may be covered in one of them only. They are kept as tuples of pairs.
 
     Args:
         fraction: ``k = floor(fraction * size)`` of each layer, from 0 to 1; 1 learns layers whole.

@@ -20,7 +20,7 @@ from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import pick_device
 from sparsetune.parts import ADAPTED, is_norm, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
-from sparsetune.spec import PAPER, FitConfig, Learn, Recipe, transfer
+from sparsetune.spec import PAPER, SLICES, FitConfig, Learn, Recipe, transfer
 from sparsetune.train.metrics import predict_logits
 
 
@@ -60,7 +60,7 @@ def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> R
 
 def _runs_faster_channels_last(net: nn.Module, learn: Learn) -> bool:
     """Whether a CPU does: but for slices of whole convolutions, whose own kernels want channels apart."""
-    sliced = any(amount for kind, amount in learn.amounts.items() if kind != "rank")
+    sliced = any(amount for kind, amount in learn.amounts.items() if kind in SLICES)
     return not sliced or any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in net.modules())
 
 
