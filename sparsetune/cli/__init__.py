@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from sparsetune.cli import console, deltas, evaluate, fit, models, studies, values
+from sparsetune.cli import console, deltas, evaluate, fit, models, studies
 from sparsetune.cli.options import expanded
 from sparsetune.errors import SparsetuneError
 
@@ -85,11 +85,11 @@ _command("verify", deltas.verify)
 _command("merge", deltas.merge)
 _command("export", deltas.export)
 _command("slim", deltas.slim)
-_command("compress", values.compress)
-_command("diff", values.diff)
-_command("soup", values.soup)
-_command("stack", values.stack)
-_command("bundle", values.bundle)
+_command("compress", deltas.compress)
+_command("diff", deltas.diff)
+_command("soup", deltas.soup)
+_command("stack", deltas.stack)
+_command("bundle", deltas.bundle)
 _command("push", deltas.push)
 _command("pull", deltas.pull)
 _command("bench", models.bench)

@@ -102,6 +102,20 @@ def depthwise():
     }
 
 
+def dimensions():
+    """A vector spread over the weights of all layers and the classifier."""
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, seed=6)
+    return st.adapt_(net, st.Learn(dimensions=400, norm=False, head=False, projection_seed=3)), {}
+
+
+def dimensions8():
+    """The same by layer, beside slices and low-rank sums; in a byte each."""
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, seed=6)
+    return st.adapt_(net, st.Learn(dimensions={"block3": 50}, rank={"block2": 1}, filters={"block1": 1})), {
+        "dtype": "int8"
+    }
+
+
 def statistics():
     """Running statistics that stay at the backbone's, and pictures whose middle is cut out."""
     net = dense(st.Learn(fraction=0.5, norm_stats="frozen"), seed=20)
@@ -175,6 +189,7 @@ DELTAS = (
     *((3, make) for make in (rank, rank8)),
     *((4, make) for make in (amounts, amounts8)),
     *((5, make) for make in (depthwise, statistics)),
+    *((6, make) for make in (dimensions, dimensions8)),
 )
 
 
