@@ -6,8 +6,8 @@ Imports ``backbone`` and ``data``. A frozen value is a buffer, a learned one a p
   asked of it: learned values, frozen values, whether they are still the backbone's; and ``Taught``, what is
   noted on a model of its training.
 - ``module``: the class that a layer then has, and that of one whose running statistics stay.
-- ``kind``: what a kind of partly learned weight has to say; ``slices`` and ``sums``: the two that there are,
-  each with what is frozen, how the whole is put together, and gradients of the learned part alone.
+- ``kind``: what a kind of partly learned weight has to say; ``slices``, ``sums`` and ``spread``: those that
+  there are, each with what is frozen, how the whole is put together, and gradients of the learned part alone.
 - ``convolution``: the kernels under these.
 """
 

@@ -27,14 +27,15 @@ def net():
     return st.create("wrn28_4", depth=10, width=1, num_classes=3, seed=0)
 
 
-def matrix(name, seed, count, dimensions):
+def matrix(name, seed, shape, dimensions):
     """The map from vector to weights, ``(n, d)``, entry by entry."""
+    count, factor = math.prod(shape), 20 / math.sqrt(math.prod(shape[1:]))
     offsets = draw_below(seed, f"{name}\0offsets", -(-count // dimensions), dimensions).tolist()
     signs = draw_signs(seed, f"{name}\0signs", count).tolist()
     found = torch.zeros(count, dimensions, dtype=torch.float64)
     for weight in range(count):
         row, place = divmod(weight, dimensions)
-        found[weight, (place + offsets[row]) % dimensions] = signs[weight] * math.sqrt(dimensions / count)
+        found[weight, (place + offsets[row]) % dimensions] = signs[weight] * factor
     return found
 
 
@@ -46,7 +47,7 @@ def by_hand(plain, net):
     for part in made:
         if part.dimensions:
             vector = dict(net.named_parameters())[f"{part.name}_theta"].detach().double().requires_grad_()
-            dense = matrix(part.name, part.projection_seed, part.numel, part.dimensions)
+            dense = matrix(part.name, part.projection_seed, part.shape, part.dimensions)
             state[part.name] = state[part.name].double() + (dense @ vector).view(part.shape)
             vectors[f"{part.name}_theta"] = vector
         elif part.k:
@@ -60,7 +61,7 @@ def stirred(net, seed=0):
     with torch.no_grad():
         for name, value in net.named_parameters():
             if name.endswith("_theta"):
-                value.copy_(torch.randn(value.shape, generator=generator))
+                value.copy_(0.02 * torch.randn(value.shape, generator=generator))
     return net
 
 
@@ -92,20 +93,21 @@ def test_outputs_and_gradients_are_those_of_plain_autograd(net, learn):
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=some.integers(1, 200), data=some.data())
-def test_the_map_keeps_lengths_and_its_gradient_is_its_transpose(count, data):
+@given(filters=some.integers(1, 20), inputs=some.integers(1, 12), data=some.data())
+def test_the_map_keeps_proportions_and_its_gradient_is_its_transpose(filters, inputs, data):
+    shape, count = (filters, inputs), filters * inputs
     dimensions = data.draw(some.integers(1, count))
     where = places("w", 3, count, dimensions, torch.device("cpu"))
-    dense = matrix("w", 3, count, dimensions)
-    assert torch.allclose(dense.t() @ dense, torch.diag((dense != 0).sum(0) * dimensions / count).double())
+    dense = matrix("w", 3, shape, dimensions)
+    assert torch.allclose(dense.t() @ dense, torch.diag((dense != 0).sum(0) * 400 / inputs).double())
     sizes = Counter((dense != 0).sum(0).tolist())
     assert max(sizes) - min(sizes) <= 1
     vector = torch.randn(dimensions, dtype=torch.float64, requires_grad=True)
-    frozen, grad = torch.randn(count, dtype=torch.float64), torch.randn(count, dtype=torch.float64)
+    frozen, grad = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     whole = moved(frozen, vector, where)
-    assert torch.allclose(whole, frozen + dense @ vector)
+    assert torch.allclose(whole, frozen + (dense @ vector).view(shape))
     whole.backward(grad)
-    assert torch.allclose(vector.grad, dense.t() @ grad)
+    assert torch.allclose(vector.grad, dense.t() @ grad.flatten())
     assert torch.autograd.gradcheck(lambda v: moved(frozen, v, where), vector)
     assert torch.autograd.gradgradcheck(lambda v: moved(frozen, v, where) ** 2, vector)
 
