@@ -26,7 +26,7 @@ from sparsetune.parts import Part, vector_name
 from sparsetune.sliced.convolution import Geometry
 from sparsetune.sliced.kind import KEPT, Kind, formed, frozen_rest, learned_of, value
 
-SCALE = 20.0
+SCALE = 4.0
 """By which Adam's usual rates suit the vector as they do whole weights, over trained backbones."""
 CONVOLUTIONS = F.conv1d, F.conv2d, F.conv3d
 Places = tuple[Tensor, Tensor]

@@ -24,7 +24,7 @@ from sparsetune.spec.config import (
 )
 from sparsetune.spec.learn import KINDS, SLICES, USUAL, Learn, matches
 from sparsetune.spec.option import Option, options_of, words
-from sparsetune.spec.recipe import PAPER, TRANSFER, Recipe, transfer
+from sparsetune.spec.recipe import PAPER, SUBSPACE, TRANSFER, Recipe, transfer
 
 __all__ = [
     "AUTO",
@@ -38,6 +38,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "SLICES",
+    "SUBSPACE",
     "TRANSFER",
     "USUAL",
     "WIDTHS",

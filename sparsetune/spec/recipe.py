@@ -40,6 +40,8 @@ class Recipe:
 
 PAPER = Recipe("paper")
 """The paper's, for random and zero backbones: the defaults of ``FitConfig``."""
+SUBSPACE = Recipe("subspace", {"opt": "adam", "lr": 0.1, "weight_decay": 0.0, "batch_size": 32})
+"""For a vector spread over random weights, which have further to go than trained ones."""
 TRANSFER = Recipe(
     "transfer",
     {

@@ -20,7 +20,7 @@ from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import pick_device
 from sparsetune.parts import ADAPTED, is_norm, keeps_statistics, unwrapped
 from sparsetune.sliced import Adapted
-from sparsetune.spec import PAPER, SLICES, FitConfig, Learn, Recipe, transfer
+from sparsetune.spec import PAPER, SLICES, SUBSPACE, FitConfig, Learn, Recipe, transfer
 from sparsetune.train.metrics import predict_logits
 
 
@@ -50,7 +50,7 @@ def is_trained(net: nn.Module) -> bool:
 def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> Recipe:
     """Return the recipe that ``config`` follows for a model, its pictures, and what is learned."""
     if data.train is None or not is_trained(net):
-        return PAPER
+        return PAPER if learn.dimensions is None else SUBSPACE
     given = {name: getattr(config, name) for name in config.given}
     recipe = transfer(len(data.train), len(data.classes), given, learn.head_alone)
     if pick_device(config.device).type == "cpu" and _runs_faster_channels_last(net, learn):

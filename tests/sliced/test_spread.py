@@ -29,7 +29,7 @@ def net():
 
 def matrix(name, seed, shape, dimensions):
     """The map from vector to weights, ``(n, d)``, entry by entry."""
-    count, factor = math.prod(shape), 20 / math.sqrt(math.prod(shape[1:]))
+    count, factor = math.prod(shape), 4 / math.sqrt(math.prod(shape[1:]))
     offsets = draw_below(seed, f"{name}\0offsets", -(-count // dimensions), dimensions).tolist()
     signs = draw_signs(seed, f"{name}\0signs", count).tolist()
     found = torch.zeros(count, dimensions, dtype=torch.float64)
@@ -61,7 +61,7 @@ def stirred(net, seed=0):
     with torch.no_grad():
         for name, value in net.named_parameters():
             if name.endswith("_theta"):
-                value.copy_(0.02 * torch.randn(value.shape, generator=generator))
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator))
     return net
 
 
@@ -99,7 +99,7 @@ def test_the_map_keeps_proportions_and_its_gradient_is_its_transpose(filters, in
     dimensions = data.draw(some.integers(1, count))
     where = places("w", 3, count, dimensions, torch.device("cpu"))
     dense = matrix("w", 3, shape, dimensions)
-    assert torch.allclose(dense.t() @ dense, torch.diag((dense != 0).sum(0) * 400 / inputs).double())
+    assert torch.allclose(dense.t() @ dense, torch.diag((dense != 0).sum(0) * 16 / inputs).double())
     sizes = Counter((dense != 0).sum(0).tolist())
     assert max(sizes) - min(sizes) <= 1
     vector = torch.randn(dimensions, dtype=torch.float64, requires_grad=True)

@@ -20,7 +20,7 @@ from sparsetune.backbone import loss_of
 from sparsetune.errors import ConfigError, Notice
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
-from sparsetune.spec.recipe import PAPER, TRANSFER
+from sparsetune.spec.recipe import PAPER, SUBSPACE, TRANSFER
 from sparsetune.train.recipe import class_weights, find_rate, is_trained, oversampled, parted, recipe_for
 
 TEN = st.Learn(fraction=0.1)
@@ -78,6 +78,7 @@ def test_a_model_made_elsewhere_is_trained_where_its_normalisation_has_learned(m
 def test_a_random_backbone_follows_the_paper(few):
     net = st.adapt_(st.create("test_resnet", num_classes=10), TEN)
     assert recipe_for(net, few, st.FitConfig(), TEN) is PAPER
+    assert recipe_for(net, few, st.FitConfig(), st.Learn(dimensions=9)) is SUBSPACE
     assert st.FitConfig(epochs=3).following(PAPER) == st.FitConfig(epochs=3)
 
 
