@@ -91,6 +91,8 @@ KINDS = ("fraction", "filters", "rank", "dimensions")
 """What an amount may be an amount of."""
 SLICES = ("fraction", "filters")
 """Those that are of slices."""
+ADDED = {"rank": "a rank", "dimensions": "a vector"}
+"""Those of what is added to a frozen weight, and what they are amounts of."""
 USUAL = {"fraction": 0.1}
 """How much ``sparsetune fit`` learns where nothing says it."""
 
@@ -237,11 +239,11 @@ class Learn:
             yield from wrong or _out_of_range(kind, amount)
         if self.by_layer and self.layers is not None:
             yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
-        if given and {*given}.isdisjoint(SLICES) and self.dim != "out":
-            yield f"dim '{shown(self.dim)}' is of slices, and here are none; leave dim out."
-        for kind in ("rank", "dimensions"):
-            if kind in given and self.frozen == "zero":
-                yield f"frozen 'zero' leaves nothing that {kind} could add to; use fraction or filters."
+        others = [word for kind, word in ADDED.items() if kind in given]
+        if others and len(others) == len(given) and self.dim != "out":
+            yield f"dim '{shown(self.dim)}' is of slices, and {others[0]} has none; leave dim out."
+        if others and self.frozen == "zero":
+            yield f"frozen 'zero' leaves nothing that {others[0]} could add to; use fraction or filters."
         for name in ("dim", "frozen", "norm_stats", "projection_seed"):
             value = getattr(self, name)
             if reason := OPTIONS[name].wrong(value):

@@ -243,8 +243,8 @@ def test_an_average_of_vectors_is_that_of_the_weights_and_none_stack(net, tmp_pa
     [
         ({"dimensions": 0}, "dimensions 0"),
         ({"dimensions": 2.5}, "dimensions 2.5"),
-        ({"dimensions": 9, "dim": "in"}, "dim 'in' is of slices, and here are none"),
-        ({"dimensions": 9, "frozen": "zero"}, "leaves nothing that dimensions could add to"),
+        ({"dimensions": 9, "dim": "in"}, "dim 'in' is of slices, and a vector has none"),
+        ({"dimensions": 9, "frozen": "zero"}, "leaves nothing that a vector could add to"),
         ({"dimensions": 9, "fraction": 0.1}, "each say how much to learn"),
         ({"dimensions": 9, "projection_seed": -1}, "projection_seed '-1'"),
     ],
