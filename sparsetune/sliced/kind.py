@@ -129,7 +129,7 @@ def formed(module: nn.Module, leaf: str, form: Form, *learned: Tensor) -> Tensor
         *learned: Tensors that are small beside the whole.
     """
     frozen, kept = frozen_rest(module, leaf), module.__dict__[KEPT]
-    if not _keepable(*learned, frozen):
+    if not keepable(*learned, frozen):
         return form(*learned, frozen)
     if torch.is_grad_enabled() and any(each.requires_grad for each in (*learned, frozen)):
         kept.pop(leaf, None)
@@ -169,7 +169,7 @@ def _version(frozen: Tensor) -> tuple[int, int]:
     return frozen._version, frozen.data_ptr()
 
 
-def _keepable(*values: Tensor) -> bool:
+def keepable(*values: Tensor) -> bool:
     """Whether to keep a whole value: on a CPU, where comparing small tensors takes less than forming it."""
     *learned, frozen = values
     ordinary = all(type(each) is nn.Parameter for each in learned) and not torch.compiler.is_compiling()

@@ -14,7 +14,9 @@ from typing import Any
 STEPS = 300
 """Steps that a training over a trained backbone takes at least, as far as its epochs allow."""
 EPOCHS = 5, 16
-"""Fewest and most epochs there."""
+"""Fewest and most epochs there; of very few pictures there are more,"""
+FEW_STEPS, MOST_EPOCHS = 100, 50
+"""until there are so many steps, or so many epochs."""
 WARMUP = 0.1
 """Share of the epochs in which the learning rate rises there."""
 
@@ -79,6 +81,7 @@ def transfer(pictures: int, classes: int, settings: Mapping[str, Any], head_alon
     batch = settings.get("batch_size", TRANSFER.settings["batch_size"]) * settings.get("grad_accum_steps", 1)
     batch = min(batch, pictures)
     least, most = EPOCHS
+    most = max(most, min(math.ceil(FEW_STEPS * batch / pictures), MOST_EPOCHS))
     epochs = settings.get("epochs", min(max(least, math.ceil(STEPS * batch / pictures)), most))
     words: tuple[str, ...] = ()
     if pictures < FEWEST * classes:

@@ -27,8 +27,8 @@ def test_its_options_stand_in_the_place_of_the_one_parameter():
     parameters = signature(plain).parameters
     assert [*parameters] == ["first", *fields, "last"]
     defaults = {name: parameters[name].default for name in fields}
-    assert defaults == {"norm": True, "head": True, "dim": "out"} | dict.fromkeys(
-        ("fraction", "filters", "rank", "layers", "norm_stats")
+    assert defaults == {"norm": True, "head": True, "dim": "out", "projection_seed": 0} | dict.fromkeys(
+        ("fraction", "filters", "rank", "dimensions", "layers", "norm_stats")
     )
     plain(first=1, last="y", **{**defaults, "rank": 2, "layers": ["a"], "head": False})
     assert (seen["first"], seen["last"]) == (1, "y")

@@ -208,6 +208,7 @@ def test_json_and_table_say_the_counts():
         "learned": 4,
         "of": 8,
         "rank": 0,
+        "dimensions": 0,
         "learned_parameters": 240,
     }
     table = str(made).splitlines()

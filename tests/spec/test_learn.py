@@ -56,7 +56,8 @@ def test_slices_inside_a_filter_hold_at_least_one_index(dim):
     [
         (
             {},
-            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters or rank.",
+            "nothing says how much to learn; give fraction (0.1 is 10 % of each layer), filters, rank or "
+            "dimensions.",
         ),
         (
             {"fraction": 0.1, "filters": 2},

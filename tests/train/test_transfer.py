@@ -75,7 +75,7 @@ def test_without_a_flag_it_learns_and_the_file_gives_it_back(weights, photos, tm
     settings = Run(
         model=LITE,
         learn=st.Learn(filters=0),
-        config=st.FitConfig(epochs=4),
+        config=st.FitConfig(),
         data=str(photos),
         size=96,
         init_from=str(weights),
