@@ -37,8 +37,8 @@ class Spread(Kind):
     """A vector, ``weight_theta``, in the place of ``weight``.
 
     Attributes:
-        name: The parameter's name, which fixes groups and signs, with
-        seed: That of the subspace.
+        name: The parameter's name, which together with ``seed`` fixes groups and signs.
+        seed: Of the subspace.
     """
 
     name: str
