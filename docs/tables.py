@@ -291,13 +291,9 @@ def _slim_table() -> str:
 
 def _paper_results() -> dict[str, Any]:
     """What ``sparsetune reproduce paper`` left here, by file name; the largest trainings first."""
-    from sparsetune.studies.paper import PRESETS, Results, Selection, read_results
+    from sparsetune.studies.paper import PRESETS, read_results, results_of
 
-    found = {}
-    for path in (RESULTS / "paper").glob("*.jsonl"):
-        rows, chosen = read_results(path)
-        selection = Selection.from_json({k: v for k, v in chosen.items() if k != "absent"})
-        found[path.stem] = Results(rows, selection)
+    found = {path.stem: results_of(*read_results(path)) for path in (RESULTS / "paper").glob("*.jsonl")}
     ranks = [*PRESETS]
 
     def size(item: tuple[str, Any]) -> tuple[bool, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,21 @@ def formed(module: nn.Module, leaf: str, form: Form, *learned: Tensor) -> Tensor
     if found is None or not found.holds(learned, frozen):
         found = kept[leaf] = Formed.of(form, learned, frozen)
     return found.whole
+
+
+def without_autocast(frozen: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a whole value is formed in its own dtype, whatever the caller's autocast."""
+    device = frozen.device.type
+    if frozen.is_meta or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def laid_out_as(frozen: Tensor, whole: Tensor) -> Tensor:
+    """Return a whole value in the memory layout of what is frozen of it."""
+    if frozen.dim() == 4 and not frozen.is_contiguous():
+        return whole.contiguous(memory_format=torch.channels_last)
+    return whole
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,16 @@ from torch.nn import functional as F
 from sparsetune.backbone import draw_below, draw_signs
 from sparsetune.parts import Part, vector_name
 from sparsetune.sliced.convolution import Geometry
-from sparsetune.sliced.kind import KEPT, Kind, formed, frozen_rest, learned_of, value
+from sparsetune.sliced.kind import (
+    KEPT,
+    Kind,
+    formed,
+    frozen_rest,
+    laid_out_as,
+    learned_of,
+    value,
+    without_autocast,
+)
 
 SCALE = 4.0
 """By which Adam's usual rates suit the vector as they do whole weights, over trained backbones."""
@@ -77,7 +86,6 @@ class Spread(Kind):
     def settle(self, module: nn.Module, leaf: str) -> None:
         """Draw where the vector's values go, on the device where they are now."""
         super().settle(module, leaf)
-        module.__dict__[KEPT].pop(self._kept(leaf), None)
         if not frozen_rest(module, leaf).is_meta:
             self._places(module, leaf)
 
@@ -87,7 +95,7 @@ class Spread(Kind):
     def _places(self, module: nn.Module, leaf: str) -> Places:
         kept, frozen = module.__dict__[KEPT], frozen_rest(module, leaf)
         found: Places | None = kept.get(self._kept(leaf))
-        if found is None:
+        if found is None or found[0].device != frozen.device:
             vector = learned_of(module, vector_name(leaf))
             found = places(self.name, self.seed, frozen.numel(), vector.numel(), frozen.device)
             kept[self._kept(leaf)] = found
@@ -120,53 +128,41 @@ def moved(frozen: Tensor, vector: Tensor, where: Places) -> Tensor:
     Returns:
         In shape, dtype and memory layout of ``frozen``, whatever the caller's autocast.
     """
-    device = frozen.device.type
-    if not frozen.is_meta and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return moved(frozen, vector, where)
     offsets, signs = where
-    scaled = vector * (SCALE / frozen[0].numel() ** 0.5)
-    by = _Turned.apply(scaled, offsets).view(-1)[: frozen.numel()] * signs
-    whole: Tensor = frozen + by.view(frozen.shape).to(frozen.dtype)
-    if frozen.dim() == 4 and not frozen.is_contiguous():
-        return whole.contiguous(memory_format=torch.channels_last)
-    return whole
+    with without_autocast(frozen):
+        scaled = vector * (SCALE / frozen[0].numel() ** 0.5)
+        by = _Turned.apply(scaled, offsets, False).view(-1)[: frozen.numel()] * signs
+        whole: Tensor = frozen + by.view(frozen.shape).to(frozen.dtype)
+    return laid_out_as(frozen, whole)
 
 
 class _Turned(torch.autograd.Function):
+    """A vector turned into rows, or rows turned back and summed; each is the gradient of the other."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, offsets: Tensor, back: bool) -> Tensor:
+        return summed_back(value, offsets) if back else turned(value, offsets)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _, offsets, ctx.back = inputs
+        ctx.save_for_backward(offsets)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Turned.apply(grad, *ctx.saved_tensors, not ctx.back), None, None
+
+
+def turned(vector: Tensor, offsets: Tensor) -> Tensor:
     """``(d,)`` to ``(rows, d)``: each row is the vector from its offset on, and then its beginning."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(vector: Tensor, offsets: Tensor) -> Tensor:
-        return torch.cat([vector, vector]).unfold(0, len(vector), 1)[offsets]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Summed.apply(grad, *ctx.saved_tensors), None
+    return torch.cat([vector, vector]).unfold(0, len(vector), 1)[offsets]
 
 
-class _Summed(torch.autograd.Function):
+def summed_back(rows: Tensor, offsets: Tensor) -> Tensor:
     """``(rows, d)`` to ``(d,)``: the sum of the rows, each turned back."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(rows: Tensor, offsets: Tensor) -> Tensor:
-        count, length = rows.shape
-        twice = torch.cat([rows, rows], 1).view(-1)
-        starts = torch.arange(count, device=rows.device) * (2 * length) + (length - offsets) % length
-        return twice.unfold(0, length, 1)[starts].sum(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Turned.apply(grad, *ctx.saved_tensors), None
+    count, length = rows.shape
+    twice = torch.cat([rows, rows], 1).view(-1)
+    starts = torch.arange(count, device=rows.device) * (2 * length) + (length - offsets) % length
+    return twice.unfold(0, length, 1)[starts].sum(0)

@@ -25,7 +25,7 @@ from sparsetune.sliced.convolution import (
     linear_weight_gradient,
     plain,
 )
-from sparsetune.sliced.kind import Kind, formed, learned_of, value
+from sparsetune.sliced.kind import Kind, formed, laid_out_as, learned_of, value, without_autocast
 
 ROW = 3.0
 """Length of the rows of a low-rank sum's first ``A``. The first step of ``B`` moves the weight by its
@@ -77,14 +77,9 @@ def summed(a: Tensor, b: Tensor, frozen: Tensor) -> Tensor:
     Returns:
         ``(O, *rest)``, in the dtype and the memory layout of ``frozen``, whatever the caller's autocast.
     """
-    device = frozen.device.type
-    if not frozen.is_meta and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return summed(a, b, frozen)
-    whole = torch.addmm(frozen.flatten(1), b, a.flatten(1)).view(frozen.shape)
-    if frozen.dim() == 4 and not frozen.is_contiguous():
-        return whole.contiguous(memory_format=torch.channels_last)
-    return whole
+    with without_autocast(frozen):
+        whole = torch.addmm(frozen.flatten(1), b, a.flatten(1)).view(frozen.shape)
+    return laid_out_as(frozen, whole)
 
 
 class _Factored(torch.autograd.Function):

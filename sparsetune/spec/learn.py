@@ -164,6 +164,7 @@ class Learn:
             kind=int,
             least=1,
             remedy="filters=0 learns no layer",
+            late=True,
         ),
     )
     dimensions: int | ByName | None = field(
@@ -173,6 +174,7 @@ class Learn:
             kind=int,
             least=1,
             remedy="filters=0 learns no layer",
+            late=True,
         ),
     )
     dim: Dim = field(
@@ -200,11 +202,12 @@ class Learn:
             "If left out, frozen over trained weights.",
             kind=str,
             choices=NORM_STATS,
+            late=True,
         ),
     )
 
     projection_seed: int = field(
-        default=0, metadata=option("Seed of the random subspace of --dimensions.", least=0)
+        default=0, metadata=option("Seed of the random subspace of --dimensions.", least=0, late=True)
     )
     depthwise_sums: bool = field(default=False, compare=False, metadata=option())
 
@@ -323,16 +326,9 @@ class Learn:
         Amounts by layer are a list of ``[pattern, number]``: their order counts, and that of an object's keys
         would not survive a writer that sorts them.
         """
-        values = asdict(self)
-        if self.rank is None:
-            del values["rank"]
+        values = {k: v for k, v in asdict(self).items() if not (OPTIONS[k].late and v == OPTIONS[k].default)}
         if self.rank is None or self.depthwise_sums:
             del values["depthwise_sums"]
-        for name in ("norm_stats", "dimensions"):
-            if values[name] is None:
-                del values[name]
-        if not self.projection_seed:
-            del values["projection_seed"]
         for kind, amount in self.amounts.items():
             values[kind] = [list(pair) for pair in amount] if isinstance(amount, tuple) else amount
         values["layers"] = None if self.layers is None else list(self.layers)

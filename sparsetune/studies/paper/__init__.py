@@ -6,7 +6,15 @@
 """
 
 from sparsetune.studies.paper.experiments import EXPERIMENTS
-from sparsetune.studies.paper.report import page, read_results, rows_of, scale, write_report, write_results
+from sparsetune.studies.paper.report import (
+    page,
+    read_results,
+    results_of,
+    rows_of,
+    scale,
+    write_report,
+    write_results,
+)
 from sparsetune.studies.paper.results import PRESETS, Results, Selection, Spread
 from sparsetune.studies.paper.rules import CLAIMS, questions
 
@@ -20,6 +28,7 @@ __all__ = [
     "page",
     "questions",
     "read_results",
+    "results_of",
     "rows_of",
     "scale",
     "write_report",

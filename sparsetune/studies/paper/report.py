@@ -192,10 +192,14 @@ def write_report(rows: Sequence[Row], selection: dict[str, Any], folder: Path) -
         StorageError: When it cannot be written.
     """
     write_results(rows, selection, folder / DATA)
-    absent = selection["absent"]
-    chosen = Selection.from_json({name: value for name, value in selection.items() if name != "absent"})
-    write_text(folder / PAGE, page(Results(rows, chosen), absent))
+    write_text(folder / PAGE, page(results_of(rows, selection), selection["absent"]))
     return folder / PAGE
+
+
+def results_of(rows: Sequence[Row], selection: dict[str, Any]) -> Results:
+    """Return the results of what was asked for; arguments as for :func:`write_report`."""
+    chosen = Selection.from_json({name: value for name, value in selection.items() if name != "absent"})
+    return Results(rows, chosen)
 
 
 def write_results(rows: Iterable[Row], selection: dict[str, Any], path: Path) -> None:

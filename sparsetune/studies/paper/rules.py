@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,9 +158,7 @@ def best_model(at: Found) -> Evidence:
 @claim("Fig. 1", "AlexNet fails to learn for small fractions or only a few filters a layer.", "in a figure")
 def alexnet(at: Found) -> Evidence:
     """No training up to .1 and up to 10 filters reaches more than twice chance."""
-    found = [at(model="alexnet_cifar", frozen=None, **size) for size in FEW]
-    said = f"best of them {max(each.mean for each in found):.1f}, chance {at.chance():g}"
-    return Evidence([2 * at.chance() - each for each in found], said)
+    return _near_chance(at, [at(model="alexnet_cifar", frozen=None, **size) for size in FEW], 2)
 
 
 @claim(
@@ -172,8 +170,13 @@ def vgg(at: Found) -> Evidence:
     """No training reaches more than 1.5 times chance."""
     sizes = [*FEW, *({"fraction": p} for p in LARGE)]
     found = [at(model="vgg19_cifar", frozen=rest, **size) for size in sizes for rest in (None, "zero")]
+    return _near_chance(at, found, 1.5)
+
+
+def _near_chance(at: Found, found: Sequence[Measured], times: float) -> Evidence:
+    """All are below so many times chance."""
     said = f"best of them {max(each.mean for each in found):.1f}, chance {at.chance():g}"
-    return Evidence([1.5 * at.chance() - each for each in found], said)
+    return Evidence([times * at.chance() - each for each in found], said)
 
 
 @claim(
