@@ -3,8 +3,8 @@
 Imports ``host``. Nothing here knows of models.
 
 - ``data``: ``open_data`` and ``Data``, what all of this comes to.
-- ``named``: digits, CIFAR, the Hub; ``folder``: a local folder, read by ``listing`` (what lies there),
-  ``layout`` (which folders are splits, which classes) and ``parquet``.
+- ``named``: digits, CIFAR, the Hub; ``folder``: a local folder, read by ``layout`` (what lies there,
+  which folders are splits, which classes) and ``parquet``.
 - ``splits``: pictures with labels, how they are parted, and which of them were trained on.
 - ``images``: a file to pixels; ``preprocessing``: pixels to numbers, and augmentation.
 - ``loading``: numbers to batches, the same in any number of processes.
@@ -19,7 +19,7 @@ from sparsetune.host import lazily
 if TYPE_CHECKING:
     from sparsetune.data.data import Data, open_data
     from sparsetune.data.images import decode
-    from sparsetune.data.listing import scan
+    from sparsetune.data.layout import scan
     from sparsetune.data.loading import Feed, count_steps, loader
     from sparsetune.data.named import NAMES, address, is_folder, mirrors, namesake, told
     from sparsetune.data.parquet import ParquetImages, write_table

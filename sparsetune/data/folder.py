@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsetune.data import layout, parquet
-from sparsetune.data.layout import TEST, TRAIN, VALIDATION
-from sparsetune.data.listing import IN, Folder, Reason, scan
+from sparsetune.data.layout import IN, TEST, TRAIN, VALIDATION, Folder, Reason, scan
 from sparsetune.data.splits import Split, Splits, shared_pictures, split_by_content
 from sparsetune.errors import DataError
 from sparsetune.host import listed

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sparsetune.data.images import Images, decode
-from sparsetune.data.layout import SplitName
-from sparsetune.data.listing import Folder
+from sparsetune.data.layout import Folder, SplitName
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
 from sparsetune.host import reason, replacing

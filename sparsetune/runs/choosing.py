@@ -25,6 +25,7 @@ from sparsetune.train import (
     processes,
     recipe_for,
     set_aside,
+    settled,
     tried,
     usual_rate,
 )
@@ -145,7 +146,8 @@ def choose(
         nbytes: The most that the delta's file may take, all that it says of itself included.
         dtype: As it will be saved: ``int8`` has room for nearly four times as many values as ``None``, which
             keeps all bits.
-        base: What is learned beside the layers; ``Learn(filters=0)`` if left out.
+        base: What is learned beside the layers; ``Learn(filters=0)`` if left out. Where it does not say what
+            becomes of running statistics, the recipe does.
         training: The longest summary that the file may hold; ``config`` if left out.
         watch: Called after each trial; of several processes, by the main one.
 
@@ -159,7 +161,9 @@ def choose(
     data = pictures_for(net, data)
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
-    config = config.following(recipe_for(net, data, config, base or Learn(filters=0)))
+    base = base or Learn(filters=0)
+    recipe = recipe_for(net, data, config, base)
+    config, base = config.following(recipe), settled(base, recipe)
     with processes(config.device, config.amp) as group:
         made: Choice = group.from_main(
             _Comparison(net, data, data.train, config, group, watch, training).choice(nbytes, dtype, base)

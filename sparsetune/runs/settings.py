@@ -14,7 +14,7 @@ from sparsetune.delta import fill, inspect, is_delta
 from sparsetune.errors import ConfigError
 from sparsetune.sliced import Taught, adapt_, teach
 from sparsetune.spec import FitConfig, Learn, Precision, check_precision
-from sparsetune.train import augmented, parted, pictures_for, recipe_for
+from sparsetune.train import augmented, parted, pictures_for, recipe_for, settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +133,9 @@ def follow(net: nn.Module, data: Data, settings: Run) -> tuple[Run, Data]:
         settings: What was asked.
     """
     recipe = recipe_for(net, data, settings.config, settings.learn)
-    config, learn = settings.config.following(recipe), settings.learn
-    if recipe.frozen_statistics and learn.norm_stats is None and learn.frozen != "zero":
-        learn = replace(learn, norm_stats="frozen")
-    return replace(settings, config=config, learn=learn), augmented(parted(data, config), config)
+    config = settings.config.following(recipe)
+    asked = replace(settings, config=config, learn=settled(settings.learn, recipe))
+    return asked, augmented(parted(data, config), config)
 
 
 def adapt(net: nn.Module, settings: Run) -> None:

@@ -1,9 +1,10 @@
-"""A budget of bytes, spent on a model's layers one rank at a time: on which of them."""
+"""A budget of bytes, spent on a model's layers: one rank at a time, on which of them, or on one vector."""
 
 from __future__ import annotations
 
 import json
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,12 @@ from sparsetune.errors import ConfigError
 from sparsetune.parts import Plan, full_rank, plan
 from sparsetune.spec import Learn, Precision, matches
 
+VECTOR = "a vector"
 UNIFORM, LATER, MIDDLE = "low rank, uniform", "low rank, last two thirds", "low rank, middle third"
-WAYS = {UNIFORM: (0, 3), LATER: (1, 3), "low rank, last third": (2, 3), MIDDLE: (1, 2)}
-"""From which third of the depth to which. Slices, and where the gradient gains most a byte, were measured too
-and were the best nowhere."""
+DEPTHS = {UNIFORM: (0, 3), LATER: (1, 3), "low rank, last third": (2, 3), MIDDLE: (1, 2)}
+"""From which third of the depth to which."""
+WAYS = (*DEPTHS, VECTOR)
+"""Slices, and where the gradient gains most a byte, were measured too and were the best nowhere."""
 ROOM = 2
 """Rank in every layer that a budget must have room for to be spent on all of a random backbone's."""
 RESERVE = 2200
@@ -60,7 +63,7 @@ def candidates(
         ConfigError: As :func:`allocate` does.
     """
     base = base or Learn(filters=0)
-    names: tuple[str, ...] = (LATER, UNIFORM)
+    names: tuple[str, ...] = (VECTOR, LATER)
     if is_random(net):
         least = plan(net, replace(base, filters=None, rank=ROOM)).bytes_in(dtype)
         names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
@@ -77,7 +80,7 @@ def spend(
     """Spend a budget in one of the ways.
 
     Args:
-        name: A key of ``WAYS``.
+        name: One of ``WAYS``.
         net: A plain model.
         nbytes: The most that the delta may take.
         base: As for :func:`allocate`.
@@ -89,8 +92,10 @@ def spend(
     Raises:
         ConfigError: As :func:`allocate` does.
     """
-    start, stop = WAYS[name]
     base = base or Learn(filters=0)
+    if name == VECTOR:
+        return spread(net, nbytes, base=base, **options)
+    start, stop = DEPTHS[name]
     names = [*dict.fromkeys(part.homes[0][0] for part in plan(net, base) if part.layer)]
     layers = names[len(names) * start // 3 : len(names) * stop // 3]
     if names and not layers:
@@ -147,6 +152,45 @@ def allocate(
     return replace(base, filters=None, rank=by_layer[0][1] if alike else by_layer)
 
 
+def spread(
+    net: nn.Module,
+    nbytes: int,
+    *,
+    base: Learn | None = None,
+    classes: Iterable[str] = (),
+    dtype: Precision | None = None,
+    reserve: int = RESERVE,
+) -> Learn:
+    """Spend a budget on the head and, for all that it leaves, on a vector spread over the layers.
+
+    Normalisation's scale and shift are frozen: as many of the vector's values were worth more.
+
+    Args:
+        net: A plain model; its tensors are not read.
+        nbytes: The most that the delta may take, all that it says of itself included.
+        base: As for :func:`allocate`.
+        classes: Likewise.
+        dtype: Likewise.
+        reserve: Likewise.
+
+    Returns:
+        A spec of so many dimensions, at most as many as there are weights; without any where none fits.
+
+    Raises:
+        ConfigError: When running statistics and head alone are more than ``nbytes``.
+    """
+    named = tuple(classes)
+    base, _ = _affordable(net, nbytes, replace(base or Learn(filters=0), norm=False), named, dtype, reserve)
+
+    def excess(dimensions: int) -> int:
+        made = plan(net, replace(base, filters=None, dimensions=dimensions))
+        return made.bytes_in(dtype) + reserve + _said(made, named) - nbytes
+
+    most = sum(part.numel for part in plan(net, base) if part.layer and full_rank(part.shape))
+    found = bisect_right(range(1, most + 1), 0, key=excess)
+    return replace(base, filters=None, dimensions=found) if found else base
+
+
 def _affordable(
     net: nn.Module,
     nbytes: int,
@@ -170,11 +214,12 @@ def _affordable(
 
 def _said(made: Plan, classes: tuple[str, ...]) -> int:
     """Bytes of index, learn spec and class names; an upper bound, whichever layers are learned."""
-    parts = [part for part in made if part.learned or part.layer]
-    entries = [[f"{part.name}_{end}", "float32", [*part.shape]] for part in parts for end in "AB"]
+    open_to_sums = [part for part in made if part.layer and not part.learned]
+    entries = [[name, "float32", [*shape]] for part in made for name, shape in part.learned.items()]
+    entries += [[f"{part.name}_{end}", "float32", [*part.shape]] for part in open_to_sums for end in "AB"]
     entries += [[buffer.name, str(buffer.dtype), [*buffer.shape]] for buffer in made.buffers]
     index = len(zlib.compress(json.dumps(entries).encode(), 9))
-    names = [*classes, *[[part.homes[0][0], 9999] for part in parts if part.layer]]
+    names = [*classes, *[[part.homes[0][0], 9999] for part in open_to_sums]]
     return index + len(json.dumps(json.dumps(names)))
 
 

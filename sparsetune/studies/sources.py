@@ -15,11 +15,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsetune.backbone import Backbone, Origin, skeleton
-from sparsetune.data import ParquetImages, open_data
+from sparsetune.data import Data, ParquetImages, open_data
 from sparsetune.errors import ConfigError, DataError, SparsetuneError, UnknownNameError
 from sparsetune.host import describe_machine
 from sparsetune.parts import Plan, plan
 from sparsetune.spec import Learn
+from sparsetune.studies.definitions import (
+    LENGTH,
+    SORTS,
+    TEST,
+    TEXT,
+    TRAIN,
+    Definitions,
+    DefinitionsTransformer,
+    definitions,
+)
 from sparsetune.studies.jobs import LEARN, Job
 from sparsetune.studies.store import Settings
 
@@ -35,9 +45,9 @@ class Known:
     Attributes:
         title: Its name for people.
         classes: How many.
-        side: Height and width of a picture.
-        train: Training pictures.
-        test: Test pictures.
+        side: Height and width of a picture; words of an entry.
+        train: Training pictures, or entries.
+        test: Test pictures, or entries.
         bitmaps: Whether it is published as bitmaps, so that JPEG-coded pictures are a lossy copy.
     """
 
@@ -54,7 +64,13 @@ KNOWN = {
     "cifar10": Known("CIFAR-10", 10, 32, 50_000, 10_000),
     "cifar100": Known("CIFAR-100", 100, 32, 50_000, 10_000),
     "tiny-imagenet": Known("Tiny-ImageNet", 200, 64, 100_000, 10_000, bitmaps=False),
+    TEXT: Known("WordNet's definitions", len(SORTS), LENGTH, len(SORTS) * TRAIN, len(SORTS) * TEST, False),
 }
+
+
+def opened(source: str, **limits: Any) -> Data | Definitions:
+    """Return the pictures of a source, or the one text, which has no limits."""
+    return definitions() if source == TEXT else open_data(source, **limits)
 
 
 def class_count(settings: Settings) -> int:
@@ -91,7 +107,7 @@ def missing(jobs: Iterable[Job], sources: Mapping[str, str]) -> dict[str, str]:
     limits = ("data", "train_limit", "test_limit")
     for name, train, test in sorted({tuple(job.settings[key] for key in limits) for job in jobs}, key=str):
         try:
-            data = open_data(sources.get(name, name), train_limit=train, test_limit=test)
+            data = opened(sources.get(name, name), train_limit=train, test_limit=test)
             count = len(data.classes)
         except ConfigError:
             raise
@@ -109,7 +125,7 @@ def missing(jobs: Iterable[Job], sources: Mapping[str, str]) -> dict[str, str]:
 def look(names: Iterable[str], sources: Mapping[str, str]) -> Noted:
     """Return what is to be noted of the data sets of these names, all of which are here."""
     places = {name: sources.get(name, name) for name in sorted(names)}
-    return {name: {"source": source, "digest": open_data(source).digest()} for name, source in places.items()}
+    return {name: {"source": source, "digest": opened(source).digest()} for name, source in places.items()}
 
 
 def glance(names: Iterable[str], sources: Mapping[str, str], noted: Noted) -> Noted:
@@ -133,7 +149,7 @@ def check_digest(settings: Settings, source: str) -> None:
         DataError: When it is not.
     """
     wanted = settings["digest"]
-    if wanted is not None and (found := open_data(source).digest()) != wanted:
+    if wanted is not None and (found := opened(source).digest()) != wanted:
         raise DataError(
             f"{source} holds other pictures (digest {found}) than those of this job (digest {wanted}); "
             "give every worker the same data, and call the command again if it changed meanwhile."
@@ -149,7 +165,8 @@ def here() -> dict[str, Any]:
 @functools.cache
 def describe_source(name: str, source: str) -> dict[str, Any]:
     """Return what a result's data is called and whether it is a lossy copy, as plain JSON values."""
-    images = open_data(source).judged.images
+    data = opened(source)
+    images = data.judged.images if isinstance(data, Data) else None
     coded = isinstance(images, ParquetImages) and bytes(images.shards[0].data[:2]) == JPEG
     return {"name": name, "lossy": coded and KNOWN[name].bitmaps}
 
@@ -192,5 +209,10 @@ def _plan(model: str, kwargs: str, classes: int, learn: str) -> Plan:
 def _work(model: str, kwargs: str, classes: int, side: int) -> int:
     net = _skeleton(model, kwargs, classes).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, side, side, device="meta"))
+        text = isinstance(net, DefinitionsTransformer)
+        net(
+            torch.zeros(1, side, dtype=torch.long, device="meta")
+            if text
+            else torch.empty(1, 3, side, side, device="meta")
+        )
     return int(counter.get_total_flops())

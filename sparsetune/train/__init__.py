@@ -39,6 +39,7 @@ from sparsetune.train.recipe import (
     parted,
     recipe_for,
     set_aside,
+    settled,
     tried,
     usual_rate,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "score",
     "scores",
     "set_aside",
+    "settled",
     "train",
     "tried",
     "usual_rate",

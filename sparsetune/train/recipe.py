@@ -102,6 +102,13 @@ def oversampled(train: Split) -> Split:
     return train.take(np.sort(np.concatenate([np.resize(own, most) for own in members])))
 
 
+def settled(learn: Learn, recipe: Recipe) -> Learn:
+    """Return what is learned, with running statistics that are frozen where it leaves that to the recipe."""
+    if recipe.frozen_statistics and learn.norm_stats is None and learn.frozen != "zero":
+        return replace(learn, norm_stats="frozen")
+    return learn
+
+
 def start_(net: nn.Module, recipe: Recipe, learn: Learn) -> None:
     """Put an adapted model where a recipe has it start.
 

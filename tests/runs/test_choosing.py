@@ -15,7 +15,7 @@ from sparsetune.runs.choosing import Trial
 from sparsetune.runs.members import run_members
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
-from sparsetune.runs.spend import LATER, UNIFORM
+from sparsetune.runs.spend import LATER, UNIFORM, VECTOR
 from sparsetune.train.recipe import decide
 
 LONG = st.FitConfig(epochs=900, batch_size=64, lr=0.05)
@@ -109,8 +109,10 @@ def test_over_a_trained_backbone_shorter_trials_tell(few, tmp_path):
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
     seen = []
     choice = st.choose(net, few, replace(LONG, epochs=300), 25_000, watch=seen.append)
-    assert [trial.name for trial in seen] == [LATER, UNIFORM]
+    assert [trial.name for trial in seen] == [VECTOR, LATER]
     assert 2 * 50 <= choice.steps <= 0.1 * 300 * 5
+    assert {trial.learn.norm_stats for trial in choice.trials} == {"frozen"}  # as fit's recipe has it
+    assert all(0.8 * 25_000 <= trial.delta_bytes <= 25_000 for trial in choice.trials)
 
 
 def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):

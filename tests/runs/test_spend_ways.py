@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 import sparsetune as st
 from sparsetune.delta.saving import write_plain
-from sparsetune.runs.spend import LATER, MIDDLE, UNIFORM, WAYS, candidates, spend
+from sparsetune.runs.spend import (
+    DEPTHS,
+    LATER,
+    MIDDLE,
+    RESERVE,
+    UNIFORM,
+    VECTOR,
+    WAYS,
+    candidates,
+    spend,
+)
 
 BUDGET = 30_000
 
@@ -20,10 +32,10 @@ def plain():
 def test_each_keeps_the_budget_and_uses_it(name):
     learn = spend(name, plain(), BUDGET)
     assert 0.8 * BUDGET < st.plan(plain(), learn).delta_bytes <= BUDGET
-    assert {*learn.amounts} == {"rank"}
+    assert {*learn.amounts} == {"dimensions" if name == VECTOR else "rank"}
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if "third" in name])
+@pytest.mark.parametrize("name", [name for name in DEPTHS if "third" in name])
 def test_a_part_of_the_depth_gets_all_of_it(name):
     convs = [name for name, module in plain().named_modules() if isinstance(module, torch.nn.Conv2d)]
     one, two = len(convs) // 3, 2 * len(convs) // 3
@@ -45,7 +57,26 @@ def test_what_a_model_has_not_is_none():
     assert spend(MIDDLE, one, BUDGET) is None
     assert spend(LATER, one, BUDGET) == spend("low rank, uniform", one, BUDGET)
     none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
-    assert {spend(name, none, BUDGET) for name in WAYS} == {st.Learn(filters=0)}
+    assert {spend(name, none, BUDGET) for name in DEPTHS} == {st.Learn(filters=0)}
+    assert spend(VECTOR, none, BUDGET) == st.Learn(filters=0, norm=False)
+
+
+@settings(max_examples=15, deadline=None)
+@given(nbytes=some.integers(9_000, 400_000), dtype=some.sampled_from([None, "int8"]))
+def test_a_vector_takes_the_budget_and_never_more(nbytes, dtype, tmp_path_factory):
+    """WRN-10-1's weights are 3 x 16 x 9 of the first convolution, and so on; never more values than these."""
+    learn = spend(VECTOR, plain(), nbytes, dtype=dtype)
+    path = tmp_path_factory.mktemp("budget") / "a.safetensors"
+    st.save(st.adapt_(plain(), learn), path, dtype=dtype)
+    most = sum(m.weight.numel() for m in plain().modules() if isinstance(m, torch.nn.Conv2d))
+    assert path.stat().st_size <= nbytes
+    assert learn.dimensions == most or path.stat().st_size >= nbytes - RESERVE - 500
+    assert (learn.norm, learn.head) == (False, True)
+
+
+def test_a_vector_may_have_as_many_values_as_there_are_weights():
+    most = sum(m.weight.numel() for m in plain().modules() if isinstance(m, torch.nn.Conv2d))
+    assert spend(VECTOR, plain(), 10**6).dimensions == most
 
 
 def test_the_default_follows_from_the_backbone(tmp_path):
@@ -53,7 +84,7 @@ def test_the_default_follows_from_the_backbone(tmp_path):
     path = tmp_path / "whole.safetensors"
     write_plain(plain(), path)
     file = st.create("wrn28_4", depth=10, width=1, num_classes=10, checkpoint=path)
-    assert [*candidates(file, BUDGET)] == [*candidates(own(), BUDGET)] == [LATER, UNIFORM]
+    assert [*candidates(file, BUDGET)] == [*candidates(own(), BUDGET)] == [VECTOR, LATER]
 
 
 def own():
@@ -79,6 +110,7 @@ def test_without_room_for_rank_two_everywhere_a_random_backbone_learns_in_the_mi
 
 def test_candidates_that_come_to_the_same_are_one():
     one = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
-    assert [*candidates(one, BUDGET)] == [LATER]
+    still = st.Learn(filters=0, norm=False)
+    assert [*candidates(one, BUDGET)] == [VECTOR, LATER]
     none = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(8))
-    assert [*candidates(none, BUDGET).values()] == [st.Learn(filters=0)]
+    assert [*candidates(none, BUDGET, base=still).values()] == [still]

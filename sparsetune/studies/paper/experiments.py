@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparsetune.studies.definitions import TEXT, TRANSFORMER
 from sparsetune.studies.jobs import DEFAULTS
 from sparsetune.studies.store import Settings
 
@@ -26,6 +27,7 @@ NAMES = {
     "alexnet_cifar": "AlexNet",
     "vgg19_bn_cifar": "VGG-19 with BN",
     "vgg19_cifar": "VGG-19 without BN",
+    TRANSFORMER: "transformer",
 }
 
 FRACTIONS = (0.07, 0.08, 0.09, 0.1, 0.4, 0.7)
@@ -92,6 +94,8 @@ class Experiment:
     @property
     def label(self) -> str:
         """Such as ``Table 1``."""
+        if self.id in BEYOND:
+            return "Ours"
         return f"{'Table' if self.id.startswith('table') else 'Figure'} {self.id[-1]}"
 
     @property
@@ -204,6 +208,34 @@ EXPERIMENTS: dict[str, Experiment] = {
     )
 }
 """By id, in the paper's order."""
+
+_TEXT: Settings = {
+    "kind": "text",
+    "model": TRANSFORMER,
+    "data": TEXT,
+    "epochs": 8,
+    "batch_size": 64,
+    "opt": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+}
+BEYOND: dict[str, Experiment] = {
+    "text": Experiment(
+        "text",
+        "Beyond pictures: a transformer that reads definitions",
+        "Ours, as the paper leaves non-vision tasks open: animal, artefact, food, person or plant, told from "
+        "what WordNet says of it, by four blocks of attention over random values. The vectors of words are "
+        "random and frozen, but where everything is learned.",
+        _cross(
+            [_TEXT],
+            [{"filters": 0}, {"filters": 1}, *({"fraction": p} for p in (0.1, 0.4, 0.7))],
+            [{}, {"norm": False}],
+        )
+        + _cross([_TEXT], [{"fraction": 1.0}]),
+    )
+}
+"""Experiments of ours, which the paper has not."""
+EVERY: dict[str, Experiment] = EXPERIMENTS | BEYOND
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetune.studies.definitions import TRANSFORMER
 from sparsetune.studies.paper.experiments import (
     COUNTS,
     DENSENET,
@@ -121,8 +122,8 @@ def panel(title: str, x: str, y: str = "top-1 accuracy (%)", *, percent: bool = 
 
 SIZED: list[Settings] = [{**SIZELESS, **size} for size in SIZES]
 TICKS = [f"{p:g}".lstrip("0") for p in FRACTIONS] + [str(k) for k in COUNTS]
-PALETTE = dict(zip(NAMES, (BLUE, ORANGE, ORANGE, GREEN, PURPLE, GREY), strict=True))
-FIVE = [name for name in NAMES if name != WIDE["model"]]
+FIVE = [name for name in NAMES if name not in (WIDE["model"], TRANSFORMER)]
+PALETTE = dict(zip(FIVE, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True))
 DIMS = {"out": BLUE, "in": GREEN, "height": ORANGE, "width": PURPLE}
 
 
@@ -267,6 +268,19 @@ def _fig6(results: Results) -> Iterator[Panel]:
         yield made
 
 
+def _text(results: Results) -> Iterator[Panel]:
+    points = results.points("text", norm=True)
+    sizes = [point for point in points if point["fraction"] != 1.0]
+    with panel(results.title(points[0]["model"]), "learned of each layer") as made:
+        made.categories(["none", "1 filter", "10 %", "40 %", "70 %"])
+        for norm, colour, label in ((True, BLUE, "norm learned"), (False, GREEN, "norm not learned")):
+            row = [results.spread({**point, "norm": norm}) for point in sizes]
+            made.spreads([*range(len(sizes))], row, colour)
+            made.line([*range(len(sizes))], [each.mean if each else None for each in row], colour, label)
+        made.level(results.top1("text", fraction=1.0), "black", "everything learned")
+    yield made
+
+
 def magnitudes(results: Results, fraction: float | None) -> list[dict[str, Any]]:
     """Return each convolution's magnitudes after table 3's training of the first seed; ``None``: as drawn."""
     rows = results.rows(results.points("fig6", fraction=fraction)[0])
@@ -280,6 +294,7 @@ DRAWN: dict[str, Callable[[Results], Iterator[Panel]]] = {
     "fig4": _fig4,
     "fig5": _fig5,
     "fig6": _fig6,
+    "text": _text,
 }
 
 

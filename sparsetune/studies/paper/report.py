@@ -18,6 +18,7 @@ from sparsetune.studies.jobs import KINDS
 from sparsetune.studies.paper.experiments import (
     DENSENET,
     ENSEMBLES,
+    EVERY,
     EXPERIMENTS,
     LAYERS,
     SIZELESS,
@@ -73,13 +74,13 @@ def what(settings: Settings) -> str:
     """Say which slices a row learns."""
     for name, layer in LAYERS.items():
         same = all(settings[key] == value for key, value in {"head": True, "layers": None, **layer}.items())
-        if same and (settings["layers"] or settings["filters"] == 0):
+        if same and settings["norm"] and (settings["layers"] or settings["filters"] == 0):
             return name
     fraction, filters = settings["fraction"], settings["filters"]
     size = f"{fraction:.0%}" if fraction is not None else f"{filters} a layer"
     words = [size] if settings["dim"] == "out" else [size, f"along {settings['dim']}"]
     words += ["rest zero"] if settings["frozen"] == "zero" else []
-    words += ["BN not learned"] if not settings["norm"] else []
+    words += ["norm not learned"] if not settings["norm"] else []
     return ", ".join(words)
 
 
@@ -218,7 +219,10 @@ def read_results(path: Path) -> tuple[list[Row], dict[str, Any]]:
 
 def page(results: Results, absent: Sequence[str]) -> str:
     """Return the report as HTML."""
-    verdicts = [claim.verdict(results) for claim in CLAIMS] if results.preset.decides else []
+    shown = {*EXPERIMENTS, *results.preset.experiments}
+    claims = [claim for claim in CLAIMS if results.preset.decides and claim.experiment in shown]
+    verdicts = [claim.verdict(results) for claim in claims]
+    papers = [v.mark for claim, v in zip(claims, verdicts, strict=True) if claim.experiment in EXPERIMENTS]
     data = [row.about["data"] for row in results.by_id.values()]
     return TEMPLATES.get_template("report.html").render(
         title=TITLE,
@@ -226,7 +230,7 @@ def page(results: Results, absent: Sequence[str]) -> str:
         limits=_limits(results.selection),
         lossy=sorted({KNOWN[each["name"]].title for each in data if each["lossy"]}),
         absent=[KNOWN[name].title for name in absent],
-        summary=summary(results, _tally([verdict.mark for verdict in verdicts]) if verdicts else ""),
+        summary=summary(results, papers),
         claims=[
             [
                 MARKS[verdict.mark],
@@ -238,27 +242,27 @@ def page(results: Results, absent: Sequence[str]) -> str:
                 verdict.margin,
                 scale(results, claim.experiment, verdict.seeds) if verdict.seeds else "",
             ]
-            for claim, verdict in zip(CLAIMS, verdicts, strict=False)
+            for claim, verdict in zip(claims, verdicts, strict=True)
         ],
-        sections=[_section(experiment, results) for experiment in EXPERIMENTS.values()],
+        sections=[_section(experiment, results) for experiment in EVERY.values() if experiment.id in shown],
         duration=duration(sum(row.result.get("seconds", 0.0) for row in results.by_id.values())),
         machines=Counter(_machine(row.about) for row in results.by_id.values()).items(),
     )
 
 
-def summary(results: Results, tally: str) -> list[str]:
+def summary(results: Results, marks: Sequence[Mark]) -> list[str]:
     """Return what was run and what it came to, in a few sentences; of what was not run there is none.
 
     Args:
         results: All results.
-        tally: How many claims hold; empty where none is decided.
+        marks: Of the paper's claims; empty where none is decided.
     """
     trained = sum(KINDS[row.settings["kind"]].trains for row in results.by_id.values())
     if not trained:
         return []
     seeds = f"{len(results.seeds)} seed{'s' * (len(results.seeds) > 1)}"
     told = [f"{trained:,} trainings with {seeds}."]
-    told += [f"Of the paper's {len(CLAIMS)} claims, {tally}"] if tally else []
+    told += [f"Of the paper's {len(marks)} claims, {_tally(marks)}"] if marks else []
     keeps, zeroed = [], []
     for model in (DENSENET["model"], WRN["model"]):
         few, zero = (results.top1("fig1", model=model, fraction=0.1, frozen=rest) for rest in (None, "zero"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from sparsetune.errors import ConfigError, UnknownNameError
-from sparsetune.studies.intervals import Measured, Scores, unpacked
+from sparsetune.studies.intervals import Measured, Scores, Verdict, unpacked
 from sparsetune.studies.jobs import Job, based, check_seeds, in_order, job, with_tuples
-from sparsetune.studies.paper.experiments import EXPERIMENTS, NAMES, Experiment
+from sparsetune.studies.paper.experiments import BEYOND, EVERY, EXPERIMENTS, NAMES, Experiment
 from sparsetune.studies.sources import KNOWN, class_count
 from sparsetune.studies.store import Row, Settings
 
@@ -59,11 +59,11 @@ PRESETS = {
         decides=False,
     ),
     "laptop": Preset(
-        SHORT + LONG,
+        (*SHORT, *LONG, *BEYOND),
         "Smaller networks stand for the paper's, with the same structure: WRN-16-2 for WRN-28-4, WRN-10-4 "
         "for WRN-28-10, DenseNet-BC-22-12 for densenet (BC-100-12), VGG-19 with a quarter of its filters. "
         "They learn 10,000 pictures of CIFAR-10; the first 20 classes of Tiny-ImageNet, at 32x32, stand for "
-        "CIFAR-100 and for Tiny-ImageNet.",
+        "CIFAR-100 and for Tiny-ImageNet. An eleventh experiment is ours.",
         {"val_share": 0.02},
         instead={
             "model": {
@@ -101,6 +101,11 @@ PRESETS = {
 }
 
 
+def _with(experiment: str) -> str:
+    """The largest preset that has an experiment."""
+    return [name for name, preset in PRESETS.items() if experiment in preset.experiments][-1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Which experiments are run, and how they differ from the paper's.
@@ -133,10 +138,10 @@ class Selection:
         if self.preset not in PRESETS:
             raise UnknownNameError("preset", self.preset, PRESETS)
         for name in self.only or ():
-            if name not in EXPERIMENTS:
-                raise UnknownNameError("experiment", name, EXPERIMENTS)
+            if name not in EVERY:
+                raise UnknownNameError("experiment", name, EVERY)
         problems = [
-            f"{name} is not in preset {self.preset}; choose --preset full."
+            f"{name} is not in preset {self.preset}; choose --preset {_with(name)}."
             for name in self.only or ()
             if name not in PRESETS[self.preset].experiments
         ]
@@ -150,7 +155,7 @@ class Selection:
     def experiments(self) -> list[Experiment]:
         """Those that are run, in that order."""
         chosen = self.only or PRESETS[self.preset].experiments
-        return [EXPERIMENTS[name] for name in PRESETS[self.preset].experiments if name in chosen]
+        return [EVERY[name] for name in PRESETS[self.preset].experiments if name in chosen]
 
     def adjusted(self, settings: Settings) -> Settings:
         """Return the settings that are run in place of the paper's ``settings``."""
@@ -285,7 +290,7 @@ class Results:
         """Return an experiment's rows, as in the paper, whose settings have the given values."""
         return [
             point
-            for point in EXPERIMENTS[experiment].points
+            for point in EVERY[experiment].points
             if all(point[name] == value for name, value in where.items())
         ]
 
@@ -306,7 +311,7 @@ class Results:
 
     def finished(self, experiment: str) -> tuple[int, int]:
         """Return how many of an experiment's rows have results, and how many there are."""
-        points = EXPERIMENTS[experiment].points
+        points = EVERY[experiment].points
         return sum(bool(self.rows(point)) for point in points), len(points)
 
     @property
@@ -314,3 +319,26 @@ class Results:
         """Whether data and lengths of all trainings are the paper's own."""
         points = (point for each in EXPERIMENTS.values() for point in each.points)
         return all(self.selection.adjusted(point) == point for point in points)
+
+
+class _Noting(Results):
+    """Notes which results are asked for."""
+
+    asked: frozenset[str] = frozenset()
+
+    def rows(self, settings: Settings) -> list[Row]:
+        found = super().rows(settings)
+        self.asked |= {row.id for row in found}
+        return found
+
+
+def deciding(selection: Selection, verdicts: Iterable[Callable[[Results], Verdict]]) -> list[frozenset[str]]:
+    """Return, for each verdict that a selection's results would give, the ids of the jobs it rests on."""
+    some = {"top1": 0.5, "mean_top1": 0.5, "layers": [{"mean": 1.0}]}
+    rows = [Row(job.id, job.settings, some, {}) for job in selection.jobs()]
+    asked = []
+    for verdict in verdicts:
+        noting = _Noting(rows, selection)
+        if verdict(noting).mark != "not run":
+            asked.append(noting.asked)
+    return asked

@@ -1,4 +1,4 @@
-"""What the paper claims, each with the rule that decides it on ours, as far as seeds and pictures tell."""
+"""What the paper claims, and we of text, each with the rule that decides it, as far as our results tell."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparsetune.studies.paper.experiments import (
     WRN,
 )
 from sparsetune.studies.paper.figures import FIVE, fit_line
-from sparsetune.studies.paper.results import Results, Selection
-from sparsetune.studies.store import Row, Settings
+from sparsetune.studies.paper.results import Results, Selection, deciding
+from sparsetune.studies.store import Settings
 
 BOTH = ("cifar10", "cifar100")
 DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
@@ -85,7 +85,7 @@ class Claim:
     @property
     def experiment(self) -> str:
         """Id of the experiment that decides it."""
-        return self.where.lower().replace(".", "").replace(" ", "")
+        return "text" if self.where == "Ours" else self.where.lower().replace(".", "").replace(" ", "")
 
     def verdict(self, results: Results) -> Verdict:
         """Decide it by the results that there are."""
@@ -477,24 +477,21 @@ def seventy_alike(at: Found) -> Evidence:
     return Evidence([10 - apart[0.7]], "apart from 100 % by: " + shown)
 
 
-class _Noting(Results):
-    """Notes which results are asked for."""
+@claim("Ours", "A random transformer that reads text learns most by a part of its layers too.", "not asked")
+def text_too(at: Found) -> Evidence:
+    """A tenth of each layer is above normalisation and classifier, and .7 above a tenth."""
+    none, few, most = at(norm=True, filters=0), at(norm=True, fraction=0.1), at(norm=True, fraction=0.7)
+    shown = f"norm and classifier {none.mean:.1f}, 10 % {few.mean:.1f}, 70 % {most.mean:.1f}"
+    return Evidence([few - none, most - few], shown)
 
-    asked: frozenset[str] = frozenset()
 
-    def rows(self, settings: Settings) -> list[Row]:
-        found = super().rows(settings)
-        self.asked |= {row.id for row in found}
-        return found
+@claim("Ours", "Random, frozen vectors of words cost it little.", "not asked")
+def text_words(at: Found) -> Evidence:
+    """Without learning them, .7 of the layers is at most 5 points below everything."""
+    most, full = at(norm=True, fraction=0.7), at(norm=True, fraction=1.0)
+    return Evidence([5 - (full - most)], f"70 % {most.mean:.1f}, everything {full.mean:.1f}")
 
 
 def questions(selection: Selection) -> list[frozenset[str]]:
     """Return, for each claim that a selection can decide, the ids of the jobs that do so."""
-    some = {"top1": 0.5, "mean_top1": 0.5, "layers": [{"mean": 1.0}]}
-    rows = [Row(job.id, job.settings, some, {}) for job in selection.jobs()]
-    asked = []
-    for claim in CLAIMS:
-        noting = _Noting(rows, selection)
-        if claim.verdict(noting).mark != "not run":
-            asked.append(noting.asked)
-    return asked
+    return deciding(selection, [claim.verdict for claim in CLAIMS])

@@ -57,11 +57,11 @@ def rows_of(comparison, values):
 def test_every_final_training_needs_its_tuning_and_its_backbone():
     comparison = Comparison(preset="full", seeds=(0, 5))
     place = {job.id: number for number, job in enumerate(comparison.jobs)}
-    assert len(place) == len(comparison.jobs) == 1 + 2 * 57 * (3 + 2) + 2
+    assert len(place) == len(comparison.jobs) == 1 + 2 * 58 * (3 + 2) + 2
     (backbone,) = [job for job in comparison.jobs if job.settings["kind"] == "fit"]
     assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
     trained = [entry for entry in comparison.entries if entry.ground == "trained"]
-    assert len(trained) == 57
+    assert len(trained) == 58
     for entry in trained:
         for job, seed in zip(entry.jobs, (0, 5), strict=True):
             tuning = [each for each in job.needs if each.settings["held_out"]]

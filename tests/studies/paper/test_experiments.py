@@ -6,6 +6,7 @@ import pytest
 
 from sparsetune.studies.jobs import DEFAULTS, job
 from sparsetune.studies.paper.experiments import (
+    BEYOND,
     DENSENET,
     EXPERIMENTS,
     LAYERS,
@@ -15,7 +16,7 @@ from sparsetune.studies.paper.experiments import (
     published,
 )
 from sparsetune.studies.paper.report import what
-from sparsetune.studies.paper.results import Selection
+from sparsetune.studies.paper.results import PRESETS, Selection
 from sparsetune.studies.sources import learned_parameters, total_parameters
 
 DENSE, WIDE4, WIDE10 = DENSENET["model"], WRN["model"], WIDE["model"]
@@ -137,6 +138,12 @@ def test_an_id_does_not_depend_on_settings_left_at_their_default():
     assert job(settings).id != job({**settings, "seed": 1}).id
 
 
+def test_the_text_experiment_is_ours_and_in_laptop_alone():
+    assert [name for name, preset in PRESETS.items() if "text" in preset.experiments] == ["laptop"]
+    points = BEYOND["text"].points
+    assert len({job(point).id for point in points}) == len(points) == 11
+
+
 def test_experiments_share_their_runs():
     full = Selection(preset="full")
     fig1, fig3, fig4 = ({j.id for j in full.jobs(EXPERIMENTS[e])} for e in ("fig1", "fig3", "fig4"))
@@ -171,7 +178,7 @@ def test_an_ensemble_is_one_epoch_of_all_and_five_members_of_one_more():
         ({"fraction": 1.0, "layers": ["block2"], "head": False}, "block2"),
         ({"fraction": 0.07, "frozen": "zero"}, "7%, rest zero"),
         ({"filters": 5, "dim": "in"}, "5 a layer, along in"),
-        ({"fraction": 0.4, "norm": False}, "40%, BN not learned"),
+        ({"fraction": 0.4, "norm": False}, "40%, norm not learned"),
     ],
 )
 def test_a_row_says_what_it_learns(settings, words):
