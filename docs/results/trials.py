@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsetune.host import describe_machine
-from sparsetune.runs import KEPT, candidates, try_out
+from sparsetune.runs import kept_in, spend, try_out, ways
 from sparsetune.studies import Place, sources_from
 from sparsetune.studies.compare import Comparison, config_of, data_of, plain_of
 from sparsetune.train import processes, set_aside
@@ -37,12 +37,16 @@ def main() -> None:
             data, config = data_of(settings, place), config_of(settings, RATE)
             part, held = set_aside(data.train, settings["seed"])
             data, net = replace(data, train=part), plain_of(settings, place)
-            learns = candidates(net, settings["budget"], classes=data.classes, dtype=KEPT)
+            nbytes, kept = settings["budget"], kept_in(settings["budget"])
+            learns = {
+                way: spend(way, net, nbytes, classes=data.classes, dtype=kept)
+                for way in ways(net, nbytes, dtype=kept)
+            }
             for steps in STEPS:
                 losses = {}
                 for way, learn in learns.items():
-                    with processes(config.device, config.amp) as group:
-                        found = try_out(net, learn, data, held, config, steps, group)
+                    with processes(config.device, config.amp):
+                        found = learn and try_out(net, learn, data, held, config, steps)
                     losses[way] = None if found is None else round(found[0].mean().item(), 3)
                 rows.append(
                     {"ground": entry.ground, "seed": settings["seed"], "steps": steps, "losses": losses}

@@ -79,7 +79,7 @@ def fit(
     ConfigError.collect(problems)
 
     # late: a mistake is told without torch
-    from sparsetune.runs import KEPT, Run, bundle_members, run, run_members
+    from sparsetune.runs import Run, bundle_members, kept_in, run, run_members
 
     settings = Run(
         model=model,
@@ -94,7 +94,7 @@ def fit(
         pretrained=pretrained,
         init_from=init_from,
         budget=nbytes,
-        dtype=precision if dtype or budget is None else KEPT,
+        dtype=precision if dtype or nbytes is None else kept_in(nbytes),
     )
     with console.progress() as bars:
         watch = _Watch(bars)

@@ -28,8 +28,8 @@ from sparsetune.errors import ConfigError
 
 _MARKED = 16
 _MARKED_WHOLE = 1 << 26
-LEAST, MOST = 64, 1024
-"""How many hashes of training pictures are kept, if there are so many."""
+FEWEST, LEAST, MOST = 16, 64, 1024
+"""How many hashes of training pictures are kept, if there are so many; the fewest in the smallest files."""
 BYTES = 5
 """Of a hash."""
 SHARE = 0.005
@@ -303,7 +303,8 @@ class Seen:
 
     def to_json(self, learned_bytes: int = 0) -> dict[str, Any]:
         """Return a training's summary that says this, for a file with so many bytes of learned values."""
-        kept = self.cut(max(LEAST, int(SHARE * learned_bytes / BYTES * 3 / 4)))
+        least = LEAST if not learned_bytes else min(LEAST, max(FEWEST, learned_bytes // 256))
+        kept = self.cut(max(least, int(SHARE * learned_bytes / BYTES * 3 / 4)))
         raw = b"".join(each.to_bytes(BYTES, "little") for each in kept.hashes)
         text = base64.b64encode(raw).decode()
         pieces = [text[start : start + _TEXT] for start in range(0, len(text), _TEXT)]

@@ -4,6 +4,10 @@ One safetensors file. Its metadata has one key, ``sparsetune``, whose value is J
 Values are packed into one flat tensor for each dtype, in the order of an index: a zlib-compressed JSON list
 of ``[name, dtype, shape]`` stored as the uint8 tensor ``index``. Two SHA-256 digests, of the header and of
 the tensors, tell any change of a byte. docs/format.md has it all, for readers in other languages.
+
+In files of few bytes what these take for themselves would be the most. So from format 6 on header and index
+are one compressed tensor, ``about``, the flat tensors are coded by how often each byte occurs and make one,
+``values``, and the metadata has format and digest alone.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from sparsetune.delta.header import (
 )
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.host import fetch, metadata, write_bytes
-from sparsetune.spec import WIDTHS, Precision, scales
+from sparsetune.spec import BITS, SHORT, Precision, scales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +47,8 @@ OTHERS = {
     "sparsetune.training": "the checkpoint of a run, no delta; go on with sparsetune fit --resume",
 }
 """Metadata keys of our other files, and what to do with these."""
-INDEX = "index"
-SCALE = "scale"
+INDEX, ABOUT, VALUES = "index", "about", "values"
+SCALE, SHORT_SCALE = "scale", "short scale"
 STORED = {
     "float32": "F32",
     "float64": "F64",
@@ -59,11 +63,18 @@ STORED = {
     "root8": "U8",
     SCALE: "F32",
     INDEX: "U8",
+    ABOUT: "U8",
+    VALUES: "U8",
 }
 """Name of each packed tensor -> safetensors' name of its type."""
 
 LIMIT = 4 << 20
 """Most bytes of the header's text, and of the index when unpacked."""
+FOLDED = 6
+"""The first format in which one tensor holds all values."""
+RATIO, ROOM = 8, 1 << 16
+"""How many times as long as ``values`` what it unpacks to may be, and so many bytes more: coded by how often
+it occurs, a byte has a bit or more."""
 
 
 def write_delta(
@@ -85,7 +96,7 @@ def write_delta(
     import torch  # late, here and below: a header is read without it
     from safetensors.torch import save as to_bytes
 
-    from sparsetune.parts import FROZEN, VARIANCE, decode, encode
+    from sparsetune.parts import FROZEN, decode, encode, role_of
 
     entries: list[list[Any]] = []
     groups: dict[str, list[Tensor]] = {}
@@ -95,27 +106,67 @@ def write_delta(
             raise DeltaError(f"'{name}' has dtype {dtype}; a delta holds {', '.join(DTYPES)}.")
         numbers = value.detach().cpu().contiguous().reshape(-1)
         if precision and dtype == "float32" and not name.endswith(FROZEN):
-            dtype, numbers, scale = encode(value, precision, name.endswith(VARIANCE))
+            dtype, numbers, scale = encode(value, precision, role_of(name))
             if not decode(dtype, numbers, scale, tuple(value.shape)).isfinite().all():
                 raise DeltaError(f"'{name}' holds values that {precision} cannot hold; leave dtype out.")
             if len(scale):
-                groups.setdefault(SCALE, []).append(scale)
+                short = dtype in SHORT
+                kept = scale.bfloat16() if short else scale
+                groups.setdefault(SHORT_SCALE if short else SCALE, []).append(kept)
         entries.append([name, dtype, list(value.shape)])
         groups.setdefault(dtype, []).append(numbers)
     packed = {dtype: torch.cat(values) for dtype, values in groups.items()}
-    index = json.dumps(entries, separators=(",", ":"))
-    packed[INDEX] = torch.frombuffer(bytearray(zlib.compress(index.encode(), 9)), dtype=torch.uint8)
+    header = replace(header, format=_format(header, {*packed}))
     try:
-        number = _format(header, bool(packed.keys() & {*WIDTHS}))
-        text = header_text(replace(header, payload=_payload_digest(packed), format=number))
+        fold = _folded if header.format >= FOLDED else _plain
+        packed, text, longest = fold(header, entries, packed)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot hold what is not plain JSON ({error}).") from error
-    if max(len(text), len(index)) > LIMIT:
+    if longest > LIMIT:
         raise ConfigError(
-            f"{path} would hold {max(len(text), len(index))} bytes about itself, more than {LIMIT}; "
+            f"{path} would hold {longest} bytes about itself, more than {LIMIT}; "
             "shorten the class names or the summary of the training."
         )
     write_bytes(path, to_bytes(packed, metadata={KEY: text}))
+
+
+Packed = dict[str, "Tensor"]
+"""The tensors of a file."""
+
+
+def _plain(header: Header, entries: list[list[Any]], packed: Packed) -> tuple[Packed, str, int]:
+    """The tensors, the metadata's text, and the length of the longer of text and index."""
+    index = json.dumps(entries, separators=(",", ":"))
+    packed[INDEX] = _as_tensor(zlib.compress(index.encode(), 9))
+    text = header_text(replace(header, payload=_payload_digest(packed)))
+    return packed, text, max(len(text), len(index))
+
+
+def _folded(header: Header, entries: list[list[Any]], packed: Packed) -> tuple[Packed, str, int]:
+    """The same of a file whose values are one tensor."""
+    values = b"".join(_by_frequency(packed[name]) for name in sorted(packed))
+    fields = {**replace(header, payload=sha256(values).hexdigest()).to_json(), INDEX: entries}
+    about = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    folded = zlib.compress(about.encode(), 9)
+    said = {"digest": sha256(folded).hexdigest(), "format": header.format}
+    text = json.dumps(said, separators=(",", ":"))
+    return {ABOUT: _as_tensor(folded), VALUES: _as_tensor(values)}, text, len(about)
+
+
+def _by_frequency(values: Tensor) -> bytes:
+    """Code bytes by how often each occurs (Huffman), as a zlib stream."""
+    import torch
+
+    packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
+    return packer.compress(values.view(torch.uint8).numpy().tobytes()) + packer.flush()
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    import torch
+
+    if not content:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def read_header(path: str | Path) -> Header:
@@ -195,10 +246,17 @@ class _Opened:
                 "install the version that wrote it, or a newer one."
             )
         digest = value.get("digest")
-        if not isinstance(digest, str) or digest != text_digest(text, digest):
+        folded = value["format"] >= FOLDED
+        found = sha256(self._bytes(ABOUT)).hexdigest() if folded else text_digest(text, str(digest))
+        if digest != found:
             raise self._damaged("its header does not match its checksum")
         try:
-            return parse_header(value, parse_entries(self._index()))
+            if folded:
+                about = self._unpacked(ABOUT)
+                if not isinstance(about, dict) or about.get("format") != value["format"]:
+                    raise ValueError("it does not have the format that it says")
+                return parse_header(about, parse_entries(about.get(INDEX)))
+            return parse_header(value, parse_entries(self._unpacked(INDEX)))
         except (ConfigError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).splitlines())
             raise self._damaged(f"its header has a wrong value: {reason}") from error
@@ -213,13 +271,9 @@ class _Opened:
         for entry in header.entries:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.numel
             if count := scales(entry.dtype, entry.shape):
-                sizes[SCALE] = sizes.get(SCALE, 0) + count
-        held = {name: self._shape(name) for name in self.file.keys()}  # noqa: SIM118
-        if held.pop(INDEX, None) is None or held != {dtype: [size] for dtype, size in sizes.items()}:
-            raise self._damaged("its tensors do not have the sizes that its index gives")
-        packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
-        if _payload_digest(packed) != header.payload:
-            raise self._damaged("its values do not match their checksum")
+                name = SHORT_SCALE if entry.dtype in SHORT else SCALE
+                sizes[name] = sizes.get(name, 0) + count
+        packed = self._folded(sizes, header) if header.format >= FOLDED else self._flat(sizes, header)
         offsets = dict.fromkeys(sizes, 0)
 
         def take(name: str, count: int) -> Tensor:
@@ -230,27 +284,72 @@ class _Opened:
         tensors = {}
         for entry in header.entries:
             numbers = take(entry.dtype, entry.numel)
-            if entry.dtype in WIDTHS:
-                scale = take(SCALE, scales(entry.dtype, entry.shape))
+            if entry.dtype in BITS:
+                name = SHORT_SCALE if entry.dtype in SHORT else SCALE
+                scale = take(name, scales(entry.dtype, entry.shape)).float()
                 tensors[entry.name] = decode(entry.dtype, numbers, scale, entry.shape)
             else:
                 tensors[entry.name] = numbers.view(entry.shape)
         return tensors
 
-    def _index(self) -> Any:
-        import numpy as np  # late: most files have no index
+    def _flat(self, sizes: Mapping[str, int], header: Header) -> Packed:
+        """The flat tensors as they stand in the file."""
+        held = {name: self._shape(name) for name in self.file.keys()}  # noqa: SIM118
+        if held.pop(INDEX, None) is None or held != {dtype: [size] for dtype, size in sizes.items()}:
+            raise self._damaged("its tensors do not have the sizes that its index gives")
+        packed = {name: self.file.get_tensor(name) for name in [*sizes, INDEX]}
+        if _payload_digest(packed) != header.payload:
+            raise self._damaged("its values do not match their checksum")
+        return packed
 
-        if INDEX not in self.file.keys():  # noqa: SIM118
-            raise ValueError("it has no index")
-        self._shape(INDEX)
+    def _folded(self, sizes: Mapping[str, int], header: Header) -> Packed:
+        """The flat tensors out of the one that holds them, one stream after another."""
+        import torch
+
+        from sparsetune.parts import CODES
+
+        content = self._bytes(VALUES)
+        if {*self.file.keys()} != {ABOUT, VALUES} or sha256(content).hexdigest() != header.payload:
+            raise self._damaged("its values do not match their checksum")
+        kinds = {SCALE: torch.float32, SHORT_SCALE: torch.bfloat16, **CODES}
+        types = {name: kinds.get(name) or getattr(torch, name) for name in sizes}
+        lengths = {name: size * types[name].itemsize for name, size in sizes.items()}
+        if sum(lengths.values()) > RATIO * len(content) + ROOM:
+            raise self._damaged("its values are not as many as its index says")
+        packed = {}
+        for name in sorted(lengths):
+            unpacker = zlib.decompressobj()
+            try:
+                found = unpacker.decompress(content, lengths[name] + 1)
+            except zlib.error as error:
+                raise self._damaged("its values cannot be unpacked") from error
+            if len(found) != lengths[name] or not unpacker.eof:
+                raise self._damaged("its values are not as many as its index says")
+            packed[name] = _as_tensor(found).view(types[name])
+            content = unpacker.unused_data
+        if content:
+            raise self._damaged("its values are not as many as its index says")
+        return packed
+
+    def _unpacked(self, name: str) -> Any:
+        """What a compressed tensor of JSON says."""
         unpacker = zlib.decompressobj()
         try:
-            text = unpacker.decompress(np.asarray(self.file.get_tensor(INDEX)).tobytes(), LIMIT)
+            text = unpacker.decompress(self._bytes(name), LIMIT)
         except zlib.error as error:
-            raise ValueError("its index cannot be unpacked") from error
+            raise ValueError(f"its {name} cannot be unpacked") from error
         if not unpacker.eof:
-            raise ValueError("its index is cut off or too long")
-        return json.loads(text)
+            raise ValueError(f"its {name} is cut off or too long")
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+    def _bytes(self, name: str) -> bytes:
+        """The bytes of a tensor of such."""
+        import numpy as np
+
+        if name not in self.file.keys():  # noqa: SIM118
+            raise self._damaged(f"it has no {name}")
+        self._shape(name)
+        return np.asarray(self.file.get_tensor(name)).tobytes()
 
     def _shape(self, name: str) -> list[int]:
         """Return the shape of a packed tensor, after its type is seen to be what its name says."""
@@ -270,7 +369,7 @@ def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
     Args:
         path: The delta.
         out: The file to write.
-        dtype: ``bf16``, ``fp16`` or ``int8``.
+        dtype: ``bf16``, ``fp16``, ``int8`` or ``int6``.
 
     Raises:
         DeltaError: When ``path`` is damaged, or holds a value that ``dtype`` does not.
@@ -280,16 +379,16 @@ def compress(path: str | Path, out: str | Path, dtype: Precision) -> None:
     write_delta(out, header, read_delta(path, header), dtype)
 
 
-def _format(header: Header, coded: bool) -> int:
+def _format(header: Header, groups: set[str]) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
     learn, form = header.learn, header.preprocessing
-    if learn.dimensions is not None:
+    if learn.dimensions is not None or SHORT_SCALE in groups:
         return 6
     if learn.norm_stats or (learn.rank is not None and not learn.depthwise_sums) or (form and form.crops):
         return 5
     if header.learn.by_layer:
         return 4
-    return 3 if header.learn.rank is not None else 2 if coded else 1
+    return 3 if header.learn.rank is not None else 2 if groups & {*BITS} else 1
 
 
 def _payload_digest(packed: Mapping[str, Tensor]) -> str:

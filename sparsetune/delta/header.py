@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from sparsetune.backbone import Backbone, Origin
 from sparsetune.data import Preprocessing
 from sparsetune.errors import ConfigError
-from sparsetune.spec import WIDTHS, Learn, scales
+from sparsetune.spec import BITS, Learn, coded_bytes
 
 if TYPE_CHECKING:
     import torch
 
 FORMATS = (1, 2, 3, 4, 5, 6)
 """Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer, 5 frozen
-running statistics, 6 spread vectors."""
+running statistics, 6 spread vectors and files of few bytes."""
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """torch's name of a type of tensors as they are -> bytes of each value."""
 
@@ -45,13 +45,15 @@ class Entry:
         """The tensor's type once it is read."""
         import torch
 
-        found: torch.dtype = getattr(torch, "float32" if self.dtype in WIDTHS else self.dtype)
+        found: torch.dtype = getattr(torch, "float32" if self.dtype in BITS else self.dtype)
         return found
 
     @property
     def nbytes(self) -> int:
-        """Size in the file, in bytes."""
-        return self.numel * {**DTYPES, **WIDTHS}[self.dtype] + 4 * scales(self.dtype, self.shape)
+        """Most bytes in the file."""
+        if self.dtype in BITS:
+            return coded_bytes(self.dtype, self.shape)
+        return self.numel * DTYPES[self.dtype]
 
     @property
     def numel(self) -> int:
@@ -250,7 +252,7 @@ def _entry(item: Any) -> Entry:
     name, dtype, shape = item
     if not isinstance(name, str) or len(name) > _LONGEST or _UNPRINTABLE.search(name):
         raise ValueError(f"its index has a name {reprlib.repr(name)}")
-    if not isinstance(dtype, str) or dtype not in {**DTYPES, **WIDTHS}:
+    if not isinstance(dtype, str) or dtype not in {**DTYPES, **BITS}:
         raise ValueError(f"its index has a dtype {reprlib.repr(dtype)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise ValueError(f"its index has a shape {reprlib.repr(shape)}")

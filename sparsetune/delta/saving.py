@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from sparsetune.delta.header import Header
 from sparsetune.delta.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
 from sparsetune.host import write_bytes
-from sparsetune.parts import Plan, head_names, under, unwrapped
+from sparsetune.parts import Plan, head_names, role_of, under, unwrapped
 from sparsetune.sliced import (
     Taught,
     adapted,
@@ -327,7 +328,7 @@ def file_bytes(
     training: Mapping[str, Any] | None = None,
     dtype: Precision | None = None,
 ) -> int:
-    """Write a delta with zeros for values and return its size; a real one differs by its index's last bytes.
+    """Write a delta of values that no code makes shorter and return its size, the most that a real one takes.
 
     Beside what :func:`sparsetune.save` takes, ``made`` is what is learned of the model, plain or adapted,
     whose tensors are not read; ``training`` is its longest.
@@ -342,7 +343,7 @@ def file_bytes(
         net,
         made,
         backbone.zeroed() if made.learn.frozen == "zero" else backbone,
-        fingerprint="0" * 64,
+        fingerprint=sha256().hexdigest(),
         dtype="float32",
         classes=classes,
         preprocessing=preprocessing,
@@ -350,18 +351,26 @@ def file_bytes(
     )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"
-        write_delta(path, header, _zeros(made), dtype)
+        write_delta(path, header, _noise(made), dtype)
         return path.stat().st_size
 
 
 def longest_noted(nbytes: int) -> dict[str, Any]:
     """Stand in for what a file of so many bytes may add to the summary of a training: its pictures."""
-    return Seen(tuple(range(MOST)), False, "0" * 16, 10**9).to_json(nbytes)
+    hashes = sorted(int(sha256(str(number).encode()).hexdigest()[:10], 16) for number in range(MOST))
+    return Seen(tuple(hashes), False, sha256().hexdigest()[:16], 10**9).to_json(nbytes)
 
 
-def _zeros(made: Plan) -> dict[str, Tensor]:
+def _noise(made: Plan) -> dict[str, Tensor]:
+    """Values of which a code has all steps equally often; of a variance in equal ratios."""
     dtype = {8: torch.float64, 2: torch.float16}.get(made.itemsize, torch.float32)
-    zeros = {name: torch.zeros(s, dtype=dtype) for part in made for name, s in part.learned.items()}
-    zeros |= {each.name: torch.zeros(each.shape, dtype=each.dtype) for each in made.buffers}
+    chance = torch.Generator().manual_seed(0)
+
+    def drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        values = 2 * torch.rand(shape, generator=chance) - 1
+        return (values.exp2() if role_of(name) == "variance" else values).to(dtype)
+
+    noise = {name: drawn(name, shape, dtype) for part in made for name, shape in part.learned.items()}
+    noise |= {each.name: drawn(each.name, each.shape, each.dtype) for each in made.buffers}
     frozen = {part.frozen_name: part.frozen_shape for part in made if part.stored}
-    return zeros | {name: torch.zeros(shape, dtype=dtype) for name, shape in frozen.items()}
+    return noise | {name: drawn(name, shape, dtype) for name, shape in frozen.items()}

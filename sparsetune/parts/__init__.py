@@ -24,7 +24,7 @@ from sparsetune.parts.layers import (
 )
 from sparsetune.parts.part import FROZEN, Part, factor_names, full_rank, vector_name
 from sparsetune.parts.planning import Plan, arithmetic_share, plan
-from sparsetune.parts.precision import VARIANCE, decode, encode
+from sparsetune.parts.precision import CODES, VARIANCE, decode, encode, role_of
 
 __all__ = [
     "ADAPTED",
@@ -34,6 +34,7 @@ __all__ = [
     "Part",
     "Plan",
     "STORED",
+    "CODES",
     "VARIANCE",
     "arithmetic_share",
     "decode",
@@ -47,6 +48,7 @@ __all__ = [
     "plain_class",
     "plain_name",
     "plan",
+    "role_of",
     "under",
     "unwrapped",
     "vector_name",

@@ -90,7 +90,9 @@ class Plan:
     def bytes_in(self, precision: Precision | None) -> int:
         """Return ``delta_bytes`` of a file that keeps float32 values in fewer bits; ``None`` for all bits."""
         buffers = sum(
-            stored_bytes(buffer.shape, precision) if buffer.dtype == torch.float32 else buffer.nbytes
+            stored_bytes(buffer.shape, precision, statistic=True)
+            if buffer.dtype == torch.float32
+            else buffer.nbytes
             for buffer in self.buffers
         )
         return sum(self.bytes_of(part, precision) for part in self) + buffers + self.stored_bytes

@@ -7,13 +7,13 @@ Imports ``train``.
 - ``choosing``: what a budget of bytes is best spent on; ``spend``: a way to spend it on layers.
 """
 
-from sparsetune.runs.choosing import KEPT, Choice, Trial, choose, try_out
+from sparsetune.runs.choosing import Choice, Trial, choose, kept_in, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
 from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
 from sparsetune.runs.report import CONFUSION, MISTAKES, REPORT, Report, evaluate, report_on, weakest
 from sparsetune.runs.run import BLUE, Outcome, run
 from sparsetune.runs.settings import Run
-from sparsetune.runs.spend import LATER, UNIFORM, WAYS, candidates, spend
+from sparsetune.runs.spend import LATER, UNIFORM, VECTOR, WAYS, spend, ways
 
 __all__ = [
     "BLUE",
@@ -22,7 +22,6 @@ __all__ = [
     "CONFUSION",
     "CURVES",
     "Choice",
-    "KEPT",
     "LATER",
     "MISTAKES",
     "Outcome",
@@ -32,11 +31,12 @@ __all__ = [
     "Together",
     "Trial",
     "UNIFORM",
+    "VECTOR",
     "WAYS",
     "bundle_members",
-    "candidates",
     "choose",
     "evaluate",
+    "kept_in",
     "measure",
     "recorded",
     "report_on",
@@ -44,5 +44,6 @@ __all__ = [
     "run_members",
     "spend",
     "try_out",
+    "ways",
     "weakest",
 ]

@@ -14,7 +14,7 @@ from sparsetune.data import Data, Split, count_steps
 from sparsetune.delta import file_bytes, longest_noted
 from sparsetune.errors import ConfigError, DataError
 from sparsetune.parts import Plan, plan
-from sparsetune.runs.spend import RESERVE, candidates, is_random
+from sparsetune.runs.spend import LEAST_SAID, is_random, spend, ways
 from sparsetune.sliced import adapt_
 from sparsetune.spec import AUTO, FitConfig, Learn, Precision
 from sparsetune.train import (
@@ -39,8 +39,8 @@ SETUP = 10
 """Steps that a trial takes as long as before it is at full speed: a new model, undecoded pictures."""
 SLACK = 256
 """Bytes by which a file may differ from what is told before the training: which code a vector has."""
-KEPT: Precision = "int8"
-"""How the command line keeps a delta that has a budget: more values in fewer bits are worth more."""
+FEW = 32_000
+"""Bytes of a budget from which on values are kept in int8, and below in int6: more values are worth more."""
 SLOW = ("momentum", "sgd", "nesterov", "yellowfin")
 """Optimisers that trials do not take: under them a low-rank sum starts slowly, for one of its factors starts
 at zero, and short trials would tell little of it."""
@@ -119,6 +119,11 @@ Choosing = Callable[["Trial | Choice"], None]
 """Called after each trial, and with the choice."""
 
 
+def kept_in(nbytes: int) -> Precision:
+    """Return how a delta that has a budget is kept."""
+    return "int8" if nbytes >= FEW else "int6"
+
+
 def choose(
     net: nn.Module,
     data: Data,
@@ -162,8 +167,7 @@ def choose(
     if data.train is None:
         raise DataError(f"{data.name} has no training pictures; fit needs some.")
     base = base or Learn(filters=0)
-    recipe = recipe_for(net, data, config, base)
-    config, base = config.following(recipe), settled(base, recipe)
+    base = settled(base, recipe_for(net, data, config, base))
     with processes(config.device, config.amp) as group:
         made: Choice = group.from_main(
             _Comparison(net, data, data.train, config, group, watch, training).choice(nbytes, dtype, base)
@@ -184,25 +188,33 @@ class _Comparison:
         watch: Callable[[Trial], None] | None,
         training: Mapping[str, Any] | None,
     ) -> None:
-        self.net, self.config, self.group, self.watch = net, config, group, watch
+        self.net, self.whole, self.config, self.group, self.watch = net, data, config, group, watch
         self.training = training
         part, self.held = set_aside(train, config.seed)
         self.data = replace(data, train=part)
         self.least = LEAST_RANDOM if is_random(net) else LEAST
-        self.limit = int(SHARE * config.epochs * count_steps(len(train), config.step_size, group.count))
-        self.extra = SETUP + math.ceil(len(self.held) / config.step_size / 3)
         self.steps = 0
         self.losses: dict[str, Tensor] = {}
+
+    def following(self, learn: Learn) -> FitConfig:
+        """Return the training of what a candidate learns."""
+        return self.config.following(recipe_for(self.net, self.whole, self.config, learn))
 
     def choice(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> Choice:
         """Run the trials and choose."""
         trials = self._candidates(nbytes, dtype, base)
         default, *others = trials
-        steps = self.limit // len(trials) - self.extra
+        config = self.following(trials[default].learn)
+        pictures = len(self.whole.train or ())
+        limit = int(SHARE * config.epochs * count_steps(pictures, config.step_size, self.group.count))
+        extra = SETUP + math.ceil(len(self.held) / config.step_size / 3)
+        steps = limit // len(trials) - extra
         if not others:
             name, why = default, f"{nbytes:,} bytes leave no choice."
         elif steps < self.least:
-            name, why = default, self._untried(len(trials))
+            needed = len(trials) * (self.least + extra)
+            short = f"a tenth of the training is {limit} steps, and a comparison needs about {needed}"
+            name, why = default, f"{short}; this one is the best in most cases."
         else:
             trials |= {name: self._try(trial, steps) for name, trial in trials.items()}
             name, why = decide(default, self.losses)
@@ -220,29 +232,34 @@ class _Comparison:
 
     def _fitting(self, nbytes: int, dtype: Precision | None, base: Learn | None) -> dict[str, Plan]:
         """What each candidate learns, so that the file keeps the budget whatever it says of itself."""
-        reserve, excess = RESERVE, 1
-        while excess > 0:
-            found = candidates(
-                self.net, nbytes, base=base, classes=self.data.classes, dtype=dtype, reserve=reserve
-            )
-            made = {name: plan(self.net, learn) for name, learn in found.items()}
-            excess = max(self._bytes(one, nbytes, dtype) for one in made.values()) + SLACK - nbytes
-            reserve += excess
-        return made
+        options: dict[str, Any] = {"base": base, "classes": self.data.classes, "dtype": dtype}
+        found: dict[str, Plan] = {}
+        for name in ways(self.net, nbytes, base=base, dtype=dtype):
+            reserve, excess = LEAST_SAID, 1
+            while excess > 0:
+                learn = spend(name, self.net, nbytes, reserve=reserve, **options)
+                made = plan(self.net, learn or base or Learn(filters=0))
+                excess = self._bytes(made, nbytes, dtype) + SLACK - nbytes
+                reserve += excess
+            if made not in found.values():
+                found[name] = made
+        return found
 
     def _bytes(self, made: Plan, nbytes: int, dtype: Precision | None) -> int:
+        usual = {"config": self.following(made.learn).decisive, **longest_noted(nbytes)}
         return file_bytes(
             self.net,
             made,
             classes=self.data.classes,
             preprocessing=self.data.preprocessing,
-            training=self.training or {"config": self.config.decisive, **longest_noted(nbytes)},
+            training=self.training or usual,
             dtype=dtype,
         )
 
     def _try(self, trial: Trial, steps: int) -> Trial:
         self.steps += steps
-        found = try_out(self.net, trial.learn, self.data, self.held, self.config, steps)
+        config = self.following(trial.learn)
+        found = try_out(self.net, trial.learn, self.data, self.held, config, steps)
         loss = top1 = None
         if found is not None:
             self.losses[trial.name], top1 = found
@@ -251,11 +268,6 @@ class _Comparison:
         if self.watch and self.group.is_main:
             self.watch(done)
         return done
-
-    def _untried(self, count: int) -> str:
-        needed = count * (self.least + self.extra)
-        short = f"a tenth of the training is {self.limit} steps, and a comparison needs about {needed}"
-        return f"{short}; this one is the best in most cases."
 
 
 def try_out(

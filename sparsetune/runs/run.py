@@ -35,7 +35,7 @@ from sparsetune.runs.folder import (
 from sparsetune.runs.report import report_on
 from sparsetune.runs.settings import Run, adapt, build, follow
 from sparsetune.sliced import adapted
-from sparsetune.spec import AUTO
+from sparsetune.spec import AUTO, FitConfig
 from sparsetune.train import (
     Epoch,
     Processes,
@@ -123,15 +123,19 @@ def run(
         if group.is_main and folder is not None:
             check(folder, asked, resume)
         folder = group.from_main(folder)
-        net, data = build(settings)
-        settings, data = follow(net, data, settings)
+        net, given = build(settings)
+        plain = settings
+        settings, data = follow(net, given, plain)
         if group.is_main:
             check_data(folder, data)
         if settings.budget is not None:
-            choice = choice or group.from_main(_recorded(folder)) or _choose(net, data, settings, choosing)
+            choice = choice or group.from_main(_recorded(folder))
+            choice = choice or _choose(net, data, settings, plain.config, choosing)
             if choosing:
                 choosing(choice)
-        learned = replace(settings, learn=choice.learn) if choice else settings
+        learned = settings
+        if choice:  # whose recipe may be another
+            learned, data = follow(net, given, replace(plain, learn=choice.learn))
         adapt(net, learned)
         made = adapted(net).plan
         if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
@@ -227,11 +231,13 @@ def _recorded(folder: Path | None) -> Choice | None:
     return None if value is None else Choice.from_json(value)
 
 
-def _choose(net: nn.Module, data: Data, settings: Run, choosing: Choosing | None) -> Choice:
+def _choose(
+    net: nn.Module, data: Data, settings: Run, config: FitConfig, choosing: Choosing | None
+) -> Choice:
     return choose(
         net,
         data,
-        settings.config,
+        config,
         settings.budget or 0,
         dtype=settings.dtype,
         base=settings.learn,

@@ -26,6 +26,8 @@ ROOM = 2
 """Rank in every layer that a budget must have room for to be spent on all of a random backbone's."""
 RESERVE = 2200
 """Bytes of a file kept for what it says of itself, but for its index, learn spec and class names."""
+LEAST_SAID = 800
+"""The fewest that these can be."""
 
 
 def is_random(net: nn.Module) -> bool:
@@ -34,44 +36,26 @@ def is_random(net: nn.Module) -> bool:
     return origin is not None and origin.backbone.kind == "seed"
 
 
-def candidates(
-    net: nn.Module,
-    nbytes: int,
-    *,
-    base: Learn | None = None,
-    dtype: Precision | None = None,
-    **options: Any,
-) -> dict[str, Learn]:
-    """Spend a budget in each of the ways that ``--budget`` chooses among.
+def ways(
+    net: nn.Module, nbytes: int, *, base: Learn | None = None, dtype: Precision | None = None
+) -> tuple[str, ...]:
+    """Return in which of the ways ``--budget`` may spend so many bytes, the default first.
 
     Over a random backbone that is every layer first, and then the last two thirds of the depth; where there
-    is no room for a rank of two in every layer, the middle third alone, as the paper found a middle block to
-    be the better one to learn. Over any other backbone the last two thirds are first, as tasks share a
-    network's first layers.
+    is no room for a rank of two in every layer, a vector spread over all layers, the classifier's included.
+    Over any other backbone such a vector is first, which costs nothing for each layer, and then the last two
+    thirds, as tasks share a network's first layers.
 
     Args:
         net: A plain model.
         nbytes: The most that the delta may take.
         base: As for :func:`allocate`.
         dtype: Likewise.
-        **options: ``classes`` and ``reserve``, likewise.
-
-    Returns:
-        What to learn by the way's name, the default first; none twice.
-
-    Raises:
-        ConfigError: As :func:`allocate` does.
     """
-    base = base or Learn(filters=0)
-    names: tuple[str, ...] = (VECTOR, LATER)
-    if is_random(net):
-        least = plan(net, replace(base, filters=None, rank=ROOM)).bytes_in(dtype)
-        names = (UNIFORM, LATER) if least <= nbytes else (MIDDLE,)
-    found: dict[Learn, str] = {}
-    for name in names:
-        learn = spend(name, net, nbytes, base=base, dtype=dtype, **options)
-        found.setdefault(learn or base, name)
-    return {name: learn for learn, name in found.items()}
+    if not is_random(net):
+        return VECTOR, LATER
+    least = plan(net, replace(base or Learn(filters=0), filters=None, rank=ROOM)).bytes_in(dtype)
+    return (UNIFORM, LATER) if least <= nbytes else (VECTOR,)
 
 
 def spend(
@@ -163,7 +147,8 @@ def spread(
 ) -> Learn:
     """Spend a budget on the head and, for all that it leaves, on a vector spread over the layers.
 
-    Normalisation's scale and shift are frozen: as many of the vector's values were worth more.
+    Normalisation's scale and shift are frozen: as many of the vector's values were worth more. So is the head
+    of a random backbone; the vector is spread over its weight too.
 
     Args:
         net: A plain model; its tensors are not read.
@@ -180,7 +165,9 @@ def spread(
         ConfigError: When running statistics and head alone are more than ``nbytes``.
     """
     named = tuple(classes)
-    base, _ = _affordable(net, nbytes, replace(base or Learn(filters=0), norm=False), named, dtype, reserve)
+    base = replace(base or Learn(filters=0), norm=False)
+    base = replace(base, head=base.head and not is_random(net))
+    base, _ = _affordable(net, nbytes, base, named, dtype, reserve)
 
     def excess(dimensions: int) -> int:
         made = plan(net, replace(base, filters=None, dimensions=dimensions))

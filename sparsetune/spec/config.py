@@ -22,12 +22,14 @@ ClassWeights = Literal["balanced", "oversample"]
 CLASS_WEIGHTS: tuple[ClassWeights, ...] = ("balanced", "oversample")
 Keep = Literal["last", "best"]
 KEEPS: tuple[Keep, ...] = ("last", "best")
-Precision = Literal["bf16", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8")
+Precision = Literal["bf16", "fp16", "int8", "int6"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "int8", "int6")
 
-WIDTHS = {"bf16": 2, "fp16": 2, "int8": 1, "root8": 1}
-"""Name of a code -> bytes of each of its numbers; each stands for a float32 value."""
-
+BITS = {"bf16": 16, "fp16": 16, "int8": 8, "root8": 8, "int6": 6, "line4": 4, "curve4": 4}
+"""Name of a code -> bits of each of its numbers, the most that they take in a file; each stands for a float32
+value."""
+SHORT = ("int6", "line4", "curve4")
+"""Codes whose scales have two bytes in place of four, and whose numbers a file holds entropy-coded."""
 
 YELLOWFIN = "yellowfin"
 """The name of the one optimiser here that timm does not have."""
@@ -463,7 +465,7 @@ def scales(code: str, shape: tuple[int, ...]) -> int:
     """Return the number of scales that values of a shape take in a code."""
     if not math.prod(shape):
         return 0
-    return {"int8": rows_of(shape), "root8": 1}.get(code, 0)
+    return {"int8": rows_of(shape), "root8": 1, "int6": rows_of(shape), "line4": 2, "curve4": 2}.get(code, 0)
 
 
 def rows_of(shape: tuple[int, ...]) -> int:
@@ -471,12 +473,22 @@ def rows_of(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-def stored_bytes(shape: tuple[int, ...], precision: Precision | None) -> int:
-    """Return the bytes of float32 values of a shape, scales included; ``None`` keeps all bits.
+def stored_bytes(shape: tuple[int, ...], precision: Precision | None, statistic: bool = False) -> int:
+    """Return the most bytes that float32 values of a shape take, scales included; ``None`` keeps all bits.
+
+    Args:
+        shape: Of the values.
+        precision: How many bits.
+        statistic: Whether they are a running statistic, which ``int6`` keeps in fewer.
 
     Raises:
         ConfigError: When there is no such precision.
     """
     check_precision(precision)
-    width = 4 if precision is None else WIDTHS[precision]
-    return width * math.prod(shape) + 4 * scales(precision or "", shape)
+    code = "line4" if statistic and precision == "int6" else precision
+    return 4 * math.prod(shape) if code is None else coded_bytes(code, shape)
+
+
+def coded_bytes(code: str, shape: tuple[int, ...]) -> int:
+    """Return the most bytes that values of a shape take in a code, scales included."""
+    return -(-BITS[code] * math.prod(shape) // 8) + (2 if code in SHORT else 4) * scales(code, shape)

@@ -1,18 +1,22 @@
 """The file itself: written as documented, read back exactly, and refused when anything is wrong with it."""
 
 import copy
+import json
 import math
 import os
 import pickle
 import zlib
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forge import Parts, raw, resealed, same, sealed, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -430,3 +434,112 @@ def test_any_forged_value_is_refused_or_harmless(honest, tmp_path, data):
         assert len(str(error)) < 1500
     else:
         assert same(nets[0], st.load(honest))
+
+
+# Files of few bytes: format 6
+
+
+small_header = replace(header, learn=st.Learn(dimensions=9), format=6)
+
+
+def folded(path):
+    """The two tensors of a file and its metadata, taken apart without the code under test."""
+    with safe_open(path, "np") as file:
+        return json.loads(file.metadata()["sparsetune"]), *(file.get_tensor(n).tobytes() for n in file.keys())  # noqa: SIM118
+
+
+def refolded(path, about, values, **said):
+    """A file of these, with checksums that fit."""
+    fields = json.loads(zlib.decompress(about)) | {"payload": sha256(values).hexdigest()} | said
+    about = zlib.compress(json.dumps(fields).encode())
+    text = json.dumps({"format": 6, "digest": sha256(about).hexdigest()})
+    tensors = {"about": about, "values": values}
+    packed = {name: torch.frombuffer(bytearray(each), dtype=torch.uint8) for name, each in tensors.items()}
+    save_file(packed, path, metadata={"sparsetune": text})
+
+
+@quick
+@given(some.dictionaries(some.from_regex(r"[a-z]+(\.[a-z0-9_]+)*", fullmatch=True), tensors, max_size=6))
+def test_any_tensors_come_back_from_a_folded_file(tmp_path, values):
+    path = tmp_path / "any.safetensors"
+    write_delta(path, small_header, values)
+    found = read_delta(path)
+    assert list(found) == list(values)
+    assert all(same_bits(found[name], value) for name, value in values.items())
+    assert read_header(path).format == 6
+
+
+def same_bits(a, b):
+    bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (a, b)]
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*bits)
+
+
+def test_a_reader_from_the_documentation_reads_a_folded_file(tmp_path):
+    """Streams in the order of their groups' names: ``float32``, ``int64``."""
+    path = tmp_path / "a.safetensors"
+    values = {"b": torch.arange(3), "a": torch.tensor([1.5, -2.0])}
+    write_delta(path, small_header, values)
+    said, about, content = folded(path)
+    assert said == {"format": 6, "digest": sha256(about).hexdigest()}
+    fields = json.loads(zlib.decompress(about))
+    assert fields["payload"] == sha256(content).hexdigest()
+    assert fields["index"] == [["b", "int64", [3]], ["a", "float32", [2]]]
+    first = zlib.decompressobj()
+    assert np.frombuffer(first.decompress(content), "<f4").tolist() == [1.5, -2.0]
+    assert np.frombuffer(zlib.decompress(first.unused_data), "<i8").tolist() == [0, 1, 2]
+
+
+def test_values_that_occur_unevenly_take_fewer_bytes(tmp_path):
+    """Normal numbers in 63 steps have about 5.4 bits each (entropy of a normal one in steps of a ninth)."""
+    value = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    write_delta(tmp_path / "a", small_header, {"a_theta": value}, "int6")
+    assert 12_000 < (tmp_path / "a").stat().st_size < 14_500
+    assert read_header(tmp_path / "a").learned_bytes == 15_000 + 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda about, values: (about, values + b"x"), "not as many as its index says"),
+        (lambda about, values: (about, values[:-3]), "not as many as its index says"),
+        (lambda about, values: (about, b"\0" + values), "cannot be unpacked"),
+        (lambda about, values: (about, zlib.compress(bytes(4 * 8 + 1))), "not as many as its index says"),
+    ],
+)
+def test_values_that_are_not_those_of_the_index_are_refused(tmp_path, damage, said):
+    path = tmp_path / "a.safetensors"
+    write_delta(path, small_header, {"a": torch.randn(8)})
+    _, about, values = folded(path)
+    refolded(path, *damage(about, values))
+    with pytest.raises(DeltaError, match=said):
+        read_delta(path)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    """A gigabyte of zeros in a megabyte: no file of ours, whose bytes each take a bit or more."""
+    path = tmp_path / "a.safetensors"
+    write_delta(path, small_header, {"a": torch.randn(8)})
+    _, about, _ = folded(path)
+    refolded(path, about, zlib.compress(bytes(2**24), 9), index=[["a", "float32", [2**22]]])
+    with pytest.raises(DeltaError, match="not as many as its index says"):
+        read_delta(path)
+    fields = json.loads(zlib.decompress(about)) | {"versions": {}, "training": {"a": " " * 2**23}}
+    bomb = zlib.compress(json.dumps(fields).encode())
+    refolded(path, bomb, b"x")
+    with pytest.raises(DeltaError, match="cut off or too long"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("name", ["about", "values"])
+def test_each_byte_of_a_folded_file_counts(tmp_path, name):
+    path = tmp_path / "a.safetensors"
+    write_delta(path, small_header, {"a": torch.randn(8)})
+    said, *parts = folded(path)
+    for at in range(0, 40, 7):
+        changed = [bytearray(each) for each in parts]
+        changed[name == "values"][at] ^= 1
+        packed = dict(zip(("about", "values"), changed, strict=True))
+        tensors = {key: torch.frombuffer(each, dtype=torch.uint8) for key, each in packed.items()}
+        save_file(tensors, path, metadata={"sparsetune": json.dumps(said)})
+        with pytest.raises(DeltaError, match=r"(does|do) not match (its|their) checksum"):
+            read_delta(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -41,14 +43,21 @@ def test_int8_is_within_half_a_step_of_its_filter(shape, seed, size):
 
 @given(shapes, some.sampled_from(PRECISIONS))
 def test_the_bytes_told_are_those_of_the_numbers_and_scales(shape, precision):
+    """Of ``int6`` numbers have six bits at most, four as a statistic, and scales two bytes."""
     for value in (torch.randn(shape), torch.rand(shape)):
-        _, numbers, scale = encode(value, precision)
-        assert stored_bytes(shape, precision) == numbers.nbytes + scale.nbytes
+        for role, statistic in (("", False), ("mean", True), ("variance", True)):
+            _, numbers, scale = encode(value, precision, role)
+            told = stored_bytes(shape, precision, statistic)
+            if precision == "int6":
+                assert told == math.ceil(numbers.numel() * (4 if statistic else 6) / 8) + 2 * len(scale)
+                assert torch.equal(scale.bfloat16().float(), scale)
+            else:
+                assert told == numbers.nbytes + scale.nbytes
         assert stored_bytes(shape, None) == value.nbytes
 
 
 def test_an_unknown_precision_is_refused_before_any_work():
-    said = "dtype 'int4' is not one of bf16, fp16, int8; leave it out for all bits."
+    said = "dtype 'int4' is not one of bf16, fp16, int8, int6; leave it out for all bits."
     net = st.create("wrn28_4", depth=10, width=1, num_classes=10)
     data = st.open_data("digits", train_limit=20, test_limit=10)
     for refused in (
@@ -81,7 +90,7 @@ def errors(values: np.ndarray, relative: bool) -> tuple[float, float]:
 )
 def test_a_vector_takes_the_code_of_the_smaller_error(values, relative):
     value = torch.tensor(values)
-    code, *rest = encode(value, "int8", relative)
+    code, *rest = encode(value, "int8", "variance" if relative else "")
     gap = decode(code, *rest, tuple(value.shape)).double() - value.double()
     gap = gap / torch.where(value == 0, 1.0, value.double()) if relative else gap
     assert gap.square().sum().item() <= min(errors(value.numpy(), relative)) * (1 + 1e-6)
@@ -110,6 +119,53 @@ def test_scales_near_one_keep_the_steps_of_int8_and_variances_their_order_of_mag
             assert ((again[name] - value) / value).abs().max() < 0.2
 
 
+@settings(deadline=None)
+@given(shapes, some.integers(0, 99), some.sampled_from([1e-6, 1.0, 300.0]))
+def test_int6_is_within_half_a_step_of_its_filter(shape, seed, size):
+    """A step is a 31st of the filter's largest value, or up to a 128th more, as its scale has eight bits."""
+    value = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    found = there_and_back(value, "int6")
+    if value.numel():
+        rows = value.reshape(shape[0] if len(shape) > 1 else 1, -1)
+        step = rows.abs().amax(1, keepdim=True) / 31 * (1 + 1 / 128)
+        assert ((found.view_as(rows) - rows).abs() <= 0.501 * step).all()
+
+
+@settings(deadline=None)
+@given(some.lists(some.floats(-100, 100, width=32), min_size=1, max_size=30))
+def test_a_mean_has_sixteen_equal_steps(values):
+    value = torch.tensor(values)
+    code, numbers, scale = encode(value, "int6", "mean")
+    assert (code, numbers.dtype) == ("line4", torch.uint8)
+    assert numbers.max() <= 15
+    low, step = scale.numpy().astype(np.float64)
+    found = decode(code, numbers, scale, (len(values),))
+    assert np.array_equal(found.numpy(), (low + numbers.numpy() * step).astype(np.float32))
+    span = value.max() - value.min()
+    most = (span + 2**-7 * value.abs().max()) / 15 * 0.51 * (1 + 2**-6) + 2**-7 * value.min().abs()
+    assert ((found - value).abs() <= most + 1e-30).all()
+
+
+@settings(deadline=None)
+@given(some.lists(some.floats(2**-10, 2**10, width=32), min_size=1, max_size=30))
+def test_a_variance_has_sixteen_equal_ratios(values):
+    value = torch.tensor(values)
+    code, numbers, scale = encode(value, "int6", "variance")
+    assert code == "curve4"
+    low, ratio = scale.numpy().astype(np.float64)
+    found = decode(code, numbers, scale, (len(values),))
+    assert np.allclose(found.numpy(), low * ratio ** numbers.numpy().astype(np.float64), rtol=1e-6)
+    half = 0.51 * np.log(ratio) + 2**-7
+    assert (np.abs(np.log(found.numpy() / value.numpy())) <= half).all()
+    assert np.log(ratio) <= np.log(max(values) / min(values)) / 15 + 2**-6
+
+
+def test_variances_of_which_some_are_zero_have_equal_steps():
+    code, *rest = encode(torch.tensor([0.0, 1.5, 3.0]), "int6", "variance")
+    assert code == "line4"
+    assert decode(code, *rest, (3,)).tolist() == pytest.approx([0, 1.5, 3], abs=0.12)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_two_bytes_are_torchs_own_rounding(precision):
     value = torch.randn(100)
@@ -129,7 +185,7 @@ def test_decoding_is_plain_arithmetic():
     code, numbers, scale = encode(torch.randn(5, 4), "int8")
     expected = numbers.numpy().reshape(5, 4).astype(np.float32) * scale.numpy()[:, None]
     assert np.array_equal(decode(code, numbers, scale, (5, 4)).numpy(), expected)
-    code, numbers, scale = encode(torch.logspace(-3, 3, 9), "int8", relative=True)
+    code, numbers, scale = encode(torch.logspace(-3, 3, 9), "int8", "variance")
     assert code == "root8"
     root = numbers.numpy().astype(np.float64) * scale.numpy().astype(np.float64)
     square = root * root

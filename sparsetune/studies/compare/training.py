@@ -19,8 +19,8 @@ from sparsetune.data import Data, Feed, loader, open_data, split_in_two
 from sparsetune.delta import fill_rounded, save
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import DELTA, keep_freed_memory, write_text
-from sparsetune.parts import VARIANCE, decode, encode
-from sparsetune.runs import CHECKPOINT, KEPT, Choice, choose, spend
+from sparsetune.parts import decode, encode, role_of
+from sparsetune.runs import CHECKPOINT, Choice, choose, kept_in, spend
 from sparsetune.sliced import adapt_
 from sparsetune.spec import FitConfig, Learn, Precision
 from sparsetune.studies.intervals import packed
@@ -82,10 +82,13 @@ def _adapt_ours(
 ) -> tuple[nn.Module, Choice | None]:
     if settings["budget"] is None:
         return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None
+    kept = kept_in(settings["budget"])
     if settings["spread"] is None:
-        choice = choice or choose(net, data, config, settings["budget"], dtype=KEPT)
+        choice = choice or choose(net, data, config, settings["budget"], dtype=kept)
         return adapt_(net, choice.learn), choice
-    learn = spend(settings["spread"], net, settings["budget"], classes=data.classes, dtype=KEPT)
+    learn = spend(
+        settings["spread"], net, settings["budget"], classes=data.classes, dtype=kept_in(settings["budget"])
+    )
     if learn is None:
         raise ConfigError(
             f"{settings['model']} has no layers for '{settings['spread']}'; leave out --only spread."
@@ -110,13 +113,13 @@ def _keep_theirs(net: nn.Module, *_: object) -> Iterator[int]:
     """The bytes of the values that a file of PEFT's would have to hold, without names."""
     values = learned_tensors(net)
     kept = [value.clone() for value in values]
-    variances = {value.data_ptr() for name, value in net.named_buffers() if name.endswith(VARIANCE)}
+    roles = {value.data_ptr(): role_of(name) for name, value in net.named_buffers()}
     yield sum(value.nbytes for value in values)
     for dtype in FEWER_BITS:
         count = 0
         for value, exact in zip(values, kept, strict=True):
             if value.is_floating_point():
-                code, numbers, scale = encode(exact, dtype, value.data_ptr() in variances)
+                code, numbers, scale = encode(exact, dtype, roles.get(value.data_ptr(), ""))
                 value.copy_(decode(code, numbers, scale, tuple(exact.shape)))
                 count += numbers.nbytes + scale.nbytes
             else:

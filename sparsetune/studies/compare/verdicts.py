@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetune.runs import KEPT
+from sparsetune.runs import kept_in
 from sparsetune.studies.compare.methods import CHOSEN, THEIRS, WHOLE
 from sparsetune.studies.compare.results import Point
 from sparsetune.studies.intervals import Scores, reach
@@ -158,7 +158,9 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
     """
     fixed = [point for point in points if point.family not in (CHOSEN, *THEIRS)]
     return [
-        _verdict([point], fixed, point.budget) for point in points if point.budget and point.dtype == KEPT
+        _verdict([point], fixed, point.budget)
+        for point in points
+        if point.budget and point.dtype == kept_in(point.budget)
     ]
 
 

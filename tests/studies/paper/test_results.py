@@ -44,7 +44,7 @@ def test_laptop_has_the_papers_structure_at_a_smaller_size():
             other = {name for name in point if held[name] != point[name]}
             assert other <= {
                 *("model_kwargs", "data", "classes", "size", "train_limit", "test_limit", "epochs"),
-                *("decay_milestones", "val_share"),
+                *("decay_milestones", "val_share", "batch_size", "lr"),
             }
     assert laptop.adjusted({**EXPERIMENTS["table2"].points[0]})["model_kwargs"]["drop_rate"] == 0.3
     assert Results([], laptop).chance(EXPERIMENTS["table3"].points[0]) == 5.0
