@@ -163,8 +163,9 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=RUN,
-        help="How the delta keeps its values: float32, bf16, fp16, or int8 with a scale for each filter. "
-        "float32 if left out; with --budget int8, which has room for nearly four times as many.",
+        help="How the delta keeps its values: float32, bf16, fp16, or int8 or int6 with a scale for each "
+        "filter. float32 if left out; with --budget int8, which has room for nearly four times as many, or "
+        "below 32KB int6.",
         autocompletion=among(["float32", *PRECISIONS]),
     ),
 ]
@@ -255,7 +256,7 @@ Compression = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="bf16, fp16, or int8 with a scale for each filter.",
+        help="bf16, fp16, or int8 or int6 with a scale for each filter.",
         autocompletion=among(PRECISIONS),
     ),
 ]

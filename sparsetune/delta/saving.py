@@ -59,7 +59,7 @@ def save(
         preprocessing: What the training pictures went through, needed by ``predict``; left out, likewise.
         training: A summary of the training, plain JSON values; of one by ``fit`` the file also says which
             pictures it was, in a few hundred bytes.
-        dtype: ``bf16``, ``fp16`` or ``int8`` for a smaller file, whose values are near those of the model;
+        dtype: ``bf16``, ``fp16``, ``int8`` or ``int6`` for a smaller file, whose values are near the model's;
             ``None`` for these very values.
 
     Raises:

@@ -11,7 +11,7 @@ from PIL import Image
 import sparsetune as st
 from sparsetune.delta.saving import write_plain
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.runs.choosing import Trial
+from sparsetune.runs.choosing import Trial, kept_in
 from sparsetune.runs.members import run_members
 from sparsetune.runs.run import run
 from sparsetune.runs.settings import Run
@@ -115,9 +115,9 @@ def test_over_a_trained_backbone_shorter_trials_tell(few, tmp_path):
     assert all(0.8 * 25_000 <= trial.delta_bytes <= 25_000 for trial in choice.trials)
 
 
-def test_a_budget_for_norm_and_head_alone_has_one_candidate(few):
+def test_a_budget_without_room_for_sums_has_one_candidate(few):
     choice = st.choose(plain(), few, LONG, 9_470)
-    assert choice.learn == st.Learn(filters=0)
+    assert [*choice.learn.amounts] == ["dimensions"]
     assert choice.why == "9,470 bytes leave no choice."
 
 
@@ -167,8 +167,8 @@ def test_the_file_keeps_the_budget_whatever_it_says_of_itself(tmp_path, wordy, d
     run(asked, tmp_path / "r")
     path = tmp_path / "r" / "delta.safetensors"
     assert 0.9 * 25_000 <= path.stat().st_size <= 25_000
-    with pytest.raises(ConfigError, match=r"budget 9,000 bytes is below 1\d,... bytes, the least that"):
-        run(replace(asked, dtype=None, budget=9_000), tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"budget 3,000 bytes is below \d,... bytes, the least that"):
+        run(replace(asked, dtype=None, budget=3_000), tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -214,3 +214,26 @@ def test_members_learn_what_the_first_one_chose(tmp_path):
     specs = {st.inspect(delta).learn for delta in together.deltas}
     assert specs == {together.members[0].choice.learn}
     assert len([event for event in told if not isinstance(event, Trial)]) == 1
+
+
+def test_a_tiny_budget_over_random_weights_is_a_vector_with_its_own_recipe(tmp_path):
+    """The file keeps the budget, and a run that was stopped goes on with what it chose."""
+    config, kwargs = st.FitConfig(epochs=2), {"depth": 10, "width": 2}
+    tiny = replace(RUN, budget=6_000, dtype=kept_in(6_000), config=config, model_kwargs=kwargs)
+    first = run(tiny, tmp_path / "r", time_budget=0.0)
+    assert (first.choice.name, first.finished) == (VECTOR, False)
+    again = run(tiny, tmp_path / "r", resume=True)
+    path = tmp_path / "r" / "delta.safetensors"
+    header = st.inspect(path)
+    assert 0.75 * 6_000 <= path.stat().st_size <= 6_000
+    assert header.learn == again.choice.learn
+    assert (header.learn.norm, header.learn.head) == (False, False)
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert (config["recipe"]["opt"], config["recipe"]["batch_size"]) == ("adam", 32)
+    assert {entry.dtype for entry in header.entries} == {"int6", "line4", "curve4", "int64"}
+    assert st.load(path)
+
+
+@pytest.mark.parametrize(("nbytes", "kept"), [(2_000, "int6"), (31_999, "int6"), (32_000, "int8")])
+def test_small_budgets_are_kept_in_fewer_bits(nbytes, kept):
+    assert kept_in(nbytes) == kept
