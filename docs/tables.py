@@ -31,6 +31,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("compile", _compile_table),
         ("transfer", _transfer_table),
         ("kept", _kept_table),
+        ("small", _small_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
@@ -191,6 +192,21 @@ def _kept_table() -> str:
     }
     rows = [f"| {words[row['what']]} | {row['ratio']:.2f} |" for row in found["rows"]]
     return "\n".join(["| | ratio of times |", "| --- | --- |", *rows, "", _note(found)])
+
+
+def _small_table() -> str:
+    rows = [json.loads(line) for line in (RESULTS / "small.jsonl").read_text().splitlines()]
+    table = ["| budget | file, bytes | learned | accuracy | seeds |", "| --- | --- | --- | --- | --- |"]
+    for budget in sorted({row["budget"] for row in rows}, key=lambda text: float(text[:-2])):
+        part = [row for row in rows if row["budget"] == budget]
+        mean = sum(row["top1"] for row in part) / len(part)
+        spread = f" ({min(r['top1'] for r in part):.1%} to {max(r['top1'] for r in part):.1%})"
+        learned = ", ".join(dict.fromkeys(f"{row['learned_parameters']:,}" for row in part))
+        size = max(row["file_bytes"] for row in part)
+        cells = [f"`--budget {budget}`", f"{size:,}", f"{learned} values, {part[0]['chosen']}"]
+        cells += [f"{mean:.1%}{spread if len(part) > 1 else ''}", str(len(part))]
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*table, "", *dict.fromkeys(_note(row["run"]) for row in rows)])
 
 
 def _many_tables() -> str:
