@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sparsetune.host import describe_machine
 
-BUDGETS = ("6KB", "8KB", "16KB", "24KB", "60KB")
+BUDGETS = ("8KB", "12KB", "16KB", "24KB", "60KB")
 SEEDS = (0, 1, 2)
 
 

@@ -126,7 +126,7 @@ def paper(
         str,
         typer.Option(
             "--preset",
-            help="smoke: all ten on digits; laptop: all ten, smaller, on real data; "
+            help="smoke: all ten on digits; laptop: all ten, smaller, on real data, and one of ours on text; "
             "short: the paper's 1- and 10-epoch experiments; full: all.",
         ),
     ] = "short",

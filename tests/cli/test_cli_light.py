@@ -35,7 +35,7 @@ LOADED = f"print([name for name in {HEAVY} if name in sys.modules], file=sys.std
         ),
         ("fit --fraction .1 --budget 20KB", 2, "error: --budget chooses what is learned"),
         ("plan --model wrn28_4 --dim depth", 2, "dim 'depth' is not one of out, in, height, width."),
-        ("compress a -o b --dtype int4", 2, "error: dtype 'int4' is not one of bf16, fp16, int8."),
+        ("compress a -o b --dtype int4", 2, "error: dtype 'int4' is not one of bf16, fp16, int8, int6."),
         (f"info {DELTA}", 0, "fingerprint  "),
         (f"info {DELTA} --json", 0, '"fingerprint": "'),
         ("info nosuch", 2, "error: nosuch is not a file"),

@@ -20,7 +20,7 @@ from sparsetune.delta import fill_rounded, save
 from sparsetune.errors import ConfigError, DataError, DivergedError
 from sparsetune.host import DELTA, keep_freed_memory, write_text
 from sparsetune.parts import decode, encode, role_of
-from sparsetune.runs import CHECKPOINT, Choice, choose, kept_in, spend
+from sparsetune.runs import CHECKPOINT, Choice, choose, spend
 from sparsetune.sliced import adapt_
 from sparsetune.spec import FitConfig, Learn, Precision
 from sparsetune.studies.intervals import packed
@@ -67,6 +67,10 @@ def plain_of(settings: Settings, place: Place) -> nn.Module:
     )
 
 
+KEPT: Precision = "int8"
+FEWER_BITS: tuple[Precision, ...] = ("bf16", KEPT)
+"""How a budget is spent here, and in which precisions all methods are judged."""
+
 Adapt = Callable[[nn.Module, Settings, Data, FitConfig, Choice | None], tuple[nn.Module, Choice | None]]
 Keep = Callable[[nn.Module, Path, Data], Iterator[int]]
 
@@ -82,13 +86,10 @@ def _adapt_ours(
 ) -> tuple[nn.Module, Choice | None]:
     if settings["budget"] is None:
         return adapt_(net, Learn(**{name: settings[name] for name in LEARN})), None
-    kept = kept_in(settings["budget"])
     if settings["spread"] is None:
-        choice = choice or choose(net, data, config, settings["budget"], dtype=kept)
+        choice = choice or choose(net, data, config, settings["budget"], dtype=KEPT)
         return adapt_(net, choice.learn), choice
-    learn = spend(
-        settings["spread"], net, settings["budget"], classes=data.classes, dtype=kept_in(settings["budget"])
-    )
+    learn = spend(settings["spread"], net, settings["budget"], classes=data.classes, dtype=KEPT)
     if learn is None:
         raise ConfigError(
             f"{settings['model']} has no layers for '{settings['spread']}'; leave out --only spread."
@@ -96,7 +97,6 @@ def _adapt_ours(
     return adapt_(net, learn), None
 
 
-FEWER_BITS: tuple[Precision, ...] = ("bf16", "int8")
 DTYPES = ("float32", *FEWER_BITS)
 
 

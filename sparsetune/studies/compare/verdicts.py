@@ -14,9 +14,9 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsetune.runs import kept_in
 from sparsetune.studies.compare.methods import CHOSEN, THEIRS, WHOLE
 from sparsetune.studies.compare.results import Point
+from sparsetune.studies.compare.training import KEPT
 from sparsetune.studies.intervals import Scores, reach
 
 
@@ -158,9 +158,7 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
     """
     fixed = [point for point in points if point.family not in (CHOSEN, *THEIRS)]
     return [
-        _verdict([point], fixed, point.budget)
-        for point in points
-        if point.budget and point.dtype == kept_in(point.budget)
+        _verdict([point], fixed, point.budget) for point in points if point.budget and point.dtype == KEPT
     ]
 
 
