@@ -8,12 +8,13 @@ from tempfile import TemporaryDirectory
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from sparsetune.runs import KEPT, LATER, UNIFORM, WAYS
+from sparsetune.runs import LATER, UNIFORM, WAYS
 from sparsetune.studies.compare import (
     CHOSEN,
     DTYPES,
     FAMILIES,
     FEW,
+    KEPT,
     SAME,
     SPREAD,
     THEIRS,

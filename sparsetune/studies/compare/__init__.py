@@ -8,13 +8,14 @@
 from sparsetune.studies.compare.methods import CHOSEN, FAMILIES, HELD_OUT, PRESETS, SPREAD, THEIRS, Comparison
 from sparsetune.studies.compare.results import Point, find, lines, read_lines
 from sparsetune.studies.compare.shown import Table, budgets, chosen, draw, methods
-from sparsetune.studies.compare.training import DTYPES, config_of, data_of, plain_of
+from sparsetune.studies.compare.training import DTYPES, KEPT, config_of, data_of, plain_of
 from sparsetune.studies.compare.verdicts import FEW, SAME, Verdict, choices, verdicts
 
 __all__ = [
     "CHOSEN",
     "Comparison",
     "DTYPES",
+    "KEPT",
     "FAMILIES",
     "FEW",
     "HELD_OUT",
