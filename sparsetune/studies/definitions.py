@@ -104,7 +104,7 @@ class DefinitionsTransformer(nn.Module):
         depth: Blocks.
     """
 
-    def __init__(self, num_classes: int = len(SORTS), width: int = 64, depth: int = 4, **_: Any) -> None:
+    def __init__(self, num_classes: int = len(SORTS), width: int = 64, depth: int = 4) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.words = nn.Embedding(VOCABULARY, width)

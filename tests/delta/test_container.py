@@ -64,6 +64,11 @@ tensors = some.builds(
 header = st.inspect(GOLDEN / "format1-plain.safetensors")
 
 
+def same_bits(a, b):
+    bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (a, b)]
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*bits)
+
+
 @quick
 @given(some.dictionaries(some.from_regex(r"[a-z]+(\.[a-zé0-9_]+)*", fullmatch=True), tensors, max_size=6))
 def test_any_tensors_come_back_bit_for_bit(tmp_path, values):
@@ -71,10 +76,7 @@ def test_any_tensors_come_back_bit_for_bit(tmp_path, values):
     write_delta(path, header, values)
     found = read_delta(path)
     assert list(found) == list(values)
-    for name, value in values.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
-        bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (value, found[name])]
-        assert torch.equal(*bits)
+    assert all(same_bits(found[name], value) for name, value in values.items())
     again = tmp_path / "again.safetensors"
     write_delta(again, header, found)
     assert path.read_bytes() == again.read_bytes()
@@ -467,11 +469,6 @@ def test_any_tensors_come_back_from_a_folded_file(tmp_path, values):
     assert list(found) == list(values)
     assert all(same_bits(found[name], value) for name, value in values.items())
     assert read_header(path).format == 6
-
-
-def same_bits(a, b):
-    bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (a, b)]
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*bits)
 
 
 def test_a_reader_from_the_documentation_reads_a_folded_file(tmp_path):
