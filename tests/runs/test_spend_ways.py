@@ -65,16 +65,17 @@ def test_what_a_model_has_not_is_none():
 @settings(max_examples=15, deadline=None)
 @given(nbytes=some.integers(9_000, 400_000), dtype=some.sampled_from([None, "int8", "int6"]))
 def test_a_vector_takes_the_budget_and_never_more(nbytes, dtype, tmp_path_factory):
-    """WRN-10-1's weights are 3 x 16 x 9 of the first convolution, and so on; never more values than these.
-
-    Of values that are all positive, as here, int6 has half of its steps, so five of its six bits.
-    """
+    """WRN-10-1's weights are 3 x 16 x 9 of the first convolution, and so on; never more values than these."""
     learn = spend(VECTOR, plain(), nbytes, dtype=dtype)
     path = tmp_path_factory.mktemp("budget") / "a.safetensors"
-    st.save(stirred(st.adapt_(plain(), learn), 0), path, dtype=dtype)
+    net = stirred(st.adapt_(plain(), learn), 0)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.uniform_(-1, 1)  # all steps of int6 equally often
+    st.save(net, path, dtype=dtype)
     most = sum(m.weight.numel() for m in plain().modules() if isinstance(m, torch.nn.Conv2d))
     assert path.stat().st_size <= nbytes
-    assert learn.dimensions == most or path.stat().st_size >= 0.75 * (nbytes - RESERVE - 500)
+    assert learn.dimensions == most or path.stat().st_size >= 0.87 * (nbytes - RESERVE - 500)
     assert (learn.norm, learn.head) == (False, False)
 
 
