@@ -25,7 +25,16 @@ STORED = {
     "bool": "BOOL",
     "index": "U8",
 }
-CODES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "root8": torch.uint8}
+CODES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "root8": torch.uint8,
+    "int6": torch.int8,
+    "line4": torch.uint8,
+    "curve4": torch.uint8,
+}
+SCALES = {"int8": "scale", "root8": "scale", **dict.fromkeys(("int6", "line4", "curve4"), "short scale")}
 SIZES = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1, "U8": 1}
 
 STOPPED = Run(
@@ -51,8 +60,27 @@ class Parts:
         body = data[8 + size :]
         self.packed = {name: body[slice(*item["data_offsets"])] for name, item in table.items()}
         self.types = {name: item["dtype"] for name, item in table.items()}
+        if "about" in self.packed:
+            self.unfold()
+            return
         self.index_bytes = self.packed.pop("index")
         self.index = json.loads(zlib.decompress(self.index_bytes))
+
+    def unfold(self):
+        """Take a file of few bytes apart, whose header and packed tensors are compressed."""
+        about, rest = self.packed["about"], self.packed["values"]
+        assert hashlib.sha256(about).hexdigest() == self.header["digest"]
+        self.header = json.loads(zlib.decompress(about)) | {"digest": self.header["digest"]}
+        assert hashlib.sha256(rest).hexdigest() == self.header["payload"]
+        self.index = self.header.pop("index")
+        used = {code for _, code, shape in self.index if 0 not in shape}
+        self.packed = {}
+        for name in sorted(used | {SCALES[code] for code in used & {*SCALES}}):
+            stream = zlib.decompressobj()
+            self.packed[name] = stream.decompress(rest)
+            assert stream.eof
+            rest = stream.unused_data
+        assert not rest
 
     def tensors(self):
         """Name -> tensor, cut out of the packed bytes in the index's order."""
@@ -67,9 +95,17 @@ class Parts:
         for name, code, shape in self.index:
             count = torch.Size(shape).numel()
             values = take(code, CODES.get(code) or getattr(torch, code), count)
-            if code == "int8":
-                scale = take("scale", torch.float32, shape[0] if len(shape) > 1 else 1).numpy()
+            if code in ("int8", "int6"):
+                kind = torch.float32 if code == "int8" else torch.bfloat16
+                scale = take(SCALES[code], kind, shape[0] if len(shape) > 1 else 1).float().numpy()
                 values = torch.from_numpy(values.numpy().reshape(len(scale), -1) * scale[:, None])
+            elif code in ("line4", "curve4"):
+                first, second = take(SCALES[code], torch.bfloat16, 2).double().tolist()
+                steps = [
+                    first + n * second if code == "line4" else _times(first, second, n)
+                    for n in values.tolist()
+                ]
+                values = torch.tensor(steps, dtype=torch.float64).float()
             elif code == "root8":
                 root = values.numpy().astype("f8") * take("scale", torch.float32, 1).numpy().astype("f8")
                 values = torch.from_numpy(((root * root) * (root * root)).astype("f4"))
@@ -92,6 +128,13 @@ class Parts:
                 self.header["payload"] = self.payload(packed)
             self.text = sealed(self.header)
         return raw(path, packed, self.types, {"sparsetune": self.text} if metadata is None else metadata)
+
+
+def _times(value, factor, count):
+    """The value, multiplied so many times, one after the other."""
+    for _ in range(count):
+        value *= factor
+    return value
 
 
 def sealed(header):

@@ -89,6 +89,21 @@ RECORDED = {
         "c465ada5710ec8eae31e5e621323624657843573322f9f3d756510109e0132ed",
         [-8.40995, -6.87733, -0.25853, -0.06265, -2.82039, 0.59272, -0.65825, 8.08889, -0.27782, 7.50182],
     ),
+    "format6-dimensions": (
+        "13ed79fce0e7c31ef4d9b8cb0d2cd82685e7e23ed1c1880acaa636c0f80c9af9",
+        "53074d5b25bc68dda4b65c9513a89119efbc3934ce10339dd5400a3b61aa2b3c",
+        [0.0759, 0.149, -0.00291, 0.01985, -0.00752, 0.10684, -0.01036, -0.16503, 0.12387, 0.11473],
+    ),
+    "format6-dimensions8": (
+        "e58a909525835d09e59157afce078d9b8d4850c0a93fff0481fa1960840b2874",
+        "1427161264ad23f4801c6ba9b046bed566153303a85b08633e3cbf323ae81f0d",
+        [0.01769, 0.0563, -0.07724, -0.09778, 0.01562, 0.30199, 0.16017, -0.1484, 0.03468, -0.2285],
+    ),
+    "format6-dimensions6": (
+        "52b557209441f34295155dbc635fb64db7f9ee1e169e76489c07d5c30056b6d4",
+        "eb7b85545e6b6a001c3bc84c2c2f32a8c5d63c7f8eb0e674f32624e2a0ef41a5",
+        [-0.15083, 0.02959, 0.00753, -0.18767, 0.06104, 0.11076, 0.03849, 0.11032, -0.1736, -0.024],
+    ),
 }
 """Of each delta: fingerprint, digest of all values, logits."""
 BUNDLED = {
@@ -171,6 +186,7 @@ def test_a_reader_from_the_documentation_finds_the_same(name):
 def test_every_code_has_a_file():
     found = {entry.dtype for path in GOLDEN.glob("format*") for entry in st.inspect(path).entries}
     assert found >= {"float32", "float16", "bfloat16", "int64", "bf16", "fp16", "int8", "root8"}
+    assert found >= {"int6", "line4", "curve4"}
 
 
 @pytest.mark.parametrize("kind", ["seed", "trained"])

@@ -116,6 +116,12 @@ def dimensions8():
     }
 
 
+def dimensions6():
+    """A vector in the fewest bits, and running statistics in their codes."""
+    net = st.create("wrn28_4", depth=10, width=1, num_classes=10, seed=8)
+    return st.adapt_(net, st.Learn(dimensions=400, norm=False, head=False)), {"dtype": "int6"}
+
+
 def statistics():
     """Running statistics that stay at the backbone's, and pictures whose middle is cut out."""
     net = dense(st.Learn(fraction=0.5, norm_stats="frozen"), seed=20)
@@ -189,7 +195,7 @@ DELTAS = (
     *((3, make) for make in (rank, rank8)),
     *((4, make) for make in (amounts, amounts8)),
     *((5, make) for make in (depthwise, statistics)),
-    *((6, make) for make in (dimensions, dimensions8)),
+    *((6, make) for make in (dimensions, dimensions8, dimensions6)),
 )
 
 
