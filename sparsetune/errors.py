@@ -6,9 +6,13 @@ line prints it as it stands and exits with code 2.
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+LONGEST = 200
+"""Most characters of a name in a message."""
 
 
 class SparsetuneError(Exception):
@@ -42,14 +46,15 @@ class UnknownNameError(SparsetuneError, ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
+        near = get_close_matches(name[:LONGEST], names, n=3, cutoff=0.5)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
         elif len(names) <= 20:
             hint = f"known: {', '.join(names) or 'none'}."
         else:
             hint = f"{len(names)} names are known."
-        super().__init__(f"{kind} '{name}' is unknown; {hint}{' ' + remedy if remedy else ''}")
+        said = name if name.isprintable() and len(name) <= LONGEST else reprlib.repr(name)
+        super().__init__(f"{kind} '{said}' is unknown; {hint}{' ' + remedy if remedy else ''}")
 
 
 class BackboneError(SparsetuneError):

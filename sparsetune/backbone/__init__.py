@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
     from sparsetune.backbone.seeding import Law, draw, draw_below, draw_signs
     from sparsetune.backbone.source import GENERATOR_VERSION, Backbone, Origin
-    from sparsetune.backbone.zoo import create, names, plain_arguments, recreate, skeleton
+    from sparsetune.backbone.zoo import create, names, numbers, plain_arguments, recreate, skeleton
 else:
     __getattr__ = lazily(__name__)
 
@@ -63,6 +63,7 @@ __all__ = [
     "loss_of",
     "names",
     "origin_of",
+    "numbers",
     "plain_arguments",
     "recreate",
     "skeleton",

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count
 from statistics import NormalDist
 from threading import RLock
@@ -20,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from sparsetune.backbone.seeding import Law, draw, draw_
 from sparsetune.errors import BackboneError
+from sparsetune.host import size
 from sparsetune.parts import STORED, head_names, under
 
 DRAWN = "_sparsetune_drawn"
@@ -96,11 +100,46 @@ class Stretch:
     law: Law
 
 
+class Memory:
+    """Bytes that tensors take, those of the meta device as if they were real.
+
+    Attributes:
+        peak: The most that they took at once.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.peak, self._now, self._most = 0, 0, most
+        self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def expect(self, nbytes: int) -> None:
+        """Raise ``BackboneError`` if so many more would be above the limit."""
+        if self._most is not None and self._now + nbytes > self._most:
+            raise BackboneError(
+                f"building it takes more than {size(self._most)} of memory, which is the limit here; load it "
+                "on a larger machine, or allow more (max_bytes, --max-memory)."
+            )
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Count the memory of ``tensors`` until it is freed."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, nbytes = storage._cdata, storage.nbytes()
+            if key not in self._held:
+                self.expect(nbytes)
+                self._held[key] = weakref.ref(storage, partial(self._free, key, nbytes))
+                self._now += nbytes
+                self.peak = max(self.peak, self._now)
+
+    def _free(self, key: int, nbytes: int, _: object) -> None:
+        self._now -= nbytes
+        self._held.pop(key, None)
+
+
 class Observation:
     """What was observed; ask once the model is built, before it is moved or cast."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self, seed: int = 0, memory: Memory | None = None) -> None:
+        self._seed, self.memory = seed, memory
         self._notes: dict[int, list[_Note]] = {}
         self._draws = count()
 
@@ -186,14 +225,16 @@ class Observation:
 
 
 @contextmanager
-def observing(seed: int = 0) -> Iterator[Observation]:
+def observing(seed: int = 0, memory: Memory | None = None) -> Iterator[Observation]:
     """Observe the modules that are built inside; one thread at a time.
+
+    Where there is a ``memory``, what tensors take is counted there.
 
     Draws that have to be made come from ``seed``. torch's random state on the CPU is as before at the end,
     also after an exception. Who reads memory past torch, as with ``tensor.numpy()``, finds no random values
     there.
     """
-    seen = Observation(seed)
+    seen = Observation(seed, memory)
     patched = "_no_grad_trunc_normal_"
     with _BUILDING, torch.random.fork_rng(devices=[]), _Watch(seen):
         torch.default_generator.manual_seed(seed % 2**64)
@@ -213,7 +254,18 @@ class _Watch(TorchDispatchMode):
         self._seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        memory = self._seen.memory
+        if memory is None:
+            return self._note(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        memory.expect(_bytes_ahead(func, args, kwargs))
+        out = self._note(func, args, kwargs)
+        if not _makes_or_changes(func)[1]:
+            memory.hold(each for each in _tensors(out) if each.layout is torch.strided)
+        return out
+
+    def _note(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.overloadpacket.__name__
         if name in _SHAPE_ONLY or name.startswith("new_") or _gives_views(func):
             return func(*args, **kwargs)
         if (followed := self._follow(name, args, kwargs)) is None:
@@ -304,6 +356,35 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors([*value.values()])
 
 
+def _bytes_ahead(func: Any, args: Any, kwargs: Any) -> int:
+    """Bytes of what an operation is about to make outside the meta device, as far as torch can tell."""
+    makes, changes = _makes_or_changes(func)
+    if changes:
+        return 0
+    given = next(_tensors((args, kwargs)), None)
+    device = kwargs.get("device") or (given.device if given is not None else torch.device("cpu"))
+    if device.type == "meta" or not (makes or given is not None):
+        return 0
+    if makes:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    try:
+        out = func(*tree_map(_imagined, args), **tree_map(_imagined, kwargs))
+    except (RuntimeError, NotImplementedError):
+        return 0
+    return sum(tensor.numel() * tensor.itemsize for tensor in _tensors(out))
+
+
+@cache
+def _makes_or_changes(func: Any) -> tuple[bool, bool]:
+    """Whether an operation says where its result is made, and whether it changes its operands."""
+    return any(each.name == "device" for each in func._schema.arguments), func._schema.is_mutable
+
+
+def _imagined(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+@cache
 def _gives_views(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(each.alias_info and not each.alias_info.is_write for each in returns)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsetune.backbone.source import Origin
 from sparsetune.errors import BackboneError
+from sparsetune.host import plain_file, read_sealed, reason
 from sparsetune.parts import COMPILED, head_names, plain_class, plain_name, under
 
 ORIGIN = "_sparsetune_origin"
@@ -99,8 +99,8 @@ def load_checkpoint(net: nn.Module, path: str | Path, fit: Values | None = None)
         BackboneError: When the file is not readable or does not fit.
     """
     try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as error:
+        found = read_sealed(path)[1]
+    except (SafetensorError, OSError, ValueError) as error:
         remedy = "pass one that holds the whole model"
         if _is_pickled(path):
             remedy = (
@@ -108,7 +108,7 @@ def load_checkpoint(net: nn.Module, path: str | Path, fit: Values | None = None)
                 f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), ...)"
             )
         raise BackboneError(
-            f"{path} is not a readable safetensors checkpoint ({error}); {remedy}."
+            f"{path} is not a readable safetensors checkpoint ({reason(error)}); {remedy}."
         ) from error
     found = _bare(found, net)
     if fit is not None and not _fits(net, found):
@@ -124,7 +124,7 @@ def file_digest(path: str | Path) -> str:
     """
     digest = sha256()
     try:
-        with Path(path).open("rb") as file:
+        with plain_file(path).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:

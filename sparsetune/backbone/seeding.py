@@ -10,6 +10,7 @@ So a normal law's values lie within 4.33 standard deviations, and their variance
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from sparsetune.backbone.source import GENERATOR_VERSION
 from sparsetune.errors import ConfigError
+from sparsetune.host import DIGITS
 
 Floats = NDArray[np.float64]
 
@@ -176,10 +178,10 @@ def check_seed(seed: int) -> int:
     """Return ``seed``.
 
     Raises:
-        ConfigError: When it is no whole number >= 0.
+        ConfigError: When it is no whole number >= 0, or has more digits than a file may hold.
     """
-    if type(seed) is not int or seed < 0:
-        raise ConfigError(f"seed {seed!r} is not a whole number >= 0; give one, such as 0.")
+    if type(seed) is not int or not 0 <= seed < 10**DIGITS:
+        raise ConfigError(f"seed {reprlib.repr(seed)} is not a whole number >= 0; give one, such as 0.")
     return seed
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from sparsetune.backbone.observe import draw_initial, observing
+from sparsetune.backbone.observe import Memory, draw_initial, observing
 from sparsetune.backbone.origin import (
     MADE,
     ORIGIN,
@@ -94,17 +94,18 @@ def plain_arguments(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
             f"arguments {shown} of {name} cannot stand in a delta file ({error}); give plain numbers, texts "
             "and lists, or build the model yourself and call adapt_(net, learn, Backbone.from_module(net))."
         ) from error
-    if sum(_numbers(plain)) > LARGEST:
+    if sum(min(number, 2 * LARGEST) for number in numbers(plain)) > LARGEST:
         raise ConfigError(f"the numbers in arguments {shown} of {name} sum up to more than {LARGEST}.")
     return plain
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def numbers(value: Any) -> Iterator[float]:
+    """Yield the size of every number inside a plain JSON value."""
     if isinstance(value, (int, float)):
         yield abs(value)
     elif isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(item)
+            yield from numbers(item)
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
@@ -257,16 +258,21 @@ def recreate(origin: Origin, checkpoint: str | Path | None = None) -> nn.Module:
     )
 
 
-def skeleton(origin: Origin) -> nn.Module:
+def skeleton(origin: Origin, most: int | None = None) -> nn.Module:
     """Build the model that ``origin`` describes without memory for its values (on the meta device).
+
+    Args:
+        origin: How it was made.
+        most: Bytes that building it may take, with values; ``None`` for any number.
 
     Raises:
         UnknownNameError: When there is no such model.
         ConfigError: When its arguments do not fit, or ask for too much.
+        BackboneError: When building it takes more than ``most`` bytes.
     """
     library, name = _split(_full_name(origin))
     kwargs = plain_arguments(name, origin.kwargs)
-    with observing() as seen:
+    with observing(memory=None if most is None else Memory(most)) as seen:
         net = without_memory(lambda: _build(library, name, origin.num_classes, kwargs))
     if library == "torchvision":
         setattr(net, HEAD, _class_layers(name, origin.num_classes, kwargs))

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsetune.cli import console, options
-from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.errors import BackboneError, ConfigError, SparsetuneError
 from sparsetune.host import fetch
 from sparsetune.spec import PRECISIONS
 
 if TYPE_CHECKING:
     from sparsetune.delta import Header
+
+DAMAGED, NO_BACKBONE = 1, 3
+"""Exit codes of ``verify``."""
 
 
 def info(delta: options.Delta, as_json: options.Json = False) -> None:
@@ -47,22 +50,28 @@ def verify(
     delta: options.Delta,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Rebuild the model and check the backbone's fingerprint and every tensor; exit code 0 or 1.
+    """Rebuild the model and check the backbone's fingerprint and every tensor.
 
     Example: sparsetune verify runs/NAME/delta.safetensors
+
+    The exit code is 0 where all is well, 1 where the file is damaged, and 3 where its backbone is not at
+    hand, is another one, or takes too much memory.
     """
     from sparsetune.delta import verify as check
 
     try:
-        header = check(delta, backbone=backbone, allow_network=allow_network)
+        header = check(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory)
     except SparsetuneError as error:
+        elsewhere = isinstance(error, BackboneError)
         if as_json:
-            console.print_json({"delta": delta, "intact": False, "reason": str(error)})
+            intact = None if elsewhere else False
+            console.print_json({"delta": delta, "intact": intact, "reason": str(error)})
         else:
             console.complain(error)
-        raise typer.Exit(1) from error
+        raise typer.Exit(NO_BACKBONE if elsewhere else DAMAGED) from error
     if as_json:
         console.print_json({"delta": delta, "intact": True, "fingerprint": header.fingerprint})
     else:
@@ -77,6 +86,7 @@ def merge(
     ],
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a plain timm or torchvision checkpoint with backbone and slices in one.
@@ -88,7 +98,7 @@ def merge(
     from sparsetune.sliced import merge_
 
     header = inspect(delta)
-    net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
+    net = merge_(load(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory))
     write_plain(net, out)
     use = f"{header.library}: {header.model}, num_classes={header.num_classes}"
     if as_json:
@@ -130,6 +140,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .onnx.")],
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Write one ONNX file with backbone and slices in one, for any batch size; needs `sparsetune[onnx]`.
@@ -153,7 +164,7 @@ def export(
     }
     if header.classes:
         metadata["classes"] = json.dumps(header.classes)
-    net = merge_(load(delta, backbone=backbone, allow_network=allow_network))
+    net = merge_(load(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory))
     difference = export_onnx(net, out, header.preprocessing.size, metadata)
     if as_json:
         console.print_json({"onnx": str(out), "bytes": out.stat().st_size, "largest_difference": difference})
@@ -171,6 +182,7 @@ def slim(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .safetensors.")],
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a zeroed network (fit --frozen zero) without its zero filters: smaller, faster, same outputs.
@@ -184,7 +196,7 @@ def slim(
     from sparsetune.sliced import adapted
 
     header = inspect(delta)
-    net = load(delta, backbone=backbone, allow_network=allow_network)
+    net = load(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory)
     made = adapted(net).plan
     form = header.preprocessing
     small = narrowed(net, pictures(net, form.size) if form else None)
@@ -329,6 +341,7 @@ def stack(
     out: Out,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Put deltas that learned different layers into one; others are refused.
@@ -337,7 +350,7 @@ def stack(
     """
     from sparsetune.delta import stack as stack_deltas
 
-    stack_deltas(deltas, out, backbone=backbone, allow_network=allow_network)
+    stack_deltas(deltas, out, backbone=backbone, allow_network=allow_network, max_bytes=max_memory)
     value: dict[str, Any] = {"delta": str(out), "bytes": out.stat().st_size}
     if as_json:
         console.print_json(value)

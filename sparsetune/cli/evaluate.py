@@ -58,6 +58,7 @@ def evaluate(
     device: options.Device = None,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure accuracy and calibration on test pictures, or validation pictures where there is no test.
@@ -67,7 +68,18 @@ def evaluate(
     with ExitStack() as held:
         files = [item for path in deltas for item in _files(path, backbone, held)]
         _evaluate(
-            files, data, test_limit, ood, tta, report, batch_size, workers, device, allow_network, as_json
+            files,
+            data,
+            test_limit,
+            ood,
+            tta,
+            report,
+            batch_size,
+            workers,
+            device,
+            allow_network,
+            max_memory,
+            as_json,
         )
 
 
@@ -101,6 +113,7 @@ def _evaluate(
     workers: int,
     device: str | None,
     allow_network: bool,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     import torch
@@ -130,7 +143,9 @@ def _evaluate(
     labels = torch.empty(0, dtype=torch.int64)
     with console.progress() as bars:
         for file, header in zip(files, headers, strict=True):
-            net = load(file.path, backbone=file.backbone, allow_network=allow_network).to(place)
+            net = load(
+                file.path, backbone=file.backbone, allow_network=allow_network, max_bytes=max_memory
+            ).to(place)
 
             def probabilities(
                 data: Data, net: nn.Module = net, header: Header = header
@@ -283,6 +298,7 @@ def predict(
     device: options.Device = None,
     backbone: options.BackboneFile = None,
     allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Name what is in pictures.
@@ -308,7 +324,7 @@ def predict(
     named = [each for word in images for each in _pictures(word)]
     if all(error for _, error in named):
         raise DataError("\n".join(str(error) for _, error in named))
-    net = load(delta, backbone=backbone, allow_network=allow_network).to(place)
+    net = load(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory).to(place)
     found: list[dict[str, Any]] = []
     for start in range(0, len(named), batch_size):
         batch = named[start : start + batch_size]

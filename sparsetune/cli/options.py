@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 import typer
 
 from sparsetune.errors import ConfigError
-from sparsetune.host import fetch
+from sparsetune.host import bytes_from, fetch
 from sparsetune.spec import PRECISIONS, TRANSFER, FitConfig, Learn, Option, options_of
 
 LEARNED, DATA, TRAINING, RUN = "What is learned", "Data", "Training", "Run"
@@ -242,6 +242,15 @@ BackboneFile = Annotated[
 ]
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let published weights that the delta stands on be fetched.")
+]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        parser=bytes_from,
+        metavar="SIZE",
+        help="Memory that rebuilding the model may take, such as 2GB; half of what is free if left out.",
+    ),
 ]
 Tta = Annotated[
     int,

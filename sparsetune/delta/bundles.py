@@ -7,6 +7,7 @@ A safetensors file too: each file that it holds is a ``U8`` tensor of its bytes,
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ from torch import Tensor
 from sparsetune.backbone import file_digest
 from sparsetune.delta.container import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.host import metadata, write_bytes
+from sparsetune.host import UNSHOWN, json_from, metadata, plain_file, reason, write_bytes
 
 KEY, FORMAT = "sparsetune.bundle", 1
-MOST = 10_000
-"""Most deltas in a bundle."""
+MOST, LONGEST = 10_000, 1000
+"""Most deltas in a bundle, and most characters of the name of one."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def bundle(deltas: Mapping[str, str | Path], out: str | Path, backbone: str | Pa
         files["backbone"] = Path(backbone)
     tensors = {name: torch.from_numpy(np.fromfile(path, dtype=np.uint8)) for name, path in files.items()}
     about = json.dumps({"format": FORMAT, "names": list(deltas)})
+    try:
+        _names(about)
+    except ValueError as error:
+        raise ConfigError(f"the deltas cannot be bundled ({error}); name each by a short text.") from error
     write_bytes(out, to_bytes(tensors, metadata={KEY: about}))
 
 
@@ -95,7 +100,7 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
 
 def _unpack(path: Path, folder: Path) -> Unpacked:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(plain_file(path), framework="pt") as file:
             names = _names((file.metadata() or {}).get(KEY, ""))
             held = set(file.keys())
             if held - {"backbone"} != {f"delta/{number}" for number in range(len(names))}:
@@ -109,20 +114,21 @@ def _unpack(path: Path, folder: Path) -> Unpacked:
                 _lay(file.get_tensor("backbone"), backbone)
     except (SafetensorError, OSError, ValueError) as error:
         raise DeltaError(
-            f"{path} is not an intact bundle ({error}); get a fresh copy of the file."
+            f"{path} is not an intact bundle ({reason(error)}); get a fresh copy of the file."
         ) from error
     return Unpacked(deltas, backbone)
 
 
 def _names(text: str) -> list[str]:
-    value: Any = json.loads(text)
+    value: Any = json_from(text)
     names = value.get("names") if isinstance(value, dict) and value.get("format") == FORMAT else None
-    if (
-        not isinstance(names, list)
-        or not 0 < len(names) <= MOST
-        or not all(isinstance(n, str) for n in names)
-    ):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"its description is not one of format {FORMAT}")
+    if not 0 < len(names) <= MOST:
+        raise ValueError(f"it has {len(names):,} names; from 1 to {MOST:,} are expected")
+    for name in names:
+        if len(name) > LONGEST or UNSHOWN.search(name):
+            raise ValueError(f"its name {reprlib.repr(name)} is too long, or does not print on one line")
     if len(set(names)) < len(names):
         raise ValueError("it has a name twice")
     return names

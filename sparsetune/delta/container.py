@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from sparsetune.delta.header import (
     text_digest,
 )
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.host import fetch, metadata, write_bytes
+from sparsetune.host import fetch, json_from, metadata, reason, write_bytes
 from sparsetune.spec import BITS, SHORT, Precision, scales
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ class _Opened:
         try:
             self.file: Any = safe_open(local, framework=self.framework)
         except (SafetensorError, OSError) as error:
-            raise self._damaged(str(error)) from error
+            raise self._damaged(reason(error)) from error
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -234,8 +233,8 @@ class _Opened:
         if len(text) > LIMIT:
             raise self._damaged(f"its header is longer than {LIMIT} bytes")
         try:
-            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        except (ValueError, RecursionError) as error:
+            value = json_from(text)
+        except ValueError as error:
             raise self._damaged("its header is not readable") from error
         if not isinstance(value, dict) or type(value.get("format")) is not int:
             raise self._damaged("its header has no format")
@@ -257,9 +256,8 @@ class _Opened:
                     raise ValueError("it does not have the format that it says")
                 return parse_header(about, parse_entries(about.get(INDEX)))
             return parse_header(value, parse_entries(self._unpacked(INDEX)))
-        except (ConfigError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).splitlines())
-            raise self._damaged(f"its header has a wrong value: {reason}") from error
+        except (ConfigError, ValueError) as error:
+            raise self._damaged(f"its header has a wrong value: {reason(error)}") from error
 
     def tensors(self, header: Header) -> dict[str, Tensor]:
         """Unpack the tensors after every size and checksum agrees."""
@@ -340,7 +338,7 @@ class _Opened:
             raise ValueError(f"its {name} cannot be unpacked") from error
         if not unpacker.eof:
             raise ValueError(f"its {name} is cut off or too long")
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        return json_from(text)
 
     def _bytes(self, name: str) -> bytes:
         """The bytes of a tensor of such."""
@@ -400,9 +398,3 @@ def _payload_digest(packed: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{values.size}\0".encode())
         digest.update(values.data)
     return digest.hexdigest()
-
-
-def _finite(text: str) -> float:
-    if not isfinite(float(text)):
-        raise ValueError(f"{text} is not a finite number")
-    return float(text)

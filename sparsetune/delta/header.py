@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sparsetune.backbone import Backbone, Origin
 from sparsetune.data import Preprocessing
 from sparsetune.errors import ConfigError
+from sparsetune.host import UNSHOWN
 from sparsetune.spec import BITS, Learn, coded_bytes
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST = 1000
 _DEEPEST = 32
+_MOST_SIZES, _MOST_VALUES = 16, 2**40
+_MOST_VERSIONS = 64
+_MOST_CLASSES = 2**24
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Header:
                 "other; zero goes with zero."
             )
         for text in _texts(self.to_json()):
-            if len(text) > _LONGEST or _UNPRINTABLE.search(text):
+            if len(text) > _LONGEST or UNSHOWN.search(text):
                 raise ConfigError(
                     f"the text {reprlib.repr(text)} is longer than {_LONGEST} characters or does not print "
                     "on one line; use printable characters."
@@ -195,18 +198,19 @@ def parse_header(value: dict[str, Any], entries: tuple[Entry, ...]) -> Header:
     """
     model, versions = _field(value, "model", dict), _field(value, "versions", dict)
     classes = _field(value, "classes", list, type(None))
-    if not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
+    many = len(versions) > _MOST_VERSIONS
+    if many or not all(isinstance(text, str) and _VERSION.fullmatch(text) for text in versions.values()):
         raise ValueError(f"its versions are {reprlib.repr(versions)}")
     digests = {name: _field(value, name, str) for name in ("fingerprint", "payload")}
     for name, digest in digests.items():
         if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"its {name} {digest!r} is not a SHA-256")
+            raise ValueError(f"its {name} {reprlib.repr(digest)} is not a SHA-256")
     dtype = _field(value, "dtype", str)
     if dtype not in DTYPES or "float" not in dtype:
         raise ValueError(f"its dtype is {reprlib.repr(dtype)}")
     num_classes = _field(model, "num_classes", int)
-    if num_classes < 0:
-        raise ValueError(f"its num_classes is {num_classes}")
+    if not 0 <= num_classes <= _MOST_CLASSES:
+        raise ValueError(f"its num_classes is {reprlib.repr(num_classes)}")
     preprocessing = _field(value, "preprocessing", dict, type(None))
     return Header(
         library=_field(model, "library", str),
@@ -250,11 +254,12 @@ def _entry(item: Any) -> Entry:
     if not isinstance(item, list) or len(item) != 3:
         raise ValueError(f"its index has an entry {reprlib.repr(item)}")
     name, dtype, shape = item
-    if not isinstance(name, str) or len(name) > _LONGEST or _UNPRINTABLE.search(name):
+    if not isinstance(name, str) or len(name) > _LONGEST or UNSHOWN.search(name):
         raise ValueError(f"its index has a name {reprlib.repr(name)}")
     if not isinstance(dtype, str) or dtype not in {**DTYPES, **BITS}:
         raise ValueError(f"its index has a dtype {reprlib.repr(dtype)}")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+    sizes = isinstance(shape, list) and len(shape) <= _MOST_SIZES and all(type(n) is int for n in shape)
+    if not sizes or min(shape, default=0) < 0 or prod(filter(None, shape)) > _MOST_VALUES:
         raise ValueError(f"its index has a shape {reprlib.repr(shape)}")
     return Entry(name, dtype, tuple(shape))
 

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
-import os
+import json
+import reprlib
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsetune.backbone import GENERATOR_VERSION, HUB, Origin, recreate, skeleton
+from sparsetune.backbone import (
+    GENERATOR_VERSION,
+    HUB,
+    Backbone,
+    Origin,
+    numbers,
+    plain_arguments,
+    recreate,
+    skeleton,
+)
 from sparsetune.delta.header import Header
-from sparsetune.errors import BackboneError, ConfigError, DeltaError, UnknownNameError
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, UnknownNameError
+from sparsetune.host import size, taken_bytes, usable_bytes
 from sparsetune.parts import Plan, plan, under
 from sparsetune.sliced import adapt_, adapted, put_stored
 
 LIBRARIES = ("sparsetune", "torch", "timm", "torchvision", "numpy", "safetensors")
 
+USUAL = {
+    "depth": 256,
+    "embed_dim": 4096,
+    "growth_rate": 512,
+    "img_size": 1024,
+    "in_chans": 1024,
+    "num_heads": 256,
+    "patch_size": 256,
+    "width": 256,
+}
+"""Arguments of constructors whose cost is known, up to these numbers."""
+FEW = 64
+"""What all other numbers among the arguments may sum up to, for a model to be built without a trial."""
+PATIENCE, REFUSED = 60, 3
+"""Seconds that such a trial may take, and its exit code where sparsetune refuses the arguments."""
+TRIAL = (
+    "import json, sys; given = json.load(sys.stdin); sys.path[:] = given.pop('path'); "
+    "from sparsetune.delta.rebuild import try_out; try_out(**given)"
+)
+_TRIED: set[str] = set()
+"""Architectures that were built well in a process of their own."""
 _REBUILT: set[str] = set()
 """Models that this process found to be rebuilt rightly: fit asks before a training, and save after it."""
 
 
-def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow_network: bool) -> nn.Module:
+def rebuild(
+    header: Header,
+    path: str | Path,
+    backbone: str | Path | None,
+    allow_network: bool,
+    max_bytes: int | None = None,
+) -> nn.Module:
     """Build a header's model on its backbone, after all that can be checked without memory.
 
     Args:
@@ -31,6 +73,7 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
         backbone: A checkpoint with the values of a ``file`` backbone, by default one of its name beside the
             file; or of a ``pretrained`` one, which is then not fetched.
         allow_network: Let published weights and architectures be fetched.
+        max_bytes: Memory that all of it may take; half of what is free if left out.
 
     Raises:
         SparsetuneError: When the model cannot be built, does not fit the file, or asks for too much.
@@ -53,8 +96,10 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
             f"{path} was made with generator {root.generator} of seeded values and this sparsetune has "
             f"{GENERATOR_VERSION}; install sparsetune=={header.versions.get('sparsetune', 'unknown')}."
         )
+    limit = usable_bytes() if max_bytes is None else max_bytes
     try:
-        empty = skeleton(header.origin)
+        try_out_elsewhere(header.origin, limit)
+        empty = skeleton(header.origin, limit)
         made = plan(empty, header.learn)
     except (ConfigError, UnknownNameError) as error:
         _, wrote, here = _versions(header)
@@ -62,10 +107,75 @@ def rebuild(header: Header, path: str | Path, backbone: str | Path | None, allow
             error.args = (f"{str(error).removesuffix('.')}; {other_versions(header)}.",)
         raise
     check_fit(header, made)
-    _check_memory(empty)
+    _check_memory(header, empty, limit)
     if root.kind == "file" and backbone is None:
         backbone = Path(path).parent / Path(root.source or "").name
     return recreate(header.origin, backbone)
+
+
+def try_out_elsewhere(origin: Origin, limit: int | None) -> None:
+    """Build an unusual architecture in a process of its own first, whose memory and time have an end.
+
+    A constructor may do anything with its arguments before torch hears of it.
+
+    Args:
+        origin: How the model was made.
+        limit: Bytes that the process may take beyond those that it starts with.
+
+    Raises:
+        BackboneError: When that process did not come to an end in time, or was out of memory.
+    """
+    kwargs = plain_arguments(origin.name, origin.kwargs)
+    unusual = [value for name, value in kwargs.items() if not _is_usual(name, value)]
+    words = {
+        "library": origin.library,
+        "name": origin.name,
+        "kwargs": kwargs,
+        "num_classes": origin.num_classes,
+    }
+    key = json.dumps(words, sort_keys=True)
+    if sum(numbers(unusual)) <= FEW or key in _TRIED or not sys.executable:
+        return
+    given = json.dumps({"words": words, "limit": limit, "path": sys.path})
+    what = f"{origin.name} with {reprlib.repr(kwargs)}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", TRIAL], input=given, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackboneError(
+            f"{what} takes more than {PATIENCE} s to build; do not load the file unless you know its author."
+        ) from error
+    if done.returncode == REFUSED:
+        raise ConfigError(" ".join(done.stdout.split()))
+    if done.returncode:
+        raise BackboneError(
+            f"{what} could not be built in a process that may take "
+            f"{'any memory' if limit is None else size(limit)} (exit code {done.returncode}); "
+            "do not load the file unless you know its author."
+        )
+    _TRIED.add(key)
+
+
+def try_out(words: dict[str, Any], limit: int | None) -> None:
+    """Build the model that ``words`` describe, with limited memory, and print what is wrong with it."""
+    with suppress(ImportError, ValueError):
+        import resource  # there is none on Windows
+
+        taken = taken_bytes("VmData")
+        if limit is not None and taken is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (taken + limit, taken + limit))
+    try:
+        skeleton(Origin(**words, backbone=Backbone(kind="file")), limit)
+    except UnknownNameError:
+        return  # whoever asks has registered it
+    except SparsetuneError as error:
+        print(error)
+        sys.exit(REFUSED)
+
+
+def _is_usual(name: str, value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= USUAL.get(name, 0)
 
 
 def check_rebuilds(
@@ -171,15 +281,33 @@ def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
     return found == expected or (found.is_floating_point and expected.is_floating_point)
 
 
-def _check_memory(empty: nn.Module) -> None:
-    needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > max(available, total // 2):
+def _check_memory(header: Header, empty: nn.Module, limit: int | None) -> None:
+    """Refuse what would not fit, in the dtype of the file, with its values and the largest tensor twice."""
+    width = max(4, getattr(torch, header.dtype).itemsize)  # it is built in float32
+    tensors = {id(value): value for value in (*empty.parameters(), *empty.buffers())}.values()
+    sizes = [v.numel() * (width if v.is_floating_point() else v.element_size()) for v in tensors]
+    needed = sum(sizes) + max(sizes, default=0) + _value_bytes(header)
+    _check_bytes(f"it asks for a {type(empty).__name__} that takes", needed, limit)
+
+
+def check_values(header: Header, max_bytes: int | None) -> None:
+    """Refuse a file whose values would not fit into memory; ``max_bytes`` is as of :func:`rebuild`.
+
+    Raises:
+        BackboneError: When they would not.
+    """
+    limit = usable_bytes() if max_bytes is None else max_bytes
+    _check_bytes("it holds values that take", _value_bytes(header), limit)
+
+
+def _value_bytes(header: Header) -> int:
+    """How much memory a file's values take once they are read."""
+    return sum(entry.numel * entry.type.itemsize for entry in header.entries)
+
+
+def _check_bytes(what: str, needed: int, limit: int | None) -> None:
+    if limit is not None and needed > limit:
         raise BackboneError(
-            f"it asks for a {type(empty).__name__} of {needed / 2**30:.1f} GiB, more than this machine's "
-            f"{available / 2**30:.1f} GiB of free memory; load it on a larger one."
+            f"{what} {size(needed)}, more than the {size(limit)} that it may take here; load it on a "
+            "larger machine, or allow more (max_bytes, --max-memory)."
         )

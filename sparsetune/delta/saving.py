@@ -20,9 +20,16 @@ from sparsetune.backbone import Backbone, fingerprint, origin_of
 from sparsetune.data import MOST, Preprocessing, Seen
 from sparsetune.delta.container import compress, read_delta, read_header, write_delta
 from sparsetune.delta.header import Header
-from sparsetune.delta.rebuild import LIBRARIES, check_fit, check_rebuilds, rebuild, same_backbone
+from sparsetune.delta.rebuild import (
+    LIBRARIES,
+    check_fit,
+    check_rebuilds,
+    check_values,
+    rebuild,
+    same_backbone,
+)
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
-from sparsetune.host import write_bytes
+from sparsetune.host import SEAL, digest_of, write_bytes
 from sparsetune.parts import Plan, head_names, role_of, under, unwrapped
 from sparsetune.sliced import (
     Taught,
@@ -154,7 +161,8 @@ def write_plain(net: nn.Module, path: str | Path, about: Mapping[str, str] | Non
         StorageError: When the file cannot be written.
     """
     tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
-    write_bytes(path, to_bytes(tensors, metadata={"format": "pt", **(about or {})}))
+    sealed = {"format": "pt", **(about or {}), SEAL: digest_of(tensors)}
+    write_bytes(path, to_bytes(tensors, metadata=sealed))
 
 
 def load(
@@ -163,6 +171,7 @@ def load(
     *,
     backbone: str | Path | None = None,
     allow_network: bool = False,
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Rebuild the model of a delta file: its backbone, checked by fingerprint, with the slices in place.
 
@@ -172,6 +181,8 @@ def load(
         backbone: For a delta over a checkpoint file: that file or another with the same values; by default
             one of its name beside the delta. For a delta over published weights: a checkpoint of them.
         allow_network: Let a pretrained backbone be fetched.
+        max_bytes: Memory that the model, and all that rebuilding it takes, may have; half of what is
+            free if left out.
 
     Returns:
         The adapted model in evaluation mode: ``module`` itself, where it is, or a new one on the CPU. After
@@ -185,8 +196,12 @@ def load(
     """
     header = read_header(path)
     with _naming(path):
+        check_values(header, max_bytes)
         values = read_delta(path, header)
-        net = rebuild(header, path, backbone, allow_network) if module is None else unwrapped(module)
+        if module is None:
+            net = rebuild(header, path, backbone, allow_network, max_bytes)
+        else:
+            net = unwrapped(module)
         made, source = prepared(net, header.learn, header.backbone.root)
         check_fit(header, made)
         dtype = getattr(torch, header.dtype)
@@ -213,19 +228,26 @@ def inspect(path: str | Path) -> Header:
     return read_header(path)
 
 
-def verify(path: str | Path, *, backbone: str | Path | None = None, allow_network: bool = False) -> Header:
+def verify(
+    path: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    allow_network: bool = False,
+    max_bytes: int | None = None,
+) -> Header:
     """Rebuild the model of a delta file and check fingerprint, checksums, and that every value is finite.
 
     Args:
         path: The delta file.
         backbone: As for :func:`load`.
         allow_network: As for :func:`load`.
+        max_bytes: Likewise.
 
     Raises:
         DeltaError: When the file is damaged, does not fit, or holds a value that is not finite.
         BackboneError: When the backbone cannot be rebuilt or is another one.
     """
-    net = load(path, backbone=backbone, allow_network=allow_network)
+    net = load(path, backbone=backbone, allow_network=allow_network, max_bytes=max_bytes)
     for name, value in _tensors(net, adapted(net).plan).items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DeltaError(f"{path}: '{name}' holds values that are not finite; the training diverged.")

@@ -16,42 +16,74 @@ from sparsetune.host.lazy import after_import, lazily
 if TYPE_CHECKING:
     from sparsetune.host.files import (
         DELTA,
+        SEAL,
         Address,
+        digest_of,
         explain,
         fetch,
         is_address,
         metadata,
+        plain_file,
+        read_sealed,
         replacing,
         write_bytes,
         write_text,
     )
-    from sparsetune.host.machine import describe_machine, free_bytes, is_main, keep_freed_memory, pick_device
-    from sparsetune.host.text import bytes_from, duration, listed, reason, seconds_from, share, size
+    from sparsetune.host.machine import (
+        describe_machine,
+        free_bytes,
+        is_main,
+        keep_freed_memory,
+        pick_device,
+        taken_bytes,
+        usable_bytes,
+    )
+    from sparsetune.host.text import (
+        DIGITS,
+        UNSHOWN,
+        bytes_from,
+        duration,
+        json_from,
+        listed,
+        reason,
+        seconds_from,
+        share,
+        size,
+    )
 else:
     __getattr__ = lazily(__name__)
 
 __all__ = [
     "Address",
     "DELTA",
+    "DIGITS",
+    "SEAL",
+    "UNSHOWN",
     "after_import",
     "bytes_from",
     "describe_machine",
+    "digest_of",
     "duration",
     "explain",
     "fetch",
     "free_bytes",
     "is_address",
     "is_main",
+    "json_from",
     "keep_freed_memory",
     "lazily",
     "listed",
     "metadata",
     "pick_device",
+    "plain_file",
+    "read_sealed",
     "reason",
     "replacing",
     "seconds_from",
     "share",
     "size",
+    "taken_bytes",
+    "usable_bytes",
     "write_bytes",
     "write_text",
 ]

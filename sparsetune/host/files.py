@@ -7,14 +7,20 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from safetensors import SafetensorError, safe_open
 
 from sparsetune.errors import ConfigError, HubError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DELTA = "delta.safetensors"
 """Name of a delta in the folder of a run, and in a repository."""
@@ -78,6 +84,44 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+SEAL = "sparsetune.digest"
+"""Metadata key of a safetensors file that holds :func:`digest_of` its tensors."""
+
+
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256, in hexadecimal, over a text and names, types, shapes and bytes of tensors."""
+    import torch  # late: the command line's help is told without it
+
+    digest = sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_sealed(path: str | Path, key: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a safetensors file, and compare its tensors with the digest in it.
+
+    Args:
+        path: The file.
+        key: Metadata key whose text the digest covers too.
+
+    Returns:
+        Its metadata and its tensors; of a file without a digest as they stand there.
+
+    Raises:
+        OSError, SafetensorError: When it cannot be read.
+        ValueError: When its tensors do not match its digest.
+    """
+    with safe_open(plain_file(path), framework="pt") as file:
+        texts = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if SEAL in texts and texts[SEAL] != digest_of(tensors, texts.get(key or "", "")):
+        raise ValueError("its values do not match their checksum")
+    return texts, tensors
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that it appears whole or not at all.
 
@@ -97,10 +141,22 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def plain_file(path: str | Path) -> Path:
+    """Return ``path``; pipes and devices, which may never come to an end, are no files to read.
+
+    Raises:
+        OSError: When it is not a plain file.
+    """
+    found = Path(path)
+    if not stat.S_ISREG(found.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a plain file")
+    return found
+
+
 def metadata(path: str | Path) -> dict[str, str]:
     """Return the texts in a safetensors file's header; nothing where it cannot be read as such a file."""
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(plain_file(path), framework="np") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers of what ``mallopt`` sets."""
+CONTAINERS = ("", "memory")
+OLD_NAMES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+"""Where Linux tells the limits of a container, of both versions, and the older one's names of files."""
+LIMITS = {"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}
+"""Limits that a process may have, and what is measured by them."""
 KEPT = 2**30
 """Bytes: blocks up to this size come from memory that is kept, and so much free memory is."""
 
@@ -61,6 +68,61 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 0
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def usable_bytes() -> int | None:
+    """Return how much memory one model may take here; ``None`` where nothing tells it.
+
+    That is half of what is free: of the system, below a container's limit, and below the process's own. The
+    other half is for what is done with the model.
+    """
+    containers = (_left_in(Path("/sys/fs/cgroup") / folder) for folder in CONTAINERS)
+    found = [_told_by_system(), *containers, *(_left_of(*limit) for limit in LIMITS.items())]
+    free = min((each for each in found if each is not None), default=None)
+    return None if free is None else free // 2
+
+
+def taken_bytes(what: str) -> int | None:
+    """Return a figure of this process in Linux's ``/proc/self/status``, such as ``VmData``."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"^{what}:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return int(found[1]) * 1024 if found else None
+
+
+def _left_of(limit: str, what: str) -> int | None:
+    """What a limit of the process leaves."""
+    with suppress(ImportError):
+        import resource  # there is none on Windows
+
+        most, taken = resource.getrlimit(getattr(resource, limit))[0], taken_bytes(what)
+        if most != resource.RLIM_INFINITY and taken is not None:
+            return max(most - taken, 0)
+    return None
+
+
+def _told_by_system() -> int | None:
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _left_in(container: Path) -> int | None:
+    """What a container's limit leaves: its files hold numbers, or a word where there is no limit."""
+    names = ("memory.max", "memory.current") if container.name == "cgroup" else OLD_NAMES
+    try:
+        limit, taken = (int((container / name).read_text()) for name in names)
+        kept = re.search(
+            r"^(?:total_)?inactive_file (\d+)$", (container / "memory.stat").read_text(), re.MULTILINE
+        )
+    except (OSError, ValueError):
+        return None
+    return max(limit - taken + (int(kept[1]) if kept else 0), 0)
 
 
 def describe_machine() -> dict[str, object]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from math import isfinite
+from typing import Any
 
 from sparsetune.errors import ConfigError
 
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+DIGITS = 300
+"""Most digits of a whole number in a stranger's JSON: any such fits a float, and takes no time to read."""
+UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What no text of a stranger may hold: control characters, line ends, reversed writing, half characters."""
 
 
 def size(count: float) -> str:
@@ -39,13 +46,37 @@ def listed(names: Sequence[str], before_more: str = " and ") -> str:
 
 
 def reason(error: BaseException, most: int | None = 200) -> str:
-    """Return what a library says went wrong, on one line and without a full stop, to stand in parentheses.
+    """Return what a library says went wrong, on one printable line without a full stop, for parentheses.
 
     Args:
         error: What it raised; the name of its class stands for one that says nothing.
         most: Characters that are kept; ``None`` for all.
     """
-    return " ".join(str(error).split())[:most].rstrip(".") or type(error).__name__
+    return UNSHOWN.sub("?", " ".join(str(error).split()))[:most].rstrip(".") or type(error).__name__
+
+
+def json_from(text: str | bytes) -> Any:
+    """Read a stranger's JSON: all its numbers are finite, and short enough to compute with.
+
+    Raises:
+        ValueError: When it is not such JSON, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _finite(text: str) -> float:
+    if not isfinite(float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return float(text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"{text[:10]}… has {len(text)} digits")
+    return int(text)
 
 
 def bytes_from(text: str) -> int:

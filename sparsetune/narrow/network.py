@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
@@ -21,10 +20,11 @@ from sparsetune.delta import (
     other_versions,
     parse_header,
     text_digest,
+    try_out_elsewhere,
     write_plain,
 )
-from sparsetune.errors import BackboneError, ConfigError, DeltaError
-from sparsetune.host import reason
+from sparsetune.errors import BackboneError, ConfigError, DeltaError, notify
+from sparsetune.host import SEAL, json_from, read_sealed, reason, usable_bytes
 from sparsetune.narrow.follow import follow
 from sparsetune.narrow.narrow import Narrowing, narrow_
 from sparsetune.sliced import UNSENT, adapted, merge_
@@ -210,13 +210,20 @@ def write_slim(path: str | Path, net: nn.Module, header: Header) -> None:
     write_plain(net, path, {KEY: header_text(header)})
 
 
-def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_network: bool = False) -> nn.Module:
+def load_slim(
+    path: str | Path,
+    module: nn.Module | None = None,
+    *,
+    allow_network: bool = False,
+    max_bytes: int | None = None,
+) -> nn.Module:
     """Rebuild a slim network from its file alone.
 
     Args:
         path: A file that ``sparsetune slim`` wrote.
         module: For a network of the user's own: a plain one of the same class and sizes; it is made slim.
         allow_network: Let an architecture that is only on the Hugging Face Hub be fetched.
+        max_bytes: Memory that it may take; half of what is free if left out.
 
     Returns:
         The plain slim model, in evaluation mode, on the CPU.
@@ -228,7 +235,7 @@ def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_networ
         ConfigError: When the model cannot be built with the file's arguments.
     """
     header, tensors = _read(path)
-    wide = _wide(path, header, allow_network) if module is None else module
+    wide = _wide(path, header, allow_network, max_bytes) if module is None else module
     _check_fit(path, header, wide.state_dict(), tensors)
     net = narrow_(wide, tensors).eval()
     if any(value.is_meta for value in (*net.parameters(), *net.buffers())):
@@ -238,7 +245,7 @@ def load_slim(path: str | Path, module: nn.Module | None = None, *, allow_networ
     return net
 
 
-def _wide(path: str | Path, header: Header, allow_network: bool) -> nn.Module:
+def _wide(path: str | Path, header: Header, allow_network: bool, max_bytes: int | None) -> nn.Module:
     """Build the model without its values."""
     if header.library not in ("timm", "torchvision"):
         raise DeltaError(
@@ -249,25 +256,29 @@ def _wide(path: str | Path, header: Header, allow_network: bool) -> nn.Module:
         raise BackboneError(
             f"{path} is a slim {header.model}; pass allow_network=True to let that be fetched."
         )
-    return skeleton(header.origin)
+    limit = usable_bytes() if max_bytes is None else max_bytes
+    try_out_elsewhere(header.origin, limit)
+    return skeleton(header.origin, limit)
 
 
 def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            if text is None:
-                raise DeltaError(f"{path} is no slim network; write one with: sparsetune slim DELTA -o FILE.")
-            if len(text) > LIMIT:
-                raise ValueError(f"its description is longer than {LIMIT} bytes")
-            value = json.loads(text)
-            digest = value.get("digest") if isinstance(value, dict) else None
-            if not isinstance(digest, str) or digest != text_digest(text, digest):
-                raise ValueError("its description does not match its checksum")
-            return parse_header(value, ()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        texts, tensors = read_sealed(path)
+        text = texts.get(KEY)
+        if text is None:
+            raise DeltaError(f"{path} is no slim network; write one with: sparsetune slim DELTA -o FILE.")
+        if len(text) > LIMIT:
+            raise ValueError(f"its description is longer than {LIMIT} bytes")
+        value = json_from(text)
+        digest = value.get("digest") if isinstance(value, dict) else None
+        if not isinstance(digest, str) or digest != text_digest(text, digest):
+            raise ValueError("its description does not match its checksum")
+        if SEAL not in texts:
+            notify(f"{path} has no checksum of its values, so damage to them would not show; write it anew.")
+        return parse_header(value, ()), tensors
+    except (SafetensorError, OSError, ValueError) as error:
         raise DeltaError(
-            f"{path} is not an intact slim network ({reason(error, None)}); get a fresh copy of the file."
+            f"{path} is not an intact slim network ({reason(error)}); get a fresh copy of the file."
         ) from error
 
 

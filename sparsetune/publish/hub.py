@@ -127,6 +127,7 @@ def from_pretrained(
     revision: str | None = None,
     backbone: str | Path | None = None,
     allow_network: bool = False,
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Load from a folder that :func:`save_pretrained` wrote, or from a repository.
 
@@ -136,13 +137,15 @@ def from_pretrained(
         revision: A branch, tag or commit of the repository.
         backbone: As for :func:`sparsetune.load`.
         allow_network: Likewise, for the backbone; the delta itself is fetched anyway.
+        max_bytes: As for :func:`sparsetune.load`.
 
     Raises:
         SparsetuneError: As ``load`` raises.
     """
     folder = Path(repo_or_folder)
     path = folder / DELTA if folder.is_dir() else str(Address.parse(str(repo_or_folder), revision))
-    return load(path, module, backbone=backbone, allow_network=allow_network)
+    given: dict[str, Any] = {"allow_network": allow_network, "max_bytes": max_bytes}
+    return load(path, module, backbone=backbone, **given)
 
 
 def _checked(path: Path) -> Header:

@@ -176,7 +176,7 @@ class _Training:
     def run(self, resume: bool, time_budget: float | None, watch: Watch | None) -> list[Epoch]:
         """Train, and keep the record of each epoch in the folder."""
         checkpoint, metrics = self.folder / CHECKPOINT, self.folder / METRICS
-        records = [Epoch(**record) for record in read_history(checkpoint)] if checkpoint.is_file() else []
+        records = read_history(checkpoint) if checkpoint.is_file() else []
 
         def record(event: Step | Epoch) -> None:
             if isinstance(event, Epoch):

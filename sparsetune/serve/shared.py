@@ -274,6 +274,7 @@ class Shared(nn.Module):
         module: As for :func:`sparsetune.load`.
         backbone: Likewise.
         allow_network: Likewise.
+        max_bytes: Likewise.
     """
 
     def __init__(
@@ -284,9 +285,11 @@ class Shared(nn.Module):
         module: nn.Module | None = None,
         backbone: str | Path | None = None,
         allow_network: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        self.net = load(path, module, backbone=backbone, allow_network=allow_network)
+        given: dict[str, Any] = {"allow_network": allow_network, "max_bytes": max_bytes}
+        self.net = load(path, module, backbone=backbone, **given)
         self.first = read_header(path)
         self.switch = Switch(self.net)
         self.states = nn.ModuleDict()

@@ -29,7 +29,7 @@ class Tasks(Shared):
         Args:
             deltas: Task name -> delta file; or a bundle. The first builds the backbone; all must stand on the
                 same, with the same learn spec. Class counts may differ.
-            **options: ``module``, ``backbone``, ``allow_network``: as for :func:`sparsetune.load`.
+            **options: ``module``, ``backbone``, ``allow_network``, ``max_bytes``: as for ``load``.
 
         Raises:
             ConfigError: When ``deltas`` is empty.
@@ -159,7 +159,7 @@ class Ensemble(Shared):
         Args:
             deltas: The members' delta files, over one backbone, with one learn spec and the same classes; or
                 a bundle.
-            **options: ``module``, ``backbone``, ``allow_network``: as for :func:`sparsetune.load`.
+            **options: ``module``, ``backbone``, ``allow_network``, ``max_bytes``: as for ``load``.
 
         Raises:
             ConfigError: When ``deltas`` is empty.

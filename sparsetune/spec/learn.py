@@ -241,7 +241,8 @@ class Learn:
             wrong = pair_problems(kind, amount) if isinstance(amount, tuple) else []
             yield from wrong or _out_of_range(kind, amount)
         if self.by_layer and self.layers is not None:
-            yield f"layers {self.layers!r} and amounts by layer both name layers; leave layers out."
+            named = reprlib.repr(self.layers)
+            yield f"layers {named} and amounts by layer both name layers; leave layers out."
         others = [word for kind, word in ADDED.items() if kind in given]
         if others and len(others) == len(given) and self.dim != "out":
             yield f"dim '{shown(self.dim)}' is of slices, and {others[0]} has none; leave dim out."
@@ -252,7 +253,13 @@ class Learn:
             if reason := OPTIONS[name].wrong(value):
                 yield f"{name} '{shown(value)}' {reason}"
         if self.layers is not None and not _is_patterns(self.layers):
-            yield f"layers {self.layers!r} is not a list of module-name patterns such as ['block3']."
+            named = reprlib.repr(self.layers)
+            yield f"layers {named} is not a list of module-name patterns such as ['block3']."
+        elif self.layers is not None and len(self.layers) > MOST:
+            yield (
+                f"layers names {len(self.layers)} patterns; {MOST} are the most, so let patterns cover "
+                "several layers."
+            )
 
     @property
     def head_alone(self) -> bool:
@@ -343,11 +350,12 @@ class Learn:
         """
         if not isinstance(value, dict) or not value.keys() <= OPTIONS.keys():
             raise ConfigError(
-                f"learn spec {value!r} is not a mapping with keys among {', '.join(sorted(OPTIONS))}."
+                f"learn spec {reprlib.repr(value)} is not a mapping with keys among "
+                f"{', '.join(sorted(OPTIONS))}."
             )
         for name, item in value.items():
             if OPTIONS[name].kind is bool and not isinstance(item, bool):
-                raise ConfigError(f"learn spec has {name} = {item!r}; expected true or false.")
+                raise ConfigError(f"learn spec has {name} = {reprlib.repr(item)}; expected true or false.")
         amounts = {kind: pairs_from_json(value[kind]) for kind in KINDS if kind in value}
         wrong = next((kind for kind, amount in amounts.items() if isinstance(amount, (list, dict))), None)
         if wrong:

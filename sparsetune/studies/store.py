@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sparsetune.delta import load, write_plain
 from sparsetune.errors import DataError, StorageError
-from sparsetune.host import DELTA
+from sparsetune.host import DELTA, reason
 from sparsetune.sliced import merge_
 from sparsetune.train import Watch
 
@@ -64,8 +64,8 @@ def from_lines(path: Path, maker: str, read: Callable[[Any], T]) -> tuple[list[R
     try:
         first, *rest = map(json.loads, path.read_text().splitlines())
         return [Row(**line) for line in rest], read(first)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a results.jsonl of {maker} ({error}); name one.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is not a results.jsonl of {maker} ({reason(error)}); name one.") from error
 
 
 class Store:
@@ -80,8 +80,9 @@ class Store:
 
     def rows(self) -> list[Row]:
         """Return all rows, in the order in which they were finished."""
-        found = self.connection.execute("SELECT id, settings, result, about FROM results ORDER BY rowid")
-        return [Row(name, *map(json.loads, values)) for name, *values in found]
+        with _explaining(self.path):
+            found = self.connection.execute("SELECT id, settings, result, about FROM results ORDER BY rowid")
+            return [Row(name, *map(json.loads, values)) for name, *values in found]
 
     def add(self, row: Row) -> None:
         """Keep a row.
@@ -98,8 +99,9 @@ class Store:
 
     def noted(self, name: str) -> Any:
         """Return the value kept under a name, or ``None``."""
-        found = self.connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-        return json.loads(found[0]) if found else None
+        with _explaining(self.path):
+            found = self.connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+            return json.loads(found[0]) if found else None
 
     def _write(self, statement: str, values: tuple[str, ...]) -> None:
         with _explaining(self.path):
@@ -148,12 +150,12 @@ def _explaining(path: Path) -> Iterator[None]:
     """Turn what SQLite raises into one sentence."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, ValueError, TypeError, RecursionError) as error:
         if "locked" in str(error):
             raise StorageError(
                 f"{path} is being written by another process; wait for it, or choose another --out."
             ) from error
-        raise StorageError(f"{path} cannot be used ({error}); choose another --out.") from error
+        raise StorageError(f"{path} cannot be used ({reason(error)}); choose another --out.") from error
 
 
 RUNS, WHOLE = "runs", "whole.safetensors"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.errors import StorageError
-from sparsetune.host import write_bytes
+from sparsetune.host import SEAL, digest_of, read_sealed, reason, write_bytes
+from sparsetune.train.history import Epoch
 
 KEY = "sparsetune.training"
+WRONG = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError)
+"""What states raise that are not of the kind that a part expects."""
 DATA, COUNT, DIGEST = "data", "train_count", "data_digest"
 """Settings that say which pictures these are; where there is a digest the name says nothing more."""
 
@@ -161,7 +165,8 @@ def write_checkpoint(
     state: dict[str, Any] = {"random": list(states)}
     state |= {name: part.state_dict() for name, part in parts.items()}
     value = {"config": config, "position": vars(position), "state": _pack(state, tensors)}
-    write_bytes(path, to_bytes(tensors, metadata={KEY: json.dumps(value)}))
+    text = json.dumps(value)
+    write_bytes(path, to_bytes(tensors, metadata={KEY: text, SEAL: digest_of(tensors, text)}))
 
 
 def read_checkpoint(
@@ -193,12 +198,13 @@ def read_checkpoint(
             what = f"{what if name == COUNT else 'with other pictures or labels'}; its data has changed since"
             remedy = "bring that back"
         raise StorageError(f"{path} is from a training {what}; {remedy}, or choose another --out.")
-    state = _unpack(value["state"], tensors)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    if process < len(state["random"]):
-        _set_random_state(state["random"][process])
-    return Position(**value["position"])
+    with _intact(path):
+        state = _unpack(value["state"], tensors)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        if process < len(state["random"]):
+            _set_random_state(state["random"][process])
+        return Position(**value["position"])
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -211,26 +217,37 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
+def read_history(path: Path) -> list[Epoch]:
     """Return the record of each epoch that a checkpoint knows to be finished.
 
     Raises:
         StorageError: When the file is damaged.
     """
-    history: list[dict[str, Any]] = _read(path)[0]["position"]["history"]
-    return history
+    return [Epoch(**record) for record in _read(path)[0]["position"]["history"]]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with _intact(path):
+        texts, tensors = read_sealed(path, KEY)
+        value = json.loads(texts[KEY])
+        position = Position(**value["position"])
+        counts = (position.epoch, position.step, position.correct)
+        if not isinstance(value["config"], dict) or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError("it does not say where the training stands")
+        if len([Epoch(**record) for record in position.history]) != position.epoch:
+            raise ValueError("its history is not that of its epochs")
+        return value, tensors
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file leads to into one error."""
     try:
-        with safe_open(path, framework="pt") as file:
-            value = json.loads((file.metadata() or {})[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        yield
+    except (SafetensorError, OSError, *WRONG) as error:
         raise StorageError(
-            f"{path} is not an intact checkpoint ({error}); remove it to start anew."
+            f"{path} is not an intact checkpoint ({reason(error)}); remove it to start anew."
         ) from error
-    return value, tensors
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
