@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparsetune.backbone import check_classifier
 from sparsetune.data import Augment, Data, Feed, Seen, Split, count_steps, mixing
 from sparsetune.delta import check_savable
-from sparsetune.errors import ConfigError, DataError, DivergedError, notify
+from sparsetune.errors import ConfigError, DataError, DivergedError, StorageError, notify
 from sparsetune.host import is_main, keep_freed_memory
 from sparsetune.parts import unwrapped
 from sparsetune.sliced import Taught, adapted, taught, teach
@@ -180,6 +180,11 @@ def train(
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.position = read_checkpoint(checkpoint, training.settings, training.parts, group.index)
+            if training.position.step > training.steps:
+                raise StorageError(
+                    f"{checkpoint} stands at step {training.position.step} of an epoch of {training.steps}; "
+                    "remove it to start anew."
+                )
             if data.test is None:  # versions before this one called what was held out the test
                 training.position.history = [_renamed(each) for each in training.position.history]
         try:

@@ -93,7 +93,7 @@ def test_refuses_what_does_not_belong_together(tmp_path, files, tiny):
         ({"names": ["a", "b"]}, "its files are not those that it names"),
         ({"names": ["a", "b", 3]}, "its description is not one of format 1"),
         ({"format": 2}, "its description is not one of format 1"),
-        ({"names": []}, "its description is not one of format 1"),
+        ({"names": []}, "it has 0 names"),
     ],
 )
 def test_a_forged_bundle_is_one_sentence(tmp_path, files, change, words):

@@ -602,9 +602,14 @@ import json, resource, sys, time
 import timm, torch, torchvision  # what these do as they are imported is theirs
 from pathlib import Path
 import sparsetune as st
+from sparsetune.delta.rebuild import TRIAL
 events = []
 watched = ("socket.", "urllib.", "http.", "pickle.", "subprocess.", "os.system")
-sys.addaudithook(lambda name, args: events.append(name) if name.startswith(watched) else None)
+def hook(name, args):
+    own = name == "subprocess.Popen" and args[:2] == (sys.executable, [sys.executable, "-I", "-c", TRIAL])
+    if name.startswith(watched) and not own:
+        events.append(name)
+sys.addaudithook(hook)
 st.load(sys.argv[2])
 found = {}
 for path in sorted(Path(sys.argv[1]).glob("*.forged")):

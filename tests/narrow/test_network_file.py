@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from zeroed import batch, zeroed
 
 import sparsetune as st
-from sparsetune.errors import BackboneError, DeltaError
+from sparsetune.errors import BackboneError, DeltaError, Notice
+from sparsetune.host import digest_of
 from sparsetune.narrow.network import KEY, load_slim, write_slim
 
 
@@ -31,6 +32,7 @@ def forge(path, out, change):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     change(tensors, metadata)
+    metadata["sparsetune.digest"] = digest_of(tensors)
     save_file(tensors, out, metadata)
     return out
 
@@ -186,3 +188,20 @@ def test_fetches_no_architecture(made, tmp_path):
 
     with pytest.raises(BackboneError, match="pass allow_network=True"):
         load_slim(forge(made[2], tmp_path / "f.safetensors", hubbed))
+
+
+def test_damaged_values_are_found(made, tmp_path):
+    """A flipped bit anywhere in the values is found; older files, without a checksum, load with a word."""
+    data, path = bytearray(made[2].read_bytes()), tmp_path / "d.safetensors"
+    first = 8 + int.from_bytes(data[:8], "little")
+    for place in range(first, len(data), len(data) // 60):
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DeltaError, match="its values do not match their checksum"):
+            load_slim(path)
+        data[place] ^= 1
+    with safe_open(made[2], framework="pt") as file:
+        old = {KEY: file.metadata()[KEY]}
+    save_file(load_file(made[2]), path, old)
+    with pytest.warns(Notice, match="has no checksum of its values"):
+        load_slim(path)

@@ -34,7 +34,7 @@ HOSTILE = [
     "$x$ $$y$$ ${z}",
     "- item",
     "!!python/object:os.system",
-    "ä ✓ 😀 \u202e \ufeff\ufffe",
+    "ä ✓ 😀 \u200f \ufeff\ufffe",
 ]
 TRAINING = {"data": "digits", "result": {"test_top1": 0.9375}}
 

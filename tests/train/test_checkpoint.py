@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import timm.optim
 import torch
+from forge import STOPPED
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sparsetune.errors import StorageError
+from sparsetune.errors import SparsetuneError, StorageError
+from sparsetune.host import digest_of
+from sparsetune.runs.run import run
 from sparsetune.train.checkpoint import (
     Position,
     random_state,
@@ -15,6 +22,7 @@ from sparsetune.train.checkpoint import (
     read_history,
     write_checkpoint,
 )
+from sparsetune.train.history import Epoch
 
 CONFIG = {"lr": 0.1, "data": "digits"}
 
@@ -42,14 +50,15 @@ def learn(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 def test_position_and_random_state_come_back(tmp_path):
     path = tmp_path / "c"
-    position = Position(3, 7, 1.25, 99, [{"epoch": 1, "lr": 0.1}])
+    history = [{"epoch": n, "lr": 0.1, "train_loss": 2.0, "train_top1": 0.5} for n in (1, 2, 3)]
+    position = Position(3, 7, 1.25, 99, history)
     torch.manual_seed(5)
     write_checkpoint(path, CONFIG, position, {}, [random_state()])
     expected = torch.rand(4)
     torch.manual_seed(6)
     assert read_checkpoint(path, CONFIG, {}) == position
     assert torch.equal(torch.rand(4), expected)
-    assert read_history(path) == position.history
+    assert read_history(path) == [Epoch(**record) for record in history]
 
 
 def test_nested_state_comes_back_bit_for_bit(tmp_path):
@@ -122,3 +131,68 @@ def test_nothing_is_left_beside_it(tmp_path):
     for _ in range(3):
         write_checkpoint(tmp_path / "c", CONFIG, Position(), {"net": nn.Linear(3, 2)}, [random_state()])
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that has finished an epoch and stopped in the next one; and its settings."""
+    folder = tmp_path / "run"
+    settings = replace(STOPPED, config=STOPPED.config.but(epochs=3))
+    run(settings, folder, time_budget=0.0)
+    run(settings, folder, resume=True, time_budget=0.3)
+    return settings, folder
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(stopped):
+    """In values, names or settings: the run is not gone on with, and says what to do."""
+    settings, folder = stopped
+    path = folder / "checkpoint.safetensors"
+    good = path.read_bytes()
+    for place in range(9, len(good), len(good) // 60):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 8]) + good[place + 1 :])
+        with pytest.raises(SparsetuneError):
+            run(settings, folder, resume=True)
+    path.write_bytes(good)
+    assert run(settings, folder, resume=True).finished
+
+
+def forgeries(value):
+    """Other texts in place of what a checkpoint says of itself."""
+    position, state = value["position"], value["state"]
+    yield from ("[]", "NaN", "{}", "[" * 100_000, "null", '"text"')
+    for broken in (
+        {**value, "config": []},
+        {**value, "position": {**position, "epoch": -1}},
+        {**value, "position": {**position, "epoch": "one"}},
+        {**value, "position": {**position, "step": 2**70}},
+        {**value, "position": {**position, "history": [{}] * position["epoch"]}},
+        {**value, "position": {**position, "history": None}},
+        {**value, "position": {**position, "other": 1}},
+        {**value, "state": None},
+        {**value, "state": {"mapping": [["random", []]]}},
+        {**value, "state": {"mapping": [1, 2]}},
+        {**value, "state": {"tensor": "a thousand"}},
+        {**value, "state": {"mapping": [[k, {"mapping": []}] for k, _ in state["mapping"]]}},
+        {**value, "state": {"mapping": [[k, [[]]] for k, _ in state["mapping"]]}},
+        {**value, "state": {"mapping": [[k, None] for k, _ in state["mapping"]]}},
+        {
+            **value,
+            "state": {
+                "mapping": [[k, v if k != "random" else [{"tensor": "1"}]] for k, v in state["mapping"]]
+            },
+        },
+    ):
+        yield json.dumps(broken)
+
+
+def test_a_forged_checkpoint_is_one_sentence(stopped):
+    settings, folder = stopped
+    path = folder / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        value = json.loads(file.metadata()["sparsetune.training"])
+    tensors = load_file(path)
+    for text in forgeries(value):
+        save_file(tensors, path, {"sparsetune.training": text, "sparsetune.digest": digest_of(tensors, text)})
+        with pytest.raises(SparsetuneError) as error:
+            run(settings, folder, resume=True)
+        assert str(error.value).isprintable(), text[:200]
