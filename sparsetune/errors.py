@@ -10,6 +10,7 @@ import reprlib
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 LONGEST = 200
 """Most characters of a name in a message."""
@@ -75,6 +76,22 @@ class HubError(SparsetuneError, OSError):
 
 class StorageError(SparsetuneError, OSError):
     """A file that cannot be written, for lack of space or permission."""
+
+
+class OutOfMemoryError(SparsetuneError):
+    """Work that takes more memory than there is."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The system's wish that the process end (SIGTERM), which is met as Ctrl-C is."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was interrupted, and in which folder it can be gone on with."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 class Notice(UserWarning):

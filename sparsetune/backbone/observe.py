@@ -38,7 +38,8 @@ _UNCLAMPED = "erfinv_ of a uniform draw, without the clamp_ that ends a truncate
 _UNIFORM, _NORMAL = {"uniform_", "rand", "rand_like"}, {"normal_", "randn", "randn_like"}
 _OVERWRITES = {"zero_", "fill_", "copy_"}
 _SHAPE_ONLY = {"resize_", "set_", "empty_like", "zeros_like", "ones_like", "full_like"}
-_BUILDING = RLock()  # random state and torch.nn.init are the process's, so one thread observes at a time
+BUILDING = RLock()
+"""Random state, torch.nn.init, warnings and environment are the process's, so one thread builds at a time."""
 
 
 def after(name: str, law: Law, why: str, *numbers: Any) -> tuple[Law, str] | None:
@@ -236,7 +237,7 @@ def observing(seed: int = 0, memory: Memory | None = None) -> Iterator[Observati
     """
     seen = Observation(seed, memory)
     patched = "_no_grad_trunc_normal_"
-    with _BUILDING, torch.random.fork_rng(devices=[]), _Watch(seen):
+    with BUILDING, torch.random.fork_rng(devices=[]), _Watch(seen):
         torch.default_generator.manual_seed(seed % 2**64)
         original = getattr(nn.init, patched, None)
         setattr(nn.init, patched, _trunc_normal_)

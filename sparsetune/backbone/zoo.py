@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import timm
@@ -20,7 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from sparsetune.backbone.observe import Memory, draw_initial, observing
+from sparsetune.backbone.observe import BUILDING, Memory, draw_initial, observing
 from sparsetune.backbone.origin import (
     MADE,
     ORIGIN,
@@ -114,7 +115,7 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     Raises:
         ConfigError: When the model has more than ``MOST_PARAMETERS`` parameter tensors.
     """
-    with torch.random.fork_rng(devices=[]), _few_parameters():
+    with BUILDING, torch.random.fork_rng(devices=[]), _few_parameters():
         try:
             with torch.device("meta"):
                 return build()
@@ -135,11 +136,11 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 @contextmanager
 def _few_parameters() -> Iterator[None]:
-    count = 0
+    count, thread = 0, get_ident()
 
     def check(*_: Any) -> None:
         nonlocal count
-        count += 1
+        count += get_ident() == thread
         if count > MOST_PARAMETERS:
             raise ConfigError(f"the model described has more than {MOST_PARAMETERS} parameter tensors.")
 
@@ -314,11 +315,13 @@ def _build(
     counted = num_classes is not None and (library == "timm" or num_classes > 0)
     arguments = {**kwargs, "num_classes": num_classes} if counted else dict(kwargs)
     fetch = remedy(library, name, revision) if pretrained else ""
-    with _explaining(name, arguments, fetch), read_as_data(), warnings.catch_warnings():
+    fetched = pretrained or name.startswith(HUB)
+    reading = read_as_data() if fetched else nullcontext()
+    with BUILDING, _explaining(name, arguments, fetch), reading, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The default weight initialization")  # ours replaces it
         if library == "timm":
             exact, pin = pinned(name, revision) if pretrained and revision else (name, {})
-            with hub_if_reachable() if pretrained or name.startswith(HUB) else nullcontext():
+            with hub_if_reachable() if fetched else nullcontext():
                 net: nn.Module = timm.create_model(exact, pretrained=pretrained, **pin, **arguments)
             tell_input(net, arguments)
             return net

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,9 +15,9 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from sparsetune.cli import console, deltas, evaluate, fit, models, studies
 from sparsetune.cli.options import expanded
-from sparsetune.errors import SparsetuneError
+from sparsetune.errors import Interrupted, SparsetuneError, Terminated
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 app = typer.Typer(
     name="sparsetune",
@@ -70,10 +72,19 @@ def _command(name: str, function: Callable[..., None], group: typer.Typer = app)
             console.complain(error)
             raise typer.Exit(MISTAKE) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo("interrupted; all that was finished is kept.", err=True)
-            raise typer.Exit(INTERRUPTED) from interrupt
+            typer.echo(_kept(interrupt), err=True)
+            ended = isinstance(interrupt.__cause__ or interrupt, Terminated)
+            raise typer.Exit(TERMINATED if ended else INTERRUPTED) from interrupt
 
     group.command(name)(guarded)
+
+
+def _kept(interrupt: KeyboardInterrupt) -> str:
+    """Say what is left of a command that was interrupted, and how to go on."""
+    if not isinstance(interrupt, Interrupted):
+        return "interrupted; all that was finished is kept."
+    words = ["sparsetune", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    return f"interrupted; what was learned so far is in {interrupt.folder}. Go on with:\n{shlex.join(words)}"
 
 
 _command("fit", fit.fit)
@@ -100,8 +111,15 @@ _command("report", studies.report, papers)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what ends it from outside (Slurm, Docker, ``timeout``) is met as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
+    except Terminated:
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsetune.delta.rebuild import LIBRARIES, check_fit, other_versions, try_out_elsewhere
     from sparsetune.delta.saving import (
         check_savable,
+        check_told,
         file_bytes,
         fill,
         fill_rounded,
@@ -42,6 +43,7 @@ __all__ = [
     "bundle",
     "check_fit",
     "check_savable",
+    "check_told",
     "compress",
     "diff",
     "file_bytes",

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sparsetune.backbone import Backbone, fingerprint, origin_of
 from sparsetune.data import MOST, Preprocessing, Seen
-from sparsetune.delta.container import compress, read_delta, read_header, write_delta
-from sparsetune.delta.header import Header
+from sparsetune.delta.container import LIMIT, compress, read_delta, read_header, write_delta
+from sparsetune.delta.header import Header, header_text
 from sparsetune.delta.rebuild import (
     LIBRARIES,
     check_fit,
@@ -359,9 +359,42 @@ def file_bytes(
         ConfigError: When ``classes`` or ``training`` cannot stand in a file.
         StorageError: When there is no room for a temporary file.
     """
+    header = _told(net, made, classes, preprocessing, training)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        write_delta(path, header, _noise(made), dtype)
+        return path.stat().st_size
+
+
+def check_told(net: nn.Module, made: Plan, **said: Any) -> None:
+    """Make sure before a training that its file could hold what it will say beside its values.
+
+    Args:
+        net: The model, plain or adapted; its tensors are not read.
+        made: What is learned of it.
+        **said: ``classes``, ``preprocessing`` and ``training``, as :func:`save` takes them.
+
+    Raises:
+        ConfigError: When it could not, as with a class name that does not print on one line.
+    """
+    header = _told(net, made, **said)
+    if (length := len(header_text(header))) > LIMIT:
+        raise ConfigError(
+            f"the file would hold {length} bytes about itself, more than {LIMIT}; shorten the class names."
+        )
+
+
+def _told(
+    net: nn.Module,
+    made: Plan,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Header:
+    """What a file of a training that is still to come says of itself."""
     origin = origin_of(net)
     backbone = origin.backbone if origin else Backbone.from_module(net)
-    header = header_of(
+    return header_of(
         net,
         made,
         backbone.zeroed() if made.learn.frozen == "zero" else backbone,
@@ -371,10 +404,6 @@ def file_bytes(
         preprocessing=preprocessing,
         training=dict(training or {}),
     )
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "delta.safetensors"
-        write_delta(path, header, _noise(made), dtype)
-        return path.stat().st_size
 
 
 def longest_noted(nbytes: int) -> dict[str, Any]:

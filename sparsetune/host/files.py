@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +28,9 @@ DELTA = "delta.safetensors"
 """Name of a delta in the folder of a run, and in a repository."""
 PREFIX = "hf://"
 """What an address on the Hub starts with."""
+
+ABANDONED = 3600
+"""Seconds without a write after which a temporary file is nobody's."""
 
 _FORM = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@/]+))?(/(?P<file>.+\.safetensors))?", re.ASCII
@@ -64,11 +69,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         StorageError: When the folder or the file cannot be written; nothing is left behind.
     """
     target = Path(path)
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(4)}.part"
+    start = f".{target.name[:100]}."
+    temporary = target.parent / f"{start}{secrets.token_hex(4)}.part"
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EEXIST, "it is there and is not a plain file")
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent, start)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb+") as file:
@@ -82,6 +89,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _sweep(folder: Path, start: str) -> None:
+    """Remove what processes that were killed have left half-written; none takes an hour for a write."""
+    for left in folder.glob(f"{glob.escape(start)}????????.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 SEAL = "sparsetune.digest"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,26 +85,77 @@ def check_data(folder: Path | None, data: Data) -> None:
         )
 
 
+def unfinished(name: str, settings: dict[str, Any]) -> Path | None:
+    """Return the last folder ``runs/NAME…`` that holds a half-done run of these settings."""
+    folder = latest(name, settings)
+    there = folder and (folder / CHECKPOINT).is_file() and _read(folder)
+    return folder if there and not _differing(settings, there) else None
+
+
+@contextlib.contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder for as long as the context lasts, however it ends.
+
+    The lock is the system's, on the folder itself, so that nothing is left behind. Where the system has no
+    such locks (Windows, some network drives), nobody is kept out.
+
+    Raises:
+        ConfigError: When another process trains there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in {folder}; wait until it ends, or choose another --out."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def recorded(folder: Path | None, name: str) -> Any:
     """Return what the settings of a run hold under ``name``; ``None`` if there is no run, or nothing."""
     return ((folder and _read(folder)) or {}).get(name)
 
 
-def claim(folder: Path | None, name: str, settings: dict[str, Any]) -> Path:
-    """Make the folder of a run and write its settings there.
+def make(folder: Path | None, name: str) -> Path:
+    """Make the folder of a run where there is none.
 
     Args:
         folder: Where; ``None`` makes a new one, ``runs/NAME`` or, if that is taken, ``runs/NAME-2`` and so
             on, which no other run started at the same time gets.
         name: For a new one.
-        settings: Plain JSON values.
 
     Raises:
-        StorageError: When it cannot be written.
+        StorageError: When it cannot be made.
     """
-    made = _make(name) if folder is None else folder
-    write_text(made / CONFIG, json.dumps(settings, indent=2) + "\n")
-    return made
+    if folder is None:
+        return _make(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror}; free space or choose another --out, then try again."
+        ) from error
+    return folder
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run, plain JSON values, to its folder.
+
+    Raises:
+        StorageError: When they cannot be written.
+    """
+    write_text(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
 
 
 def leave(folder: Path) -> None:

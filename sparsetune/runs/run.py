@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsetune.data import Data, loader, told
-from sparsetune.delta import LIBRARIES, file_bytes, fill_rounded, longest_noted, save
-from sparsetune.errors import ConfigError, SparsetuneError
+from sparsetune.delta import LIBRARIES, check_told, file_bytes, fill_rounded, longest_noted, save
+from sparsetune.errors import ConfigError, Interrupted, OutOfMemoryError, SparsetuneError, notify
 from sparsetune.host import DELTA, is_address, replacing, size, write_text
 from sparsetune.parts import Plan
 from sparsetune.runs.choosing import Choice, Choosing, choose
@@ -30,7 +32,10 @@ from sparsetune.runs.folder import (
     claim,
     latest,
     leave,
+    make,
+    owning,
     recorded,
+    unfinished,
 )
 from sparsetune.runs.report import report_on
 from sparsetune.runs.settings import Run, adapt, build, follow
@@ -58,6 +63,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE = "#0067a5"
+NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,19 @@ def run(
         ConfigError: When settings do not fit together, or ``folder`` holds a run and ``resume`` is not set.
         SparsetuneError: As ``create``, ``adapt_``, ``open_data``, ``fit`` and ``save`` raise.
     """
-    with processes(settings.config.device, settings.config.amp) as group:
+    with processes(settings.config.device, settings.config.amp) as group, ExitStack() as owned:
         began = time.monotonic()
-        asked = json.loads(json.dumps(settings.to_json()))
+        asked, known = json.loads(json.dumps(settings.to_json())), False
         if group.is_main and folder is None and resume:
             folder = latest(settings.name, asked)
+        elif group.is_main and folder is None and (half := unfinished(settings.name, asked)):
+            notify(
+                f"{half} holds a half-done run of these settings; --resume goes on with it instead of anew."
+            )
         if group.is_main and folder is not None:
             check(folder, asked, resume)
+            if known := folder.is_dir():
+                owned.enter_context(owning(folder))
         folder = group.from_main(folder)
         net, given = build(settings)
         plain = settings
@@ -141,6 +154,7 @@ def run(
         if folder and (folder / DELTA).is_file() and not (folder / CHECKPOINT).is_file():
             history = _read_history(folder / METRICS)
             return Outcome(folder, history, learned.config.epochs, True, made, choice)
+        check_told(net, made, **longest_said(learned, data))
         _check_budget(net, made, learned, data)
         rate: Rate | None = None
         if learned.config.lr == AUTO:
@@ -150,7 +164,11 @@ def run(
         if time_budget is not None:
             time_budget -= time.monotonic() - began
         if group.is_main:
-            folder = claim(folder, settings.name, {**asked, **_noted(data, choice, rate, learned)})
+            folder = make(folder, settings.name)
+            if not known:
+                owned.enter_context(owning(folder))
+                check(folder, asked, resume)
+            claim(folder, {**asked, **_noted(data, choice, rate, learned)})
         training = _Training(net, data, learned, group.from_main(folder), group)
         if started:
             started(Start(adapted(net).backbone, made, data, learned.config, rate))
@@ -186,22 +204,25 @@ class _Training:
                 watch(event)
 
         try:
-            history = fit(
-                self.net,
-                self.data,
-                self.settings.config,
-                checkpoint=checkpoint,
-                resume=resume,
-                time_budget=time_budget,
-                watch=record if self.group.is_main else None,
-                looked=lambda *look: self.looks.append(look),
-            )
+            with _within_memory(self.settings.config):
+                history = fit(
+                    self.net,
+                    self.data,
+                    self.settings.config,
+                    checkpoint=checkpoint,
+                    resume=resume,
+                    time_budget=time_budget,
+                    watch=record if self.group.is_main else None,
+                    looked=lambda *look: self.looks.append(look),
+                )
             if self.group.is_main:
                 _write_history(metrics, history)
         except SparsetuneError:
             if self.group.is_main and not checkpoint.is_file():
                 leave(self.folder)
             raise
+        except KeyboardInterrupt as stop:
+            raise Interrupted(self.folder) from stop
         return history
 
     def finish(self, history: list[Epoch]) -> Tensor:
@@ -223,6 +244,21 @@ class _Training:
         made.save(folder)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         return logits.argmax(1) == labels
+
+
+@contextmanager
+def _within_memory(config: FitConfig) -> Iterator[None]:
+    """Turn a lack of memory into one sentence with what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"a step on {config.batch_size} pictures takes more memory than there is; give a smaller "
+            "--batch-size (with --grad-accum-steps for the same updates), --grad-checkpointing, --amp or a "
+            "smaller --img-size."
+        ) from error
 
 
 def _recorded(folder: Path | None) -> Choice | None:

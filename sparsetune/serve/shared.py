@@ -297,6 +297,15 @@ class Shared(nn.Module):
         self.take(name, path)
         self.eval()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, or a pickle, is made of: all but the switch, which it makes anew."""
+        with self.switch.lock:
+            return {name: value for name, value in self.__dict__.items() if name != "switch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.switch = Switch(self.net)
+
     def take(self, name: str, path: str | Path) -> None:
         """Read a delta and keep its values under ``name``.
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -222,6 +223,7 @@ def do(
 def main() -> None:
     """Do jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that gives the jobs ends this one
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     messages = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get among them
     place = Place(Path(sys.argv[1]), json.loads(sys.argv[2]))
@@ -239,6 +241,13 @@ def main() -> None:
 
         came = do(given["id"], given["settings"], place, given["budget"], watch)
         messages.write(json.dumps(came) + "\n")
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the one that gives the jobs is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

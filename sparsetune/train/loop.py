@@ -39,7 +39,7 @@ from sparsetune.train.history import Epoch, History, Start, Step, Watch, is_fini
 from sparsetune.train.inputs import meet_classes, pictures_for
 from sparsetune.train.metrics import Scores, joined_rows, predict_logits, score
 from sparsetune.train.prefix import KeptFeed, Tail, place, tail_of
-from sparsetune.train.processes import Processes, processes
+from sparsetune.train.processes import Interrupts, Processes, processes
 from sparsetune.train.recipe import (
     Rate,
     augmented,
@@ -267,25 +267,27 @@ class _Training:
             self.net.train()
         together = self.config.grad_accum_steps
         view = position.epoch % self.config.views if self.config.views else position.epoch
-        for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step, view):
-            update, place = divmod(position.step, together)
-            pictures = self._before((update + 1) * together) - self._before(update * together)
-            ends = place == together - 1 or position.step == self.steps - 1
-            number = position.epoch * self.updates + update
-            loss, correct = self.stepper.step(x, y, number, pictures, place == 0, ends)
-            now = time.monotonic()
-            late, due = (self.group.is_main and now > then for then in (deadline, saved + CHECKPOINT_SECONDS))
-            *sums, late_all, due_all = self.group.total([loss, correct, late, due])
-            position.step, position.loss = position.step + 1, position.loss + sums[0]
-            position.correct += int(sums[1])
-            if watch:
-                mean = position.loss / self._before(position.step)
-                watch(Step(position.epoch + 1, position.step, self.steps, mean))
-            if ends and (late_all or due_all):
-                self._save()
-                saved = now
-            if ends and late_all:
-                return False
+        with Interrupts() as interrupts:
+            for x, y in self.feeds[0].epoch(self.config.seed, position.epoch, position.step, view):
+                update, place = divmod(position.step, together)
+                pictures = self._before((update + 1) * together) - self._before(update * together)
+                ends = place == together - 1 or position.step == self.steps - 1
+                number = position.epoch * self.updates + update
+                loss, correct = self.stepper.step(x, y, number, pictures, place == 0, ends)
+                now, is_main = time.monotonic(), self.group.is_main
+                late = (is_main and now > deadline) or bool(interrupts.pending)
+                due = is_main and now > saved + CHECKPOINT_SECONDS
+                *sums, late_all, due_all = self.group.total([loss, correct, late, due])
+                position.step, position.loss = position.step + 1, position.loss + sums[0]
+                position.correct += int(sums[1])
+                if watch:
+                    mean = position.loss / self._before(position.step)
+                    watch(Step(position.epoch + 1, position.step, self.steps, mean))
+                if ends and (late_all or due_all):
+                    self._save()
+                    saved = now
+                if ends and late_all:
+                    return False
         self._finish_epoch(started, watch)
         return True
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -136,6 +138,37 @@ def _leave() -> None:
     """Take apart the group of processes: its threads can abort an interpreter that ends (torch PR 179291)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM, held back until a step is whole and saved; a second one is not held back.
+
+    Where the process has no handler of its own that would raise, or in another thread than the main one,
+    nothing is held back.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if current_thread() is main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(before := signal.getsignal(number)):
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self.pending and kind is None:
+            self._before[self.pending](self.pending, None)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.pending:
+            self._before[number](number, frame)
+        self.pending = number
 
 
 @contextmanager

@@ -27,17 +27,25 @@ def start(words: str) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_ends_with_130_and_the_run_goes_on(sparsetune):
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_an_interrupted_run_is_saved_and_goes_on(sparsetune, sent, code):
+    """By Ctrl-C, or by what Slurm, Docker and ``timeout`` send."""
     command = f"{SHORT} --epochs 20 --out"
     with start(f"{command} r --workers 1") as process:
         for line in process.stderr:
             if line.startswith("epoch   2"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(sent)
                 break
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; all that was finished is kept."
+    assert err.splitlines()[-2:] == [
+        "interrupted; what was learned so far is in r. Go on with:",
+        f"sparsetune {command} r --workers 1 --resume",
+    ]
     assert "Traceback" not in err
     lines = len(Path("r/metrics.jsonl").read_text().splitlines())
     assert 2 <= lines < 20
@@ -90,3 +98,41 @@ def test_published_weights_without_a_network_are_one_sentence(tmp_path):
     assert process.stderr.startswith("error: pretrained weights of test_resnet cannot be had (")
     assert len(process.stderr.splitlines()) == 1
     assert not Path("runs").exists()
+
+
+def test_one_run_has_one_owner(refused, sparsetune):
+    """Who starts the same run a second time is told so at once, and once it was killed may go on with it."""
+    command = f"{SHORT} --epochs 20 --out r"
+    with start(command) as process:
+        for line in process.stderr:
+            if line.startswith("epoch   1"):
+                break
+        said = refused(*command.split(), "--resume")
+        assert said == "another process is training in r; wait until it ends, or choose another --out."
+        process.kill()
+    assert sparsetune(command, "--resume", "--json").json["epochs"][-1]["epoch"] == 20
+
+
+def test_a_half_done_run_is_named(sparsetune):
+    first = f"{SHORT} --epochs 2 --time-budget 0s"
+    folder = next(Path("runs").iterdir()) if sparsetune(first) else None
+    told = sparsetune(f"{SHORT} --epochs 2").err
+    assert (
+        f"{folder} holds a half-done run of these settings; --resume goes on with it instead of anew." in told
+    )
+
+
+def test_too_little_memory_is_one_sentence(tmp_path):
+    code = (
+        "import resource, sys, torch, timm; from sparsetune.cli import main;"
+        "from sparsetune.host import taken_bytes;"
+        "resource.setrlimit(resource.RLIMIT_DATA, (taken_bytes('VmData') + 300 * 2**20,) * 2);"
+        f"sys.argv[1:] = {[*SHORT.split(), '--size', '256', '--batch-size', '200', '--out', 'r']!r}; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        "a step on 200 pictures takes more memory than there is; give a smaller --batch-size" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert not Path("r").exists()

@@ -174,3 +174,19 @@ def test_a_safetensors_file_tells_its_texts_and_any_other_tells_none(tmp_path):
     write_bytes(tmp_path / "other", b"other")
     assert metadata(tmp_path / "told") == {"key": "text"}
     assert not any(metadata(tmp_path / name) for name in ("plain", "other", "none", "."))
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    """Files of an hour ago, of this target alone; a file that may still be written stays."""
+    target = tmp_path / "a[1].safetensors"
+    for name in (
+        ".a[1].safetensors.0123abcd.part",
+        ".a[1].safetensors.4567abcd.part",
+        ".b.safetensors.0123abcd.part",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    for name in (".a[1].safetensors.0123abcd.part", ".b.safetensors.0123abcd.part"):
+        os.utime(tmp_path / name, (time.time() - 7200,) * 2)
+    write_bytes(target, b"whole")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".a[1].safetensors.4567abcd.part", ".b.safetensors.0123abcd.part", target.name]

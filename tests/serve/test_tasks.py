@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +354,75 @@ def test_a_value_shared_by_two_layers_is_switched_in_both(tmp_path):
     tasks = st.Tasks.load({"a": tmp_path / "1", "b": tmp_path / "2"}, module=make())
     for name, file in (("b", "2"), ("a", "1"), ("b", "2")):
         assert torch.equal(tasks(name, x), st.load(tmp_path / file, module=make())(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tasks: pickle.loads(pickle.dumps(tasks))])
+def test_a_copy_answers_alike_and_is_its_own(tasks, folder, copied):
+    again = copied(tasks)
+    for name in tasks.names:
+        assert torch.equal(again(name, X), tasks(name, X))
+    again.remove("cats")
+    again.add("dogs", folder / "cars")
+    assert torch.equal(again("dogs", X), tasks("cars", X))
+    assert tasks.names == ("cats", "cars", "maps")
+    with again.use("maps") as net, tasks.use("cats") as other:
+        assert torch.equal(net(X), tasks("maps", X))
+        assert net is not other
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "torchvision/resnet18"])
+def test_threads_load_at_once(tmp_path, model):
+    path = tmp_path / "a.safetensors"
+    st.save(st.adapt_(st.create(model, num_classes=3), st.Learn(fraction=0.1)), path)
+    wanted, found = st.merge_(st.load(path)).state_dict(), []
+    before = dict(os.environ)
+
+    def load():
+        found.append(st.merge_(st.load(path)).state_dict())
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(torch.equal(value, each[name]) for each in found for name, value in wanted.items())
+    assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+def test_threads_load_add_ask_and_remove_for_a_minute(tasks, folder):
+    """Every answer is that of its task, whatever the other seven threads do meanwhile."""
+    files = {"cats": "cats", "cars": "cars", "maps": "maps"}
+    wanted = {name: tasks(name, X) for name in files}
+    ends, wrong = time.monotonic() + 60, []
+
+    def work(number):
+        chance = np.random.default_rng(number)
+        while time.monotonic() < ends and not wrong:
+            try:
+                name = str(chance.choice([*files]))
+                what = chance.integers(4)
+                if what == 0:
+                    own = f"{name} of {number}"
+                    tasks.add(own, folder / files[name])
+                    same = torch.equal(tasks(own, X), wanted[name])
+                    tasks.remove(own)
+                elif what == 1:
+                    with tasks.use(name) as net:
+                        same = torch.equal(net(X), wanted[name])
+                elif what == 2:
+                    same = torch.equal(tasks(name, X), wanted[name])
+                else:
+                    same = torch.equal(st.load(folder / files[name])(X), wanted[name])
+                if not same:
+                    wrong.append(name)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
