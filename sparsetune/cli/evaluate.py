@@ -309,7 +309,7 @@ def predict(
     """
     import torch
 
-    from sparsetune.data import mirrors
+    from sparsetune.data import check_batch, mirrors
     from sparsetune.delta import inspect, load
     from sparsetune.host import pick_device
     from sparsetune.train import Views, probabilities_of
@@ -324,6 +324,7 @@ def predict(
     named = [each for word in images for each in _pictures(word)]
     if all(error for _, error in named):
         raise DataError("\n".join(str(error) for _, error in named))
+    check_batch(header.preprocessing, min(batch_size, len(named)))
     net = load(delta, backbone=backbone, allow_network=allow_network, max_bytes=max_memory).to(place)
     found: list[dict[str, Any]] = []
     for start in range(0, len(named), batch_size):

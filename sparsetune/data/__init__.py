@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsetune.data.data import Data, open_data
     from sparsetune.data.images import decode
     from sparsetune.data.layout import scan
-    from sparsetune.data.loading import Feed, count_steps, loader
+    from sparsetune.data.loading import Feed, check_batch, count_steps, loader
     from sparsetune.data.named import NAMES, address, is_folder, mirrors, namesake, told
     from sparsetune.data.parquet import ParquetImages, write_table
     from sparsetune.data.preprocessing import Augment, Mix, Preprocessing, mixing
@@ -51,6 +51,7 @@ __all__ = [
     "Split",
     "address",
     "balanced",
+    "check_batch",
     "count_steps",
     "decode",
     "is_folder",

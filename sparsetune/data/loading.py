@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from sparsetune.data.preprocessing import Augment, Preprocessing
 from sparsetune.data.splits import Split, draws, shuffled
 from sparsetune.errors import ConfigError, DataError
-from sparsetune.host import free_bytes
+from sparsetune.host import free_bytes, size, usable_bytes
 
 Sample = tuple[NDArray[np.uint8], int, int, float]
 Batch = tuple[Tensor, Tensor]
@@ -25,6 +25,8 @@ Rows = NDArray[np.int64]
 
 SHARE = 0.25
 """Most of a device's free memory that a split's pixels may take to stay there."""
+PIXEL = 5
+"""Bytes of a pixel's channel in a batch: as it is decoded, and in float32."""
 
 
 def loader(
@@ -59,16 +61,34 @@ def loader(
         A loader of (x, y): float32 of shape (batch, channels, height, width), and int64 of shape (batch,).
 
     Raises:
-        ConfigError: When ``batch_size`` is below 1, or ``workers`` is negative.
+        ConfigError: When ``batch_size`` is below 1, ``workers`` is negative, or a batch does not fit into
+            memory.
         DataError: While iterating, when a picture cannot be decoded.
     """
     for name, value, low in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < low:
             raise ConfigError(f"{name} {value} is too small; expected {low} or more.")
+    check_batch(preprocessing, min(batch_size, len(split)))
     order = seed if train else None
     rows = epoch_rows(len(split), batch_size, order, epoch)
     view = View.of_epoch(split, preprocessing, augment, order, epoch)
     return pixel_loader(split, view.stored, rows, workers, view)
+
+
+def check_batch(preprocessing: Preprocessing, pictures: int) -> None:
+    """Refuse batches that would not fit into memory: a stranger's delta says how large pictures are made.
+
+    Raises:
+        ConfigError: When their pixels and values would take more than a process may take here.
+    """
+    channels, height, width = preprocessing.size
+    limit, each = usable_bytes(), channels * height * width * PIXEL
+    if limit is not None and pictures * each > limit:
+        few = max(1, limit // each)
+        raise ConfigError(
+            f"a batch of {pictures} pictures of {height}x{width} takes {size(pictures * each)}, more than "
+            f"the {size(limit)} that it may take here; give batches of {few} (--batch-size {few})."
+        )
 
 
 def count_steps(count: int, batch_size: int, processes: int = 1) -> int:
@@ -253,6 +273,7 @@ class Feed:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
+        check_batch(self.preprocessing, min(self.batch_size, len(self.split)))
         self._stored = stored_as(self.preprocessing, self.augment)
         channels, height, width = self._stored.size
         shape = (len(self.split), height, width, channels)

@@ -314,3 +314,21 @@ def test_a_skeleton_within_its_limit_is_built():
     origin = Origin(library="timm", name="resnet18", kwargs={}, num_classes=10, backbone=SEEDED)
     net = skeleton(origin, GIB)
     assert sum(prod(value.shape) for value in net.parameters()) == 11_181_642
+
+
+def test_pictures_may_not_be_larger_than_memory(tmp_path):
+    """The delta says how large each picture is made, the process how many of these it can take."""
+    code = (
+        "import resource, torch, sparsetune as st; from sparsetune.host import taken_bytes;"
+        "from sparsetune.data import Feed, loader;"
+        "data = st.open_data('digits'); form = st.Preprocessing((3, 4096, 4096), (0.5,) * 3, (0.5,) * 3)\n"
+        f"resource.setrlimit(resource.RLIMIT_DATA, (taken_bytes('VmData') + {GIB},) * 2)\n"
+        "for make in (lambda: loader(data.test, form, batch_size=32),"
+        "    lambda: Feed(data.test, form, torch.device('cpu'), batch_size=32)):\n"
+        "    try: make()\n"
+        "    except st.SparsetuneError as error: print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert len(told.splitlines()) == 2
+    assert all("a batch of 32 pictures of 4096x4096 takes 7.50 GiB" in line for line in told.splitlines())
+    assert all("give batches of 2 (--batch-size 2)" in line for line in told.splitlines())

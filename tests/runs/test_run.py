@@ -520,3 +520,18 @@ def test_a_start_from_a_delta_remembers_its_pictures(straight, tmp_path):
     data = st.open_data("digits", train_limit=200)
     seen = Seen.from_json(st.inspect(tmp_path / "r" / "delta.safetensors").training)
     assert seen.overlap(data.train.keys()).pictures == 200
+
+
+def test_class_names_that_no_file_holds_are_refused_before_the_training(tmp_path):
+    for name in ("good", "reversed \u202e"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            picture = Image.new("RGB", (32, 32), (40 * number, len(name), 0))
+            picture.save(tmp_path / "photos" / name / f"{number}.png")
+    began = time.monotonic()
+    settings = replace(
+        changed(epochs=10_000), data=str(tmp_path / "photos"), train_limit=None, test_limit=None
+    )
+    refused(ConfigError, "does not print on one line; use printable characters", settings, tmp_path / "run")
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "run").exists()

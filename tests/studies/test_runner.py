@@ -142,6 +142,34 @@ for line in sys.stdin:
 """
 
 
+def test_workers_end_with_the_process_that_gives_the_jobs(small, tmp_path):
+    """Even when that is killed while they work: nobody is left to take what they finish."""
+    job = small(epochs=100_000)
+    code = (
+        "import json, sys; from pathlib import Path; from types import SimpleNamespace;"
+        "from sparsetune.studies.runner import Processes; from sparsetune.studies.store import Place;"
+        "crew = Processes(1, Place(Path(sys.argv[1]), {}));"
+        "crew.give(SimpleNamespace(id=sys.argv[2], settings=json.loads(sys.argv[3])), None)\n"
+        "while not any(event.kind == 'step' for event in crew.events(1)): pass\n"
+        "print(crew.workers[0].process.pid, flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path), job.id, json.dumps(job.settings)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        os.kill(worker, 0)
+        process.kill()
+    until = time.monotonic() + 30
+    while running(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not running(worker)
+
+
+def running(pid):
+    """Whether a process runs; one that has ended may still wait for its parent to notice."""
+    status = Path(f"/proc/{pid}/status")
+    return status.is_file() and "State:\tZ" not in status.read_text()
+
+
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_the_results_are_those_of_an_undisturbed_run(small, inline, tmp_path, kills):
     jobs = [small(epochs=4 + 3 * kills, seed=seed) for seed in range(2)]
