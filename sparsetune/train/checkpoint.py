@@ -223,7 +223,8 @@ def read_history(path: Path) -> list[Epoch]:
     Raises:
         StorageError: When the file is damaged.
     """
-    return [Epoch(**record) for record in _read(path)[0]["position"]["history"]]
+    position = Position(**_read(path)[0]["position"])
+    return [Epoch(**record) for record in position.history]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -168,6 +168,7 @@ def forgeries(value):
         {**value, "position": {**position, "history": [{}] * position["epoch"]}},
         {**value, "position": {**position, "history": None}},
         {**value, "position": {**position, "other": 1}},
+        {**value, "position": {"epoch": 1}},
         {**value, "state": None},
         {**value, "state": {"mapping": [["random", []]]}},
         {**value, "state": {"mapping": [1, 2]}},
