@@ -1,6 +1,6 @@
 """Give every reader of files what a stranger might: damaged bytes, and forged files with right checksums.
 
-    python tests/fuzz/fuzz.py --seconds 60 [--seed 0] [--out FOLDER] [--readers delta,bundle]
+    python tests/fuzz/fuzz.py --seconds 60 [--seed 0] [--out FOLDER] [--readers delta,bundle] [--results FILE]
 
 Inputs are changed golden files of every format, so that each is nearly right. Whatever comes out of a reader
 but its result or one of sparsetune's errors in printable words is an escape, and so is what takes longer than
@@ -32,7 +32,7 @@ import torch
 
 import sparsetune as st
 from sparsetune.delta.bundles import unpacked
-from sparsetune.host import SEAL, digest_of, taken_bytes
+from sparsetune.host import SEAL, describe_machine, digest_of, taken_bytes
 from sparsetune.narrow.network import load_slim
 from sparsetune.train.checkpoint import read_history, read_settings
 
@@ -268,6 +268,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("escaped"))
+    parser.add_argument("--results", type=Path, help="a file to which a line with what was seen is added")
     parser.add_argument("--readers", default=",".join(READERS))
     given = parser.parse_args()
     chance, ends = random.Random(given.seed), time.monotonic() + given.seconds
@@ -299,11 +300,17 @@ def main() -> int:
                 kept.write_bytes(data)
                 print(f"{kept}: {found}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(
-        json.dumps(
-            {"inputs": counts.total(), "escapes": escapes, "peak_mib": peak, **dict(sorted(counts.items()))}
-        )
-    )
+    seen = {
+        "inputs": counts.total(),
+        "escapes": escapes,
+        "peak_mib": peak,
+        "by": dict(sorted(counts.items())),
+    }
+    print(json.dumps(seen))
+    if given.results:
+        row = {"seed": given.seed, "seconds": given.seconds, **seen, "run": describe_machine()}
+        with given.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
     return 1 if escapes else 0
 
 
