@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.backbone import Backbone, fingerprint, origin_of
@@ -29,7 +28,7 @@ from sparsetune.delta.rebuild import (
     same_backbone,
 )
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, notify
-from sparsetune.host import SEAL, digest_of, write_bytes
+from sparsetune.host import sealed_bytes, write_bytes
 from sparsetune.parts import Plan, head_names, role_of, under, unwrapped
 from sparsetune.sliced import (
     Taught,
@@ -161,8 +160,7 @@ def write_plain(net: nn.Module, path: str | Path, about: Mapping[str, str] | Non
         StorageError: When the file cannot be written.
     """
     tensors = {name: value.clone().contiguous() for name, value in net.state_dict().items()}
-    sealed = {"format": "pt", **(about or {}), SEAL: digest_of(tensors)}
-    write_bytes(path, to_bytes(tensors, metadata=sealed))
+    write_bytes(path, sealed_bytes(tensors, {"format": "pt", **(about or {})}))
 
 
 def load(

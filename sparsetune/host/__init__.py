@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         plain_file,
         read_sealed,
         replacing,
+        sealed_bytes,
         write_bytes,
         write_text,
     )
@@ -79,6 +80,7 @@ __all__ = [
     "read_sealed",
     "reason",
     "replacing",
+    "sealed_bytes",
     "seconds_from",
     "share",
     "size",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import os
 import re
 import secrets
@@ -113,6 +114,25 @@ def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
         digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def sealed_bytes(tensors: Mapping[str, Tensor], texts: Mapping[str, str], key: str | None = None) -> bytes:
+    """Return a safetensors file with :func:`digest_of` its tensors in it, the same bytes in each process.
+
+    Args:
+        tensors: What it holds.
+        texts: Its metadata.
+        key: The one among these that the digest covers too.
+    """
+    from safetensors.torch import save
+
+    data = save(dict(tensors), {**texts, SEAL: digest_of(tensors, texts[key] if key else "")})
+    start = 8 + int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:start])
+    table["__metadata__"] = dict(sorted(table["__metadata__"].items()))  # safetensors shuffles them
+    head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head + data[start:]
 
 
 def read_sealed(path: str | Path, key: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -144,7 +144,8 @@ def make(folder: Path | None, name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"cannot write {folder}: {error.strerror}; free space or choose another --out, then try again."
+            f"cannot write {folder / CONFIG}: {error.strerror}; free space or choose another --out, then try "
+            "again."
         ) from error
     return folder
 

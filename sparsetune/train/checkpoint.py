@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sparsetune.errors import StorageError
-from sparsetune.host import SEAL, digest_of, read_sealed, reason, write_bytes
+from sparsetune.host import read_sealed, reason, sealed_bytes, write_bytes
 from sparsetune.train.history import Epoch
 
 KEY = "sparsetune.training"
@@ -165,8 +164,7 @@ def write_checkpoint(
     state: dict[str, Any] = {"random": list(states)}
     state |= {name: part.state_dict() for name, part in parts.items()}
     value = {"config": config, "position": vars(position), "state": _pack(state, tensors)}
-    text = json.dumps(value)
-    write_bytes(path, to_bytes(tensors, metadata={KEY: text, SEAL: digest_of(tensors, text)}))
+    write_bytes(path, sealed_bytes(tensors, {KEY: json.dumps(value)}, KEY))
 
 
 def read_checkpoint(

@@ -156,7 +156,8 @@ def test_a_backbone_file_that_is_missing_or_another(sparsetune, refused):
     assert "which is not at hand; pass its path as backbone (--backbone" in refused("eval", delta)
     assert "but w8.safetensors gives" in refused("eval", delta, "--backbone", "w8.safetensors")
     assert "which is not at hand" in refused("eval", delta, "--backbone", "nowhere.safetensors")
-    refused("verify", delta, code=1)
+    refused("verify", delta, code=3)
+    assert sparsetune("verify", delta, "--json", code=3).json["intact"] is None
     sparsetune("verify", delta, "--backbone", "w7.safetensors")
     sparsetune("merge", delta, "--backbone", "w7.safetensors", "-o", "m.safetensors")
 
