@@ -126,13 +126,13 @@ def test_too_little_memory_is_one_sentence(tmp_path):
     code = (
         "import resource, sys, torch, timm; from sparsetune.cli import main;"
         "from sparsetune.host import taken_bytes;"
-        "resource.setrlimit(resource.RLIMIT_DATA, (taken_bytes('VmData') + 300 * 2**20,) * 2);"
-        f"sys.argv[1:] = {[*SHORT.split(), '--size', '256', '--batch-size', '200', '--out', 'r']!r}; main()"
+        "resource.setrlimit(resource.RLIMIT_DATA, (taken_bytes('VmData') + 250 * 2**20,) * 2);"
+        f"sys.argv[1:] = {[*SHORT.split(), '--size', '160', '--batch-size', '100', '--out', 'r']!r}; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert (
-        "a step on 200 pictures takes more memory than there is; give a smaller --batch-size" in done.stderr
+        "a step on 100 pictures takes more memory than there is; give a smaller --batch-size" in done.stderr
     )
     assert "Traceback" not in done.stderr
     assert not Path("r").exists()
