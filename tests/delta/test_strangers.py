@@ -116,8 +116,8 @@ def test_what_is_said_of_it_is_short_and_plain(forged, change):
 
 
 def test_buffers_that_no_file_lists_are_counted(forged):
-    """`test_vit_relpos` keeps a table of all pairs of patches, which is in no `state_dict`."""
-    path = forged(model(name="test_vit_relpos", kwargs={"img_size": 1024}, num_classes=2))
+    """`vit_relpos_small_patch16_224` keeps a table of all pairs of patches, which is in no `state_dict`."""
+    path = forged(model(name="vit_relpos_small_patch16_224", kwargs={"img_size": 1024}, num_classes=2))
     with pytest.raises(BackboneError, match=r"takes more than 512\.00 MiB of memory"):
         st.load(path, max_bytes=GIB // 2)
 
@@ -162,7 +162,7 @@ def test_real_tensors_are_foreseen():
     ("name", "dtype"),
     [
         ("resnet18", "float64"),
-        ("test_vit_relpos", "float32"),
+        ("vit_relpos_small_patch16_224", "float32"),
         pytest.param("resnet18", "float32", marks=pytest.mark.slow),
         pytest.param("swin_tiny_patch4_window7_224", "float32", marks=pytest.mark.slow),
         pytest.param("swin_tiny_patch4_window7_224", "float64", marks=pytest.mark.slow),
