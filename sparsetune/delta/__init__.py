@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sparsetune.delta.bundles import bundle, is_bundle, unpacked
     from sparsetune.delta.container import LIMIT, compress, is_delta, read_delta, read_header
     from sparsetune.delta.header import Header, header_text, parse_header, text_digest
-    from sparsetune.delta.rebuild import LIBRARIES, check_fit, other_versions, try_out_elsewhere
+    from sparsetune.delta.rebuild import LIBRARIES, check_fit, described, other_versions
     from sparsetune.delta.saving import (
         check_savable,
         check_told,
@@ -44,6 +44,7 @@ __all__ = [
     "check_fit",
     "check_savable",
     "check_told",
+    "described",
     "compress",
     "diff",
     "file_bytes",
@@ -56,7 +57,6 @@ __all__ = [
     "load",
     "longest_noted",
     "other_versions",
-    "try_out_elsewhere",
     "parse_header",
     "read_delta",
     "read_header",

@@ -96,10 +96,9 @@ def rebuild(
             f"{path} was made with generator {root.generator} of seeded values and this sparsetune has "
             f"{GENERATOR_VERSION}; install sparsetune=={header.versions.get('sparsetune', 'unknown')}."
         )
-    limit = usable_bytes() if max_bytes is None else max_bytes
+    limit = usable_bytes(max_bytes)
     try:
-        try_out_elsewhere(header.origin, limit)
-        empty = skeleton(header.origin, limit)
+        empty = described(header.origin, limit)
         made = plan(empty, header.learn)
     except (ConfigError, UnknownNameError) as error:
         _, wrote, here = _versions(header)
@@ -111,6 +110,16 @@ def rebuild(
     if root.kind == "file" and backbone is None:
         backbone = Path(path).parent / Path(root.source or "").name
     return recreate(header.origin, backbone)
+
+
+def described(origin: Origin, limit: int | None) -> nn.Module:
+    """Build a stranger's model without its values, within bounds of memory and time.
+
+    Raises:
+        SparsetuneError: As :func:`try_out_elsewhere` and ``skeleton`` raise.
+    """
+    try_out_elsewhere(origin, limit)
+    return skeleton(origin, limit)
 
 
 def try_out_elsewhere(origin: Origin, limit: int | None) -> None:
@@ -296,8 +305,7 @@ def check_values(header: Header, max_bytes: int | None) -> None:
     Raises:
         BackboneError: When they would not.
     """
-    limit = usable_bytes() if max_bytes is None else max_bytes
-    _check_bytes("it holds values that take", _value_bytes(header), limit)
+    _check_bytes("it holds values that take", _value_bytes(header), usable_bytes(max_bytes))
 
 
 def _value_bytes(header: Header) -> int:

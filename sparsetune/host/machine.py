@@ -70,12 +70,14 @@ def free_bytes(device: torch.device) -> int:
         return 0
 
 
-def usable_bytes() -> int | None:
-    """Return how much memory one model may take here; ``None`` where nothing tells it.
+def usable_bytes(asked: int | None = None) -> int | None:
+    """Return how much memory one model may take here: what was asked for; ``None`` where nothing tells it.
 
-    That is half of what is free: of the system, below a container's limit, and below the process's own. The
-    other half is for what is done with the model.
+    Where nothing was, that is half of what is free: of the system, below a container's limit, and below the
+    process's own. The other half is for what is done with the model.
     """
+    if asked is not None:
+        return asked
     containers = (_left_in(Path("/sys/fs/cgroup") / folder) for folder in CONTAINERS)
     found = [_told_by_system(), *containers, *(_left_of(*limit) for limit in LIMITS.items())]
     free = min((each for each in found if each is not None), default=None)

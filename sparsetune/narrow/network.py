@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from sparsetune.backbone import HUB, ORIGIN, skeleton
+from sparsetune.backbone import HUB, ORIGIN
 from sparsetune.delta import (
     LIMIT,
     Header,
+    described,
     header_text,
     other_versions,
     parse_header,
     text_digest,
-    try_out_elsewhere,
     write_plain,
 )
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, notify
@@ -256,9 +256,7 @@ def _wide(path: str | Path, header: Header, allow_network: bool, max_bytes: int 
         raise BackboneError(
             f"{path} is a slim {header.model}; pass allow_network=True to let that be fetched."
         )
-    limit = usable_bytes() if max_bytes is None else max_bytes
-    try_out_elsewhere(header.origin, limit)
-    return skeleton(header.origin, limit)
+    return described(header.origin, usable_bytes(max_bytes))
 
 
 def _read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:

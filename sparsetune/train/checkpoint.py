@@ -184,7 +184,7 @@ def read_checkpoint(
     Raises:
         StorageError: When the file is damaged or comes from a training with other settings or other data.
     """
-    value, tensors = _read(path)
+    value, position, tensors = _read(path)
     before = value["config"]
     passed = DIGEST if before.get(DIGEST) is None else DATA
     differing = [name for name in config if name != passed and before.get(name) != config[name]]
@@ -202,7 +202,7 @@ def read_checkpoint(
             part.load_state_dict(state[name])
         if process < len(state["random"]):
             _set_random_state(state["random"][process])
-        return Position(**value["position"])
+    return position
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -221,11 +221,10 @@ def read_history(path: Path) -> list[Epoch]:
     Raises:
         StorageError: When the file is damaged.
     """
-    position = Position(**_read(path)[0]["position"])
-    return [Epoch(**record) for record in position.history]
+    return [Epoch(**record) for record in _read(path)[1].history]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], Position, dict[str, Tensor]]:
     with _intact(path):
         texts, tensors = read_sealed(path, KEY)
         value = json.loads(texts[KEY])
@@ -235,7 +234,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError("it does not say where the training stands")
         if len([Epoch(**record) for record in position.history]) != position.epoch:
             raise ValueError("its history is not that of its epochs")
-        return value, tensors
+        return value, position, tensors
 
 
 @contextmanager
