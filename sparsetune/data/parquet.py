@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,15 @@ from sparsetune.data.images import Images, decode
 from sparsetune.data.layout import Folder, SplitName
 from sparsetune.data.splits import Split
 from sparsetune.errors import DataError
-from sparsetune.host import reason, replacing
+from sparsetune.host import json_from, reason, replacing, size, usable_bytes
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MAX_CLASSES = 1_000_000
 UNLABELLED = -1
+ROW = 2 * np.dtype(np.int64).itemsize
+"""Bytes that a row takes beside its picture: the label, and where the picture ends."""
+SMALLER = "use a larger machine, or a folder of image files, which are read one by one"
 _BUFFER = 1 << 22
 _OF = re.compile(r"-\d+-of-(\d+).*", re.IGNORECASE)
 
@@ -95,8 +97,8 @@ def read(files: Sequence[Path], required: bool) -> tuple[Split | None, tuple[str
         class names if the files tell them.
 
     Raises:
-        DataError: When a file is damaged, lacks a column, or holds a label out of range, or when two files
-            differ in their class names.
+        DataError: When a file is damaged, lacks a column, holds a label out of range, or unpacks to more than
+            may be taken here, or when two files differ in their class names.
     """
     shards: list[Shard] = []
     labels: list[NDArray[np.int64] | None] = []
@@ -133,37 +135,58 @@ def _read_file(
     shards: list[Shard] = []
     labels: list[pa.Array] = []
     try:
-        with pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as parquet:
-            schema = parquet.schema_arrow
-            image = _column(schema, IMAGE_COLUMNS, file)
-            if not (required or any(name in schema.names for name in LABEL_COLUMNS)):
-                return None, shards, None
-            label = _column(schema, LABEL_COLUMNS, file)
-            _check_types(schema, image, label, file)
-            classes = _class_names(schema, label, file)
-            row = 0
-            columns = [f"{image}.bytes", label]
-            for batch in parquet.iter_batches(_batch_size(parquet.metadata, image), columns=columns):
-                struct = batch.column(0)
-                shards.append(_shard(str(file), row, struct.flatten()[0].cast(pa.large_binary())))
+        metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        image = _column(schema, IMAGE_COLUMNS, file)
+        if not (required or any(name in schema.names for name in LABEL_COLUMNS)):
+            return None, shards, None
+        label = _column(schema, LABEL_COLUMNS, file)
+        _check_types(schema, image, label, file)
+        classes = _class_names(schema, label, file)
+        column, rows, most = f"{image}.bytes", metadata.num_rows, usable_bytes()
+        unpacked, largest = _unpacked(metadata, column)
+        _check_bytes(file, unpacked + ROW * rows, most)
+        few = [_BUFFER * rows // max(unpacked, 1), 4096]
+        if largest and most is not None:
+            few.append(most // 16 // largest)  # its reader holds them several times
+        with pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER, pre_buffer=False) as opened:
+            row, kept = 0, ROW * rows
+            for batch in opened.iter_batches(max(1, min(few)), columns=[column, label]):
+                shards.append(_shard(str(file), row, batch.column(0).flatten()[0].cast(pa.large_binary())))
                 labels.append(batch.column(1))
                 row += len(batch)
+                kept += shards[-1].data.nbytes
+                _check_bytes(file, kept, most)
+    except pa.ArrowMemoryError as error:
+        raise DataError(f"{str(file)!r} does not fit into memory ({reason(error)}); {SMALLER}.") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{str(file)!r} cannot be read as a Parquet file ({reason(error, None)}); fetch it again."
         ) from error
-    column = pa.chunked_array(labels, schema.field(label).type)
-    return classes, shards, None if _bare(column) and not required else _labels(column, classes, file)
+    told = pa.chunked_array(labels, schema.field(label).type)
+    return classes, shards, None if _bare(told) and not required else _labels(told, classes, file)
 
 
-def _batch_size(metadata: Any, image: str) -> int:
-    """Return how many rows take about ``_BUFFER`` bytes, so that little is held beside what is kept."""
+def _unpacked(metadata: Any, column: str) -> tuple[int, int]:
+    """Return the bytes of a column's pages, as the file tells them, and the most that one of its rows has.
+
+    The latter is told only where rows name values of a dictionary, so that a few pages make any number of
+    bytes; elsewhere it is 0.
+    """
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    total: int = sum(
-        each.total_uncompressed_size for each in columns if each.path_in_schema == f"{image}.bytes"
-    )
-    return max(1, min(4096, _BUFFER * int(metadata.num_rows) // max(total, 1)))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    found = [chunk for chunk in chunks if chunk.path_in_schema == column]
+    named = [each for each in found if any("DICTIONARY" in encoding for encoding in each.encodings)]
+    largest = max((each.total_uncompressed_size for each in named), default=0)
+    return sum(each.total_uncompressed_size for each in found), largest
+
+
+def _check_bytes(file: Path, needed: int, limit: int | None) -> None:
+    """Refuse what would not fit: pages of a few kilobytes may unpack to gigabytes."""
+    if limit is not None and needed > limit:
+        raise DataError(
+            f"{str(file)!r} unpacks to {size(needed)} at least, of {size(limit)} to be taken here; {SMALLER}."
+        )
 
 
 def _shard(file: str, row: int, chunk: Any) -> Shard:
@@ -223,9 +246,9 @@ def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...] | None:
     metadata = schema.metadata or {}
     try:
         if b"label_names" in metadata:
-            names = json.loads(metadata[b"label_names"])
+            names = json_from(metadata[b"label_names"])
         elif b"huggingface" in metadata:
-            names = json.loads(metadata[b"huggingface"])["info"]["features"][label].get("names")
+            names = json_from(metadata[b"huggingface"])["info"]["features"][label].get("names")
         else:
             names = None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, check_told, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, Interrupted, OutOfMemoryError, SparsetuneError, notify
-from sparsetune.host import DELTA, is_address, replacing, size, write_text
+from sparsetune.host import DELTA, is_address, json_from, reason, replacing, size, write_text
 from sparsetune.parts import Plan
 from sparsetune.runs.choosing import Choice, Choosing, choose
 from sparsetune.runs.folder import (
@@ -56,6 +56,7 @@ from sparsetune.train import (
     predict_logits,
     processes,
     read_history,
+    records_from,
     score,
 )
 
@@ -309,10 +310,11 @@ def _write_history(path: Path, history: list[Epoch]) -> None:
 
 def _read_history(path: Path) -> list[Epoch]:
     try:
-        return [Epoch(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        return records_from(map(json_from, path.read_text().splitlines()))
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} of a finished run cannot be read; remove its folder, or choose another --out."
+            f"{path} of a finished run cannot be read ({reason(error)}); remove its folder, or choose "
+            "another --out."
         ) from error
 
 

@@ -44,6 +44,15 @@ class Row:
     result: dict[str, Any]
     about: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.id, str) and all(isinstance(value, dict) for value in self.told)):
+            raise TypeError("a row is not one of a finished job")
+
+    @property
+    def told(self) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
+        """All but the id."""
+        return self.settings, self.result, self.about
+
 
 def to_lines(first: dict[str, Any], rows: Iterable[Row]) -> str:
     """Return JSON lines: ``first``, which says what was asked for, then a line for each result."""
@@ -90,7 +99,7 @@ class Store:
         Raises:
             StorageError: When it cannot be written.
         """
-        values = (row.id, *(json.dumps(value) for value in (row.settings, row.result, row.about)))
+        values = (row.id, *(json.dumps(value) for value in row.told))
         self._write("INSERT INTO results VALUES (?, ?, ?, ?)", values)
 
     def note(self, name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ Imports ``data``, ``sliced``, ``narrow`` and ``delta``. Whatever trains goes thr
 """
 
 from sparsetune.train.checkpoint import read_history
-from sparsetune.train.history import Epoch, History, Start, Step, Watch, final, is_finished
+from sparsetune.train.history import Epoch, History, Start, Step, Watch, final, is_finished, records_from
 from sparsetune.train.inputs import pictures_for
 from sparsetune.train.loop import fit, fit_quietly, train
 from sparsetune.train.metrics import (
@@ -78,6 +78,7 @@ __all__ = [
     "processes",
     "read_history",
     "recipe_for",
+    "records_from",
     "score",
     "scores",
     "set_aside",

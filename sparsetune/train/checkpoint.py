@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsetune.errors import StorageError
 from sparsetune.host import read_sealed, reason, sealed_bytes, write_bytes
-from sparsetune.train.history import Epoch
+from sparsetune.train.history import Epoch, records_from
 
 KEY = "sparsetune.training"
 WRONG = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError)
@@ -199,10 +199,40 @@ def read_checkpoint(
     with _intact(path):
         state = _unpack(value["state"], tensors)
         for name, part in parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                _check_optimizer(part, state[name])
             part.load_state_dict(state[name])
         if process < len(state["random"]):
             _set_random_state(state["random"][process])
     return position
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Refuse a state of other parameters: ``load_state_dict`` takes it, and the next step fails.
+
+    Raises:
+        ValueError: When it is one.
+    """
+    for group, saved in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True):
+        if saved["params"] != group["params"]:
+            raise ValueError("its optimiser is of other parameters")
+        if wrong := [name for name, value in saved.items() if not _alike(value, group.get(name, value))]:
+            raise ValueError(f"{wrong[0]} of its optimiser is {str(saved[wrong[0]])[:50]!r}")
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    names: dict[int, Any] = {}
+    for number, values in state["state"].items():
+        shape = parameters[number].shape
+        sizes = {size for value in values.values() if isinstance(value, Tensor) for size in value.shape}
+        if sizes - {*shape, 1} or names.setdefault(len(shape), values.keys()) != values.keys():
+            raise ValueError(f"what its optimiser knows of parameter {number} is not of that one's shape")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two settings of an optimiser are of one kind."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    numbers = (int, float)
+    return type(one) is type(other) or (type(one) in numbers and type(other) in numbers)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -221,7 +251,7 @@ def read_history(path: Path) -> list[Epoch]:
     Raises:
         StorageError: When the file is damaged.
     """
-    return [Epoch(**record) for record in _read(path)[1].history]
+    return records_from(_read(path)[1].history)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Position, dict[str, Tensor]]:
@@ -232,7 +262,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Position, dict[str, Tensor]]:
         counts = (position.epoch, position.step, position.correct)
         if not isinstance(value["config"], dict) or not all(type(n) is int and n >= 0 for n in counts):
             raise ValueError("it does not say where the training stands")
-        if len([Epoch(**record) for record in position.history]) != position.epoch:
+        if len(records_from(position.history)) != position.epoch:
             raise ValueError("its history is not that of its epochs")
         return value, position, tensors
 

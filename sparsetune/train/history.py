@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from html import escape
 from typing import Any, Literal
 
@@ -71,6 +71,12 @@ class Epoch:
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values, those that were measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+KINDS: dict[str, tuple[type, ...]] = {field.name: (float, int) for field in fields(Epoch)}
+KINDS |= {"epoch": (int,), "kept": (int,), "stopped": (bool,)}
+NEEDED = {field.name for field in fields(Epoch) if field.default is MISSING}
+"""What a record holds, of which type, and what every one does."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,25 @@ class History(list[Epoch]):
             half = MOST_SHOWN // 2
             rows = [*rows[:half], ["…"] * len(rows[0]), *rows[-half:]]
         return ["epoch", "loss", "train", watched, "seconds"], rows
+
+
+def records_from(values: Iterable[Any]) -> list[Epoch]:
+    """Rebuild the records of a training's epochs, of which each was given by :meth:`Epoch.to_json`.
+
+    Raises:
+        ValueError: When they are not such records, of the first epoch and those after it.
+    """
+    records = []
+    for number, value in enumerate(values, 1):
+        if not (isinstance(value, dict) and NEEDED <= value.keys() <= KINDS.keys()):
+            raise ValueError(f"the record of epoch {number} has not the fields of one")
+        if wrong := [name for name, each in value.items() if type(each) not in KINDS[name]]:
+            raise ValueError(f"{wrong[0]} of epoch {number} is {str(value[wrong[0]])[:50]!r}")
+        record = Epoch(**value)
+        if record.epoch != number or not 1 <= (record.kept or number) <= number:
+            raise ValueError(f"the record of epoch {number} is of another")
+        records.append(record)
+    return records
 
 
 def is_finished(history: Sequence[Epoch], config: FitConfig) -> bool:

@@ -180,13 +180,9 @@ def train(
         training = _Training(net, data, config, same, checkpoint, group)
         if resume and checkpoint is not None and checkpoint.is_file():
             training.position = read_checkpoint(checkpoint, training.settings, training.parts, group.index)
-            if training.position.step > training.steps:
-                raise StorageError(
-                    f"{checkpoint} stands at step {training.position.step} of an epoch of {training.steps}; "
-                    "remove it to start anew."
-                )
             if data.test is None:  # versions before this one called what was held out the test
                 training.position.history = [_renamed(each) for each in training.position.history]
+            training.check_position(checkpoint)
         try:
             with group.logging({DATA: data.name, **config.decisive}):
                 while not training.is_finished and training.run_epoch(deadline, watch):
@@ -246,9 +242,29 @@ class _Training:
         return {**parts, "best": self.best} if self.config.keep == "best" else parts
 
     @property
+    def watched(self) -> str:
+        """The split that every epoch is looked at with."""
+        return "test" if self.data.validation is None else "validation"
+
+    @property
     def is_finished(self) -> bool:
         """Whether there is no epoch left to train."""
         return is_finished([Epoch(**record) for record in self.position.history[-1:]], self.config)
+
+    def check_position(self, checkpoint: Path) -> None:
+        """Refuse a position, read from ``checkpoint``, that this training cannot be at.
+
+        Raises:
+            StorageError: When it lies beyond the end, or its epochs were looked at with another split.
+        """
+        place, epochs = self.position, self.config.epochs
+        if place.step > self.steps or place.epoch > epochs:
+            what = f"stands at step {place.step} of {self.steps} after {place.epoch} of {epochs} epochs"
+        elif any(f"{self.watched}_loss" not in record for record in place.history):
+            what = f"has epochs without {self.watched} pictures"
+        else:
+            return
+        raise StorageError(f"{checkpoint} {what}; remove it to start anew.")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -326,7 +342,7 @@ class _Training:
         self.stepper.settle()
         epoch, kept, stopped = position.epoch + 1, None, None
         last = epoch == self.config.epochs
-        found = {"test" if self.data.validation is None else "validation": self._scores(self.feeds[1])}
+        found = {self.watched: self._scores(self.feeds[1])}
         if "validation" in found:
             losses = [*(record["validation_loss"] for record in position.history), found["validation"].nll]
             best = 1 + losses.index(min(losses))

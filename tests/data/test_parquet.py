@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,58 @@ def test_no_rows(make: Any, tmp_path: Path) -> None:
 def test_a_row_without_bytes(make: Any, tmp_path: Path) -> None:
     make.parquet(tmp_path / "test.parquet", [make.encoded(0), None], [0, 0], names="a")
     refused(tmp_path, r"^image in row 1 of .*test.parquet' cannot be decoded \(it is none of JPEG, PNG")
+
+
+PICTURES = pa.schema([("image", pa.struct([("bytes", pa.binary())])), ("label", pa.int64())])
+LIMIT = 1 << 30
+"""Bytes beside its own that a process may take; half of that is for what it reads."""
+
+
+def test_rows_that_name_values_of_a_dictionary(make: Any, tmp_path: Path) -> None:
+    """What repeats is stored once, in each of three groups of rows, until the dictionary is full."""
+    chance = np.random.default_rng(0)
+    some = [chance.bytes(int(size)) for size in chance.integers(0, 3000, 1000)]
+    rows = [some[int(number)] for number in chance.integers(0, 1000, 3000)]
+    values = [{"bytes": row} for row in rows]
+    table = pa.table({"image": values, "label": [0, 1] * 1500}, schema=PICTURES)
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=1200, dictionary_pagesize_limit=400_000)
+    column = pq.read_metadata(tmp_path / "train.parquet").row_group(0).column(0)
+    assert column.has_dictionary_page
+    assert "PLAIN" in column.encodings
+    split, _ = parquet.read([tmp_path / "train.parquet"], required=True)
+    assert [split.images.stored(number) for number in range(3000)] == rows
+
+
+@pytest.mark.parametrize(
+    ("row", "rows", "groups", "dictionary"),
+    [(b"\0" * 400_000, 250, 16, True), (b"\0" * 4_000_000, 20, 20, False), (None, 8_000_000, 5, False)],
+    ids=["rows of a dictionary", "pages of zeros", "rows of nothing"],
+)
+def test_files_that_unpack_to_gigabytes(
+    tmp_path: Path, row: bytes | None, rows: int, groups: int, dictionary: bool
+) -> None:
+    """A file of few bytes is refused before they are there."""
+    path = tmp_path / "train.parquet"
+    with pq.ParquetWriter(path, PICTURES, compression="zstd", use_dictionary=dictionary) as file:
+        values = pa.array([row], pa.binary()).take(pa.array(np.zeros(rows, np.int64)))
+        image = pa.StructArray.from_arrays([values], ["bytes"])
+        table = pa.table([image, pa.array(np.zeros(rows, np.int64))], schema=PICTURES)
+        for _ in range(groups):
+            file.write_table(table)
+    assert path.stat().st_size < 2 << 20
+    code = (
+        "import resource, sys, sparsetune as st; from sparsetune.data import parquet;"
+        "from sparsetune.host import taken_bytes; before = taken_bytes('VmHWM')\n"
+        f"resource.setrlimit(resource.RLIMIT_DATA, (taken_bytes('VmData') + {LIMIT},) * 2)\n"
+        "try: st.open_data(sys.argv[1])\n"
+        "except st.SparsetuneError as error: print(error)\n"
+        "print(taken_bytes('VmHWM') - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    told, taken = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "unpacks to " in told
+    assert "use a larger machine, or a folder of image files" in told
+    assert int(taken) < LIMIT
 
 
 REAL = os.environ.get("SPARSETUNE_TEST_DATA")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import random
 import re
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -28,20 +30,28 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 import sparsetune as st
 from sparsetune.delta.bundles import unpacked
 from sparsetune.host import SEAL, describe_machine, digest_of, taken_bytes
 from sparsetune.narrow.network import load_slim
+from sparsetune.runs.run import run
+from sparsetune.studies.paper import read_results, write_report
+from sparsetune.studies.store import open_store
 from sparsetune.train.checkpoint import read_history, read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from forge import Parts, resealed, sealed
+from forge import STOPPED, Parts, resealed, sealed
 
 FLAT = tuple(f"format{number}" for number in range(1, 6))
 """Of the files with an index of their own."""
 GOLDEN = Path(__file__).parent.parent / "golden"
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "paper" / "cifar10-subset.jsonl"
 SLOW = 10.0
 MEMORY = 3 << 30
 """Bytes that the process may take beyond those that it starts with; readers may take a sixth of that."""
@@ -118,6 +128,88 @@ def backbone(path: Path) -> object:
     return st.create("densenet100_12", depth=10, growth_rate=2, num_classes=10, checkpoint=path)
 
 
+def resume(path: Path) -> object:
+    """Go on with the golden run from a checkpoint, by a step."""
+    return _run(path, "checkpoint.safetensors", time_budget=0.0)
+
+
+def finished(path: Path) -> object:
+    """Open a run that has its delta, with a history."""
+    return _run(path, "metrics.jsonl")
+
+
+def settings(path: Path) -> object:
+    """Open a run with settings."""
+    return _run(path, "config.json", time_budget=0.0)
+
+
+def _run(path: Path, name: str, time_budget: float | None = None) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (GOLDEN / "run-stopped").iterdir():
+            if name != "metrics.jsonl" or file.name != "checkpoint.safetensors":
+                shutil.copy(file, folder)
+        if name == "metrics.jsonl":
+            Path(folder, "delta.safetensors").touch()
+        shutil.copy(path, Path(folder, name))
+        return run(STOPPED, Path(folder), resume=True, time_budget=time_budget)
+
+
+def pictures(path: Path) -> object:
+    """Read a Parquet file of pictures, and the pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, Path(folder, "train.parquet"))
+        data = st.open_data(folder)
+        return [picture for picture, _ in data.train or ()]
+
+
+def rows(path: Path) -> object:
+    """Read the results of a study, and make its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_report(*read_results(path), Path(folder))
+
+
+def store(path: Path) -> object:
+    """Read the results of a study from its database."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, Path(folder, "results.sqlite"))
+        with open_store(Path(folder), write=False) as opened:
+            return opened.rows(), opened.noted("selection")
+
+
+def sources(folder: Path) -> dict[str, list[Path]]:
+    """Write what is no golden file: a history, pictures, results; give it by the name of its reader."""
+    history = folder / "metrics.jsonl"
+    records = [
+        {"epoch": n, "lr": 0.1, "train_loss": 2.0, "train_top1": 0.5, "test_top1": 0.5} for n in (1, 2)
+    ]
+    history.write_text("\n".join(map(json.dumps, records)))
+    coded = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(coded, "PNG")
+    table = pa.table({"image": [{"bytes": coded.getvalue(), "path": None}] * 40, "label": [0, 1] * 20})
+    told = {b"label_names": b'["a", "b"]'}
+    for kind in ("snappy", "zstd", "none"):
+        pq.write_table(
+            table.replace_schema_metadata(told),
+            folder / f"{kind}.parquet",
+            compression=kind,
+            row_group_size=25,
+        )
+    database = folder / "study"
+    found, selection = read_results(RESULTS)
+    with open_store(database, write=True) as opened:
+        for row in found[:3]:
+            opened.add(row)
+        opened.note("selection", selection)
+    opened.connection.close()
+    return {
+        "finished": [history],
+        "settings": [GOLDEN / "run-stopped" / "config.json"],
+        "pictures": sorted(folder.glob("*.parquet")),
+        "rows": [RESULTS],
+        "store": [database / "results.sqlite"],
+    }
+
+
 READERS: dict[str, tuple[Reader, str]] = {
     "inspect": (st.inspect, "format*.safetensors"),
     "delta": (lambda path: st.load(path, max_bytes=MEMORY // 6), "format*.safetensors"),
@@ -125,7 +217,14 @@ READERS: dict[str, tuple[Reader, str]] = {
     "slim": (lambda path: load_slim(path, max_bytes=MEMORY // 6), "slim*.safetensors"),
     "checkpoint": (checkpoint, "run-stopped/checkpoint.safetensors"),
     "backbone": (backbone, "slim*.safetensors"),
+    "resume": (resume, "run-stopped/checkpoint.safetensors"),
+    "finished": (finished, ""),
+    "settings": (settings, ""),
+    "pictures": (pictures, ""),
+    "rows": (rows, ""),
+    "store": (store, ""),
 }
+"""What is read, and which golden files are changed for it; the others' files are made."""
 
 
 def bent(data: bytes, chance: random.Random) -> bytes:
@@ -231,6 +330,16 @@ def rewritten(data: bytes, chance: random.Random) -> bytes:
     return struct.pack("<Q", len(head)) + head + body
 
 
+def relined(data: bytes, chance: random.Random) -> bytes:
+    """Forge lines of JSON, or a file of it."""
+    lines = data.decode().splitlines()
+    whole = len(lines[0]) < 3
+    values = [json.loads(data)] if whole else [json.loads(line) for line in lines[:9]]
+    number = chance.randrange(len(values))
+    values[number] = twisted(values[number], chance)
+    return "\n".join(map(json.dumps, values)).encode()
+
+
 def _tensors(path: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -275,19 +384,27 @@ def main() -> int:
     names = given.readers.split(",")
     for name in names:  # what is loaded late is loaded before memory is limited
         read, pattern = READERS[name]
-        escaped(read, sorted(GOLDEN.glob(pattern))[0])
+        if pattern:
+            escaped(read, sorted(GOLDEN.glob(pattern))[0])
     most = (taken_bytes("VmData") or 0) + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     warnings.simplefilter("ignore")
     counts, escapes = Counter[str](), 0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "input.safetensors"
+        made = sources(Path(folder))
+        path = Path(folder) / "input"
         while time.monotonic() < ends:
             name = chance.choice(names)
             read, pattern = READERS[name]
-            source = chance.choice(sorted(GOLDEN.glob(pattern)))
+            source = chance.choice(made.get(name) or sorted(GOLDEN.glob(pattern)))
             how = chance.choice(("bent", "rewritten", "reindexed"))
-            if how == "reindexed":
+            if name in made:
+                how = (
+                    "bent" if source.suffix in (".parquet", ".sqlite") else chance.choice(("bent", "relined"))
+                )
+            if how == "relined":
+                data = relined(source.read_bytes(), chance)
+            elif how == "reindexed":
                 data = reindexed(source, path, chance)
             else:
                 data = (bent if how == "bent" else rewritten)(source.read_bytes(), chance)
@@ -296,7 +413,7 @@ def main() -> int:
             if found := escaped(read, path):
                 escapes += 1
                 given.out.mkdir(parents=True, exist_ok=True)
-                kept = given.out / f"{name}-{sha256(data).hexdigest()[:10]}.safetensors"
+                kept = given.out / f"{name}-{sha256(data).hexdigest()[:10]}{source.suffix}"
                 kept.write_bytes(data)
                 print(f"{kept}: {found}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

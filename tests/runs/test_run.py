@@ -273,10 +273,25 @@ def test_damaged_settings_are_one_sentence(tmp_path, text):
     refused(ConfigError, "choose another --out", folder=tmp_path, resume=True)
 
 
-def test_damaged_metrics_of_a_finished_run_are_one_sentence(straight, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"', ""),
+        ('"epoch": 1', '"epoch": 2'),
+        ('"epoch": 1', '"epoch": true'),
+        ('"epoch": 1', '"epoch": 1, "kept": 9'),
+        ('"train_loss"', '"loss"'),
+        ('"lr": ', '"lr": 1'.ljust(400, "0")),
+        ('"seconds": ', '"test_top1": "high", "seconds": '),
+        ("{", "[" * 100_000),
+    ],
+)
+def test_damaged_metrics_of_a_finished_run_are_one_sentence(straight, tmp_path, old, new):
     for name in ("config.json", "delta.safetensors"):
         (tmp_path / name).write_bytes((straight / name).read_bytes())
-    (tmp_path / "metrics.jsonl").write_text("{")
+    text = (straight / "metrics.jsonl").read_text()
+    assert old in text
+    (tmp_path / "metrics.jsonl").write_text(text.replace(old, new, 1))
     refused(ConfigError, "metrics.jsonl of a finished run cannot be read", folder=tmp_path, resume=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import timm.optim
@@ -197,3 +198,60 @@ def test_a_forged_checkpoint_is_one_sentence(stopped):
         with pytest.raises(SparsetuneError) as error:
             run(settings, folder, resume=True)
         assert str(error.value).isprintable(), text[:200]
+
+
+def test_a_state_of_another_optimiser_is_refused(tmp_path):
+    """``load_state_dict`` takes these, and the next step fails."""
+
+    def made(*sizes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        net = nn.Sequential(*(nn.Linear(each, out) for each, out in pairwise(sizes)))
+        return net, torch.optim.AdamW(net.parameters(), lr=0.1)
+
+    net, optimizer = made(3, 2)
+    learn(net, optimizer, 2)
+
+    good = optimizer.state_dict()
+    groups, state = good["param_groups"], good["state"]
+    bad = [
+        {**good, "param_groups": []},
+        {**good, "param_groups": [{**groups[0], "params": [0, 0]}]},
+        {**good, "param_groups": [{**groups[0], "lr": "fast"}]},
+        {**good, "param_groups": [{**groups[0], "betas": [0.9]}]},
+        {**good, "state": {**state, 2: state[0]}},
+        {**good, "state": {**state, 0: {**state[0], "exp_avg": torch.zeros(3, 7)}}},
+        {**good, "state": {0: 3}},
+        {**good, "state": None},
+    ]
+    path = tmp_path / "c"
+    for each in bad:
+        write_checkpoint(path, CONFIG, Position(), {"optimizer": Held(each)}, [random_state()])
+        with pytest.raises(StorageError, match="is not an intact checkpoint"):
+            read_checkpoint(path, CONFIG, {"optimizer": made(3, 2)[1]})
+    write_checkpoint(path, CONFIG, Position(), {"optimizer": optimizer}, [random_state()])
+    read_checkpoint(path, CONFIG, {"optimizer": made(3, 2)[1]})
+    with pytest.raises(StorageError, match="is not an intact checkpoint"):
+        read_checkpoint(path, CONFIG, {"optimizer": made(3, 5, 2)[1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epoch": 9}, "stands at step 2 of 4 after 9 of 3 epochs"),
+        ({"step": 5}, "stands at step 5 of 4 after 1 of 3 epochs"),
+        ({"history": [{"epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_top1": 0.5}]}, "has epochs without"),
+    ],
+)
+def test_a_position_that_a_training_cannot_be_at_is_refused(stopped, change, said):
+    settings, folder = stopped
+    path = folder / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        value = json.loads(file.metadata()["sparsetune.training"])
+    tensors = load_file(path)
+    value["position"] |= change
+    if "epoch" in change:
+        (record,) = value["position"]["history"]
+        value["position"]["history"] = [{**record, "epoch": number} for number in range(1, 10)]
+    text = json.dumps(value)
+    save_file(tensors, path, {"sparsetune.training": text, "sparsetune.digest": digest_of(tensors, text)})
+    with pytest.raises(StorageError, match=said):
+        run(settings, folder, resume=True)

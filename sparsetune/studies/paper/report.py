@@ -12,7 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from sparsetune.host import duration, write_text
+from sparsetune.errors import DataError, SparsetuneError
+from sparsetune.host import duration, reason, write_text
 from sparsetune.studies.intervals import Mark
 from sparsetune.studies.jobs import KINDS
 from sparsetune.studies.paper.experiments import (
@@ -190,10 +191,20 @@ def write_report(rows: Sequence[Row], selection: dict[str, Any], folder: Path) -
         folder: Where.
 
     Raises:
+        DataError: When these are not results of this study.
         StorageError: When it cannot be written.
     """
+    try:
+        text = page(results_of(rows, selection), selection["absent"])
+    except SparsetuneError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"results cannot be shown: one is not as this study writes them ({reason(error)}); take it out, "
+            "or make them anew with `sparsetune reproduce paper`."
+        ) from error
     write_results(rows, selection, folder / DATA)
-    write_text(folder / PAGE, page(results_of(rows, selection), selection["absent"]))
+    write_text(folder / PAGE, text)
     return folder / PAGE
 
 

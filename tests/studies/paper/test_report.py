@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -143,6 +144,30 @@ def test_what_is_no_results_file_is_one_sentence(tmp_path):
     (tmp_path / "x.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"x\.jsonl is not a results\.jsonl of a report"):
         read_results(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"id": 3}', '{"id": "a", "settings": [], "result": {}}'])
+def test_what_is_no_row_is_one_sentence(written, tmp_path, text):
+    first = (written[1].parent / "results.jsonl").read_text().splitlines()[0]
+    (tmp_path / "x.jsonl").write_text(f"{first}\n{text}\n")
+    with pytest.raises(DataError, match=r"x\.jsonl is not a results\.jsonl of a report"):
+        read_results(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {}},
+        {"about": {"versions": 3}},
+        {"result": {"top1": "high", "layers": 3, "learned_parameters": {}}},
+    ],
+)
+def test_rows_that_no_job_wrote_are_one_sentence(written, tmp_path, change):
+    rows, page = written
+    _, selection = read_results(page.parent / "results.jsonl")
+    with pytest.raises(DataError, match="one is not as this study writes them"):
+        write_report([replace(rows[0], **change), *rows[1:]], selection, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_smoke_says_that_it_says_nothing(row, tmp_path):
