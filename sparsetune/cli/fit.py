@@ -371,10 +371,7 @@ def _next(files: list[Path], delta: Path, settings: Run) -> list[str]:
     words = ["sparsetune", "eval", *map(str, files)]
     if settings.data not in NAMES:
         words += ["--data", settings.data]
-    root = inspect(delta).backbone.root
-    if root.kind == "file":
-        words += ["--backbone", str(settings.init_from)]
-    if root.kind == "pretrained":
+    if inspect(delta).backbone.root.kind == "pretrained":
         words += ["--allow-network"]
     return words
 

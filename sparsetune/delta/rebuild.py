@@ -27,7 +27,7 @@ from sparsetune.backbone import (
 )
 from sparsetune.delta.header import Header
 from sparsetune.errors import BackboneError, ConfigError, DeltaError, SparsetuneError, UnknownNameError
-from sparsetune.host import size, taken_bytes, usable_bytes
+from sparsetune.host import CONFIG, json_from, size, taken_bytes, usable_bytes
 from sparsetune.parts import Plan, plan, under
 from sparsetune.sliced import adapt_, adapted, put_stored
 
@@ -71,7 +71,7 @@ def rebuild(
         header: What the file at ``path`` says of itself; it may be a stranger's.
         path: The file.
         backbone: A checkpoint with the values of a ``file`` backbone, by default one of its name beside the
-            file; or of a ``pretrained`` one, which is then not fetched.
+            file, where its run had it, or here; or of a ``pretrained`` one, which is then not fetched.
         allow_network: Let published weights and architectures be fetched.
         max_bytes: Memory that all of it may take; half of what is free if left out.
 
@@ -108,8 +108,20 @@ def rebuild(
     check_fit(header, made)
     _check_memory(header, empty, limit)
     if root.kind == "file" and backbone is None:
-        backbone = Path(path).parent / Path(root.source or "").name
+        backbone = _nearby(Path(path).parent, Path(root.source or "").name)
     return recreate(header.origin, backbone)
+
+
+def _nearby(folder: Path, name: str) -> Path:
+    """Where a checkpoint of that name lies: beside a delta, where the run says that wrote it, or here.
+
+    What is found is believed by its checksum, and what is not found is named as if it lay beside the delta.
+    """
+    places = [folder / name, Path(name)]
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        began = Path(json_from((folder / CONFIG).read_text())["init_from"])
+        places.insert(1, began.parent / name)
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def described(origin: Origin, limit: int | None) -> nn.Module:

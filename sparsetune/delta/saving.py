@@ -177,7 +177,8 @@ def load(
         path: The delta file.
         module: For a delta of the user's own model: a plain model that holds the backbone's values.
         backbone: For a delta over a checkpoint file: that file or another with the same values; by default
-            one of its name beside the delta. For a delta over published weights: a checkpoint of them.
+            one of its name beside the delta, where the run that wrote it had it, or in the working folder.
+            For a delta over published weights: a checkpoint of them.
         allow_network: Let a pretrained backbone be fetched.
         max_bytes: Memory that the model, and all that rebuilding it takes, may have; half of what is
             free if left out.

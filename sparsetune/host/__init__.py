@@ -15,6 +15,7 @@ from sparsetune.host.lazy import after_import, lazily
 
 if TYPE_CHECKING:
     from sparsetune.host.files import (
+        CONFIG,
         DELTA,
         SEAL,
         Address,
@@ -56,6 +57,7 @@ else:
 
 __all__ = [
     "Address",
+    "CONFIG",
     "DELTA",
     "DIGITS",
     "SEAL",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DELTA = "delta.safetensors"
 """Name of a delta in the folder of a run, and in a repository."""
+CONFIG = "config.json"
+"""Name of a run's settings in its folder."""
 PREFIX = "hf://"
 """What an address on the Hub starts with."""
 

@@ -12,15 +12,10 @@ from typing import Any
 
 from sparsetune.data import Data, address, is_folder
 from sparsetune.errors import ConfigError, StorageError
-from sparsetune.host import DELTA, is_address, write_text
+from sparsetune.host import CONFIG, DELTA, is_address, json_from, write_text
 from sparsetune.spec import FREE
 
-METRICS, CONFIG, CURVES, CHECKPOINT = (
-    "metrics.jsonl",
-    "config.json",
-    "curves.png",
-    "checkpoint.safetensors",
-)
+METRICS, CURVES, CHECKPOINT = "metrics.jsonl", "curves.png", "checkpoint.safetensors"
 
 SOURCE, DIGEST = "source", "data_digest"
 """What the settings of a run also hold: where its data lies, and what tells whether that has changed."""
@@ -189,7 +184,7 @@ def _numbered(name: str) -> Iterator[Path]:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads((folder / CONFIG).read_text())
+        value = json_from((folder / CONFIG).read_text())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,13 +154,16 @@ def test_a_backbone_file_that_is_missing_or_another(sparsetune, refused):
     limits = "--model test_resnet --fraction 0.1 --train-limit 20 --test-limit 10 --epochs 1"
     sparsetune(f"fit {limits}", "--init-from", "w7.safetensors", "--out", "r")
     delta = "r/delta.safetensors"
+    assert sparsetune("verify", delta, "--json").json["intact"]
+    Path("far").mkdir()
+    shutil.move("w7.safetensors", "far")
     assert "which is not at hand; pass its path as backbone (--backbone" in refused("eval", delta)
     assert "but w8.safetensors gives" in refused("eval", delta, "--backbone", "w8.safetensors")
     assert "which is not at hand" in refused("eval", delta, "--backbone", "nowhere.safetensors")
     refused("verify", delta, code=3)
     assert sparsetune("verify", delta, "--json", code=3).json["intact"] is None
-    sparsetune("verify", delta, "--backbone", "w7.safetensors")
-    sparsetune("merge", delta, "--backbone", "w7.safetensors", "-o", "m.safetensors")
+    sparsetune("verify", delta, "--backbone", "far/w7.safetensors")
+    sparsetune("merge", delta, "--backbone", "far/w7.safetensors", "-o", "m.safetensors")
 
 
 def test_other_classes_are_refused(sparsetune, refused, deltas, pictures):

@@ -139,12 +139,10 @@ def test_learns_a_folder_of_pictures_and_names_them(sparsetune, pictures):
     assert [entry["classes"][0]["name"] for entry in named] == ["class 3", "class 4"]
 
 
-def test_next_command_names_the_backbone_file(sparsetune):
+def test_the_next_command_finds_the_backbone_file(sparsetune):
     save_file(st.create("test_resnet", num_classes=10, seed=7).state_dict(), "my whole.safetensors")
     result = sparsetune(SHORT, "--epochs", 1, "--init-from", "my whole.safetensors", "--out", "r")
-    command = next_command(result.out)
-    assert command[-2:] == ["--backbone", "my whole.safetensors"]
-    sparsetune(*command)
+    sparsetune(*next_command(result.out))
     assert "file my whole.safetensors" in sparsetune("info", "r/delta.safetensors").out
 
 

@@ -1,6 +1,7 @@
 """From a model to its file and back: exactly, from the file alone, whatever a stranger put into it."""
 
 import copy
+import json
 import os
 import random
 import re
@@ -376,6 +377,28 @@ def test_a_checkpoint_elsewhere_is_passed(over_file, tmp_path):
     ):
         st.load(delta)
     assert same(net, st.load(delta, backbone=elsewhere))
+
+
+def test_a_checkpoint_is_found_where_the_run_had_it_or_here(over_file, tmp_path, monkeypatch):
+    net, delta, whole = over_file
+    (tmp_path / "far").mkdir()
+    elsewhere = whole.rename(tmp_path / "far" / whole.name)
+    settings = delta.parent / "config.json"
+    for text in (
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"init_from": 3}',
+        json.dumps({"init_from": "/other.safetensors"}),
+    ):
+        settings.write_text(text)
+        with pytest.raises(BackboneError, match="not at hand"):
+            st.load(delta)
+    settings.write_text(json.dumps({"init_from": str(elsewhere)}))
+    assert same(net, st.load(delta))
+    settings.unlink()
+    monkeypatch.chdir(elsewhere.parent)
+    assert same(net, st.load(delta))
 
 
 def test_another_checkpoint_of_that_name_is_refused(over_file):
