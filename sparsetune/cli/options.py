@@ -237,8 +237,8 @@ BackboneFile = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="The checkpoint that the delta stands on, or of its published weights; one beside the delta, where "
-        "fit had it, or here is found.",
+        help="The checkpoint that the delta stands on, or of its published weights; one beside the delta, "
+        "where fit had it, or here is found.",
     ),
 ]
 AllowNetwork = Annotated[
