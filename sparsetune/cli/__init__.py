@@ -21,8 +21,9 @@ MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 app = typer.Typer(
     name="sparsetune",
-    help="Learn a slice of each layer over a frozen backbone rebuilt from a seed; save only the slice.\n\n"
-    "Start with: sparsetune fit --model wrn28_4 --fraction 0.1",
+    help="Fine-tune a part of each layer over a frozen backbone; save only that part.\n\n"
+    "Your pictures: sparsetune fit --model resnet18 --pretrained --data photos/\n\n"
+    "A first try, without a network: sparsetune fit --model wrn28_4 --fraction 0.1",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,10 +55,11 @@ papers = typer.Typer(
     help="Run the experiments of the paper again, and show ours beside theirs.",
     no_args_is_help=True,
 )
-app.add_typer(papers)
 
 
-def _command(name: str, function: Callable[..., None], group: typer.Typer = app) -> None:
+def _command(
+    name: str, function: Callable[..., None], group: typer.Typer = app, panel: str | None = None
+) -> None:
     """Add a command; a user's mistake ends in one sentence, and so does Ctrl-C."""
     command = expanded(function)
 
@@ -76,7 +78,7 @@ def _command(name: str, function: Callable[..., None], group: typer.Typer = app)
             ended = isinstance(interrupt.__cause__ or interrupt, Terminated)
             raise typer.Exit(TERMINATED if ended else INTERRUPTED) from interrupt
 
-    group.command(name)(guarded)
+    group.command(name, rich_help_panel=panel)(guarded)
 
 
 def _kept(interrupt: KeyboardInterrupt) -> str:
@@ -87,25 +89,33 @@ def _kept(interrupt: KeyboardInterrupt) -> str:
     return f"interrupted; what was learned so far is in {interrupt.folder}. Go on with:\n{shlex.join(words)}"
 
 
-_command("fit", fit.fit)
-_command("plan", models.plan)
-_command("eval", evaluate.evaluate)
-_command("predict", evaluate.predict)
-_command("info", deltas.info)
-_command("verify", deltas.verify)
-_command("merge", deltas.merge)
-_command("export", deltas.export)
-_command("slim", deltas.slim)
-_command("compress", deltas.compress)
-_command("diff", deltas.diff)
-_command("soup", deltas.soup)
-_command("stack", deltas.stack)
-_command("bundle", deltas.bundle)
-_command("push", deltas.push)
-_command("pull", deltas.pull)
-_command("bench", models.bench)
-_command("compare", studies.compare)
-_command("models", models.models)
+PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Learn": {"fit": fit.fit, "plan": models.plan, "models": models.models},
+    "Use": {
+        "eval": evaluate.evaluate,
+        "predict": evaluate.predict,
+        "info": deltas.info,
+        "verify": deltas.verify,
+        "push": deltas.push,
+        "pull": deltas.pull,
+    },
+    "Make another file of it": {
+        "merge": deltas.merge,
+        "export": deltas.export,
+        "compress": deltas.compress,
+        "slim": deltas.slim,
+        "bundle": deltas.bundle,
+        "soup": deltas.soup,
+        "stack": deltas.stack,
+        "diff": deltas.diff,
+    },
+    "Measure": {"bench": models.bench, "compare": studies.compare, "doctor": models.doctor},
+}
+"""Commands as help shows them together."""
+for _panel, _commands in PANELS.items():
+    for _name, _function in _commands.items():
+        _command(_name, _function, panel=_panel)
+app.add_typer(papers, rich_help_panel="Measure")
 _command("paper", studies.paper, papers)
 _command("report", studies.report, papers)
 

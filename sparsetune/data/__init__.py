@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sparsetune.host import lazily
 
 if TYPE_CHECKING:
-    from sparsetune.data.data import Data, open_data
+    from sparsetune.data.data import Data, cache_folder, open_data
     from sparsetune.data.images import decode
     from sparsetune.data.layout import scan
     from sparsetune.data.loading import Feed, check_batch, count_steps, loader
@@ -51,6 +51,7 @@ __all__ = [
     "Split",
     "address",
     "balanced",
+    "cache_folder",
     "check_batch",
     "count_steps",
     "decode",

@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import sparsetune as st
 from sparsetune.bench.bench import MEASURES
+from sparsetune.cli import models
+from sparsetune.cli.models import SEEDED
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 EVERYTHING, BN = ["--fraction", 1], ["--filters", 0, "--no-head"]
 
@@ -104,3 +109,21 @@ def test_plan_says_what_rank_a_layer_has(sparsetune):
     assert (layer["rank"], layer["learned_parameters"]) == (4, 4 * (16 + 3 * 9))
     line = next(line for line in sparsetune(words).out.splitlines() if "conv1.0.weight" in line)
     assert line.split() == ["conv1.0.weight", "16x3x3x3", "rank", "4", "172"]
+
+
+def test_doctor_tells_what_is_here(sparsetune):
+    """The fingerprint that it compares is the one in the golden file of that network."""
+    told = sparsetune("doctor", "--json").json
+    assert told["seeds_are_right"]
+    assert st.inspect(GOLDEN / "format1-plain.safetensors").fingerprint == SEEDED
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert told["usable_bytes"] > 0
+    lines = dict(line.split(maxsplit=1) for line in sparsetune("doctor").out.splitlines())
+    assert lines["seeds"] == "give the right values"
+    assert {"onnx", "peft", "ray", "memory", "processor"} <= lines.keys()
+
+
+def test_doctor_sees_seeds_that_give_other_values(sparsetune, monkeypatch):
+    monkeypatch.setattr(models, "SEEDED", "0" * 64)
+    result = sparsetune("doctor", code=1)
+    assert "GIVE OTHER VALUES" in result.out
