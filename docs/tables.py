@@ -7,6 +7,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from picture import best_rate
 
 from sparsetune.bench import MEASURES, amount, describe, draw_bench
 
@@ -171,8 +172,7 @@ def _transfer_table() -> str:
     table = ["| task | " + " | ".join(methods) + " |", "| --- " * (1 + len(methods)) + "|"]
     for task in dict.fromkeys(row["task"] for row in rows):
         part = [row for row in rows if row["task"] == task]
-        tuned = [row for row in part if row["method"] == "full" and row["seed"] == 0]
-        best = min(tuned, key=lambda row: row["validation_loss"], default={"lr": None})["lr"]
+        best = best_rate(rows, task)
         cells = []
         for method in methods:
             found = [r for r in part if r["method"] == method and r.get("lr") in (None, best)]
