@@ -2,7 +2,8 @@
 
     python tests/fuzz/fuzz.py --seconds 60 [--seed 0] [--out FOLDER] [--readers delta,bundle] [--results FILE]
 
-Inputs are changed golden files of every format, so that each is nearly right. Whatever comes out of a reader
+First come the inputs of ``corpus``, a folder a reader, which once went wrong. All others are changed golden
+files of every format, so that each is nearly right. Whatever comes out of a reader
 but its result or one of sparsetune's errors in printable words is an escape, and so is what takes longer than
 ten seconds or more memory than the process may have; the input is kept in ``--out``. It ends with 1 if there
 was one.
@@ -51,6 +52,9 @@ from forge import STOPPED, Parts, resealed, sealed
 FLAT = tuple(f"format{number}" for number in range(1, 6))
 """Of the files with an index of their own."""
 GOLDEN = Path(__file__).parent.parent / "golden"
+CORPUS = Path(__file__).parent / "corpus"
+ALSO = {"delta": ["inspect"], "checkpoint": ["resume"]}
+"""Readers that are given what another one's folder holds, too."""
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "paper" / "cifar10-subset.jsonl"
 SLOW = 10.0
 MEMORY = 3 << 30
@@ -356,7 +360,7 @@ def reindexed(path: Path, out: Path, chance: random.Random) -> bytes:
     return parts.write(out).read_bytes()
 
 
-def escaped(read: Reader, path: Path) -> str | None:
+def escaped(read: Reader, path: Path, slow: float = SLOW) -> str | None:
     """Read a file; say what came out that must not."""
     began = time.monotonic()
     try:
@@ -368,7 +372,14 @@ def escaped(read: Reader, path: Path) -> str | None:
     except BaseException as error:
         return f"{type(error).__name__}: {error}"[:300]
     seconds = time.monotonic() - began
-    return f"{seconds:.1f} s" if seconds > SLOW else None
+    return f"{seconds:.1f} s" if seconds > slow else None
+
+
+def known() -> Iterator[tuple[str, Path]]:
+    """Yield each input that once went wrong, with the readers that it is for."""
+    for path in sorted(CORPUS.glob("*/*")):
+        for name in (path.parent.name, *ALSO.get(path.parent.name, ())):
+            yield name, path
 
 
 def main() -> int:
@@ -376,11 +387,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slow", type=float, default=SLOW, help="seconds that an input may take")
     parser.add_argument("--out", type=Path, default=Path("escaped"))
     parser.add_argument("--results", type=Path, help="a file to which a line with what was seen is added")
     parser.add_argument("--readers", default=",".join(READERS))
     given = parser.parse_args()
-    chance, ends = random.Random(given.seed), time.monotonic() + given.seconds
+    chance = random.Random(given.seed)
     names = given.readers.split(",")
     for name in names:  # what is loaded late is loaded before memory is limited
         read, pattern = READERS[name]
@@ -390,9 +402,14 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     warnings.simplefilter("ignore")
     counts, escapes = Counter[str](), 0
+    for name, kept in known():
+        counts[f"{name}, known"] += 1
+        if found := escaped(READERS[name][0], kept, given.slow):
+            escapes += 1
+            print(f"{kept}: {found}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         made = sources(Path(folder))
-        path = Path(folder) / "input"
+        path, ends = Path(folder) / "input", time.monotonic() + given.seconds
         while time.monotonic() < ends:
             name = chance.choice(names)
             read, pattern = READERS[name]
@@ -410,7 +427,7 @@ def main() -> int:
                 data = (bent if how == "bent" else rewritten)(source.read_bytes(), chance)
             path.write_bytes(data)
             counts[f"{name}, {how}"] += 1
-            if found := escaped(read, path):
+            if found := escaped(read, path, given.slow):
                 escapes += 1
                 given.out.mkdir(parents=True, exist_ok=True)
                 kept = given.out / f"{name}-{sha256(data).hexdigest()[:10]}{source.suffix}"
