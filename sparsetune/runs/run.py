@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparsetune.data import Data, loader, told
 from sparsetune.delta import LIBRARIES, check_told, file_bytes, fill_rounded, longest_noted, save
 from sparsetune.errors import ConfigError, Interrupted, OutOfMemoryError, SparsetuneError, notify
-from sparsetune.host import DELTA, is_address, json_from, reason, replacing, size, write_text
+from sparsetune.host import DELTA, is_address, reason, replacing, size, write_text
 from sparsetune.parts import Plan
 from sparsetune.runs.choosing import Choice, Choosing, choose
 from sparsetune.runs.folder import (
@@ -310,8 +310,8 @@ def _write_history(path: Path, history: list[Epoch]) -> None:
 
 def _read_history(path: Path) -> list[Epoch]:
     try:
-        return records_from(map(json_from, path.read_text().splitlines()))
-    except (OSError, ValueError) as error:
+        return records_from(map(json.loads, path.read_text().splitlines()))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} of a finished run cannot be read ({reason(error)}); remove its folder, or choose "
             "another --out."

@@ -219,11 +219,11 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         if wrong := [name for name, value in saved.items() if not _alike(value, group.get(name, value))]:
             raise ValueError(f"{wrong[0]} of its optimiser is {str(saved[wrong[0]])[:50]!r}")
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    names: dict[int, Any] = {}
     for number, values in state["state"].items():
-        shape = parameters[number].shape
-        sizes = {size for value in values.values() if isinstance(value, Tensor) for size in value.shape}
-        if sizes - {*shape, 1} or names.setdefault(len(shape), values.keys()) != values.keys():
+        count = parameters[number].numel()
+        if any(
+            count % size for value in values.values() if isinstance(value, Tensor) for size in value.shape
+        ):
             raise ValueError(f"what its optimiser knows of parameter {number} is not of that one's shape")
 
 
@@ -286,7 +286,11 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"mapping": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(item, tensors) for item in value]}
+    if isinstance(value, list):
         return [_pack(item, tensors) for item in value]
     return value
 
@@ -297,5 +301,11 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]
+        if "tuple" in value:
+            return tuple(_unpack(item, tensors) for item in value["tuple"])
+        if "dtype" in value:
+            if not isinstance(found := getattr(torch, value["dtype"]), torch.dtype):
+                raise ValueError(f"{str(value['dtype'])[:50]!r} is no dtype")
+            return found
         return {key: _unpack(item, tensors) for key, item in value["mapping"]}
     return value

@@ -213,13 +213,18 @@ def records_from(values: Iterable[Any]) -> list[Epoch]:
     for number, value in enumerate(values, 1):
         if not (isinstance(value, dict) and NEEDED <= value.keys() <= KINDS.keys()):
             raise ValueError(f"the record of epoch {number} has not the fields of one")
-        if wrong := [name for name, each in value.items() if type(each) not in KINDS[name]]:
+        if wrong := [name for name, each in value.items() if type(each) not in KINDS[name] or _is_long(each)]:
             raise ValueError(f"{wrong[0]} of epoch {number} is {str(value[wrong[0]])[:50]!r}")
         record = Epoch(**value)
         if record.epoch != number or not 1 <= (record.kept or number) <= number:
             raise ValueError(f"the record of epoch {number} is of another")
         records.append(record)
     return records
+
+
+def _is_long(value: float) -> bool:
+    """Whether it is a whole number of more digits than any count has."""
+    return isinstance(value, int) and value.bit_length() > 63
 
 
 def is_finished(history: Sequence[Epoch], config: FitConfig) -> bool:
