@@ -216,7 +216,8 @@ def records_from(values: Iterable[Any]) -> list[Epoch]:
         if wrong := [name for name, each in value.items() if type(each) not in KINDS[name] or _is_long(each)]:
             raise ValueError(f"{wrong[0]} of epoch {number} is {str(value[wrong[0]])[:50]!r}")
         record = Epoch(**value)
-        if record.epoch != number or not 1 <= (record.kept or number) <= number:
+        kept = number if record.kept is None else record.kept
+        if record.epoch != number or not 1 <= kept <= number:
             raise ValueError(f"the record of epoch {number} is of another")
         records.append(record)
     return records

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import sparsetune as st
 from sparsetune.spec.recipe import PAPER
-from sparsetune.train.history import Epoch, History, final
+from sparsetune.train.history import Epoch, History, final, records_from
 from sparsetune.train.loop import fit_quietly
 
 TWO = st.FitConfig(epochs=2, batch_size=64, lr=0.05)
@@ -133,3 +133,27 @@ def test_a_bar_is_for_who_looks_alone(digits, tiny, monkeypatch, capfd):
     assert "epoch 2/2  loss " in terminal.getvalue()
     assert "test " in terminal.getvalue()
     assert capfd.readouterr() == ("", "")
+
+
+RECORD = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_top1": 0.5}
+
+
+def test_records_come_back():
+    values = [RECORD, {**RECORD, "epoch": 2, "test_loss": float("inf"), "kept": 1, "stopped": True, "lr": 0}]
+    assert [record.to_json() for record in records_from(values)] == [{**v, "seconds": 0.0} for v in values]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *([], None, 3, {}, {**RECORD, "more": 1}),
+        {name: value for name, value in RECORD.items() if name != "lr"},
+        *({**RECORD, "epoch": n} for n in (0, 2, True, 1.0, "1")),
+        *({**RECORD, "kept": n} for n in (0, 2, -1, 1.0)),
+        *({**RECORD, "train_loss": each} for each in ("2", None, [2], 10**400, True)),
+        {**RECORD, "stopped": 1},
+    ],
+)
+def test_what_is_no_record_is_refused(wrong):
+    with pytest.raises(ValueError, match="epoch 1"):
+        records_from([wrong])
