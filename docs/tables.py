@@ -1,6 +1,7 @@
 """MkDocs hook: puts the data files of ``docs/results`` into the page that shows them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +13,12 @@ from picture import best_rate
 from sparsetune.bench import MEASURES, amount, describe, draw_bench
 
 RESULTS = Path(__file__).parent / "results"
+KILLED = {
+    "fits": "a training, by SIGKILL, then resumed",
+    "saves": "a process that saves, by SIGKILL",
+    "studies": "`sparsetune reproduce paper`, by SIGKILL, then gone on with",
+    "terms": "`sparsetune fit`, by SIGTERM, then resumed",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -33,6 +40,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("transfer", _transfer_table),
         ("kept", _kept_table),
         ("small", _small_table),
+        ("fuzz", _fuzz_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
         ("zoo", _zoo_table),
@@ -207,6 +215,26 @@ def _small_table() -> str:
         cells += [f"{mean:.1%}{spread if len(part) > 1 else ''}", str(len(part))]
         table.append(f"| {' | '.join(cells)} |")
     return "\n".join([*table, "", *dict.fromkeys(_note(row["run"]) for row in rows)])
+
+
+def _fuzz_table() -> str:
+    rows = [json.loads(line) for line in (RESULTS / "fuzz.jsonl").read_text().splitlines()]
+    inputs = Counter[str]()
+    for row in rows:
+        by = row.get("by", {row.get("guided"): row["inputs"]})
+        for what, count in by.items():
+            inputs[what.partition(",")[0]] += count
+    table = ["| what reads it | inputs |", "| --- | --- |"]
+    table += [f"| {name} | {count:,} |" for name, count in inputs.most_common()]
+    escapes, peak = sum(row["escapes"] for row in rows), max(row["peak_mib"] for row in rows)
+    table += [f"| together | {inputs.total():,}, of which {escapes} escaped; at most {peak:,} MiB |", ""]
+    kills = [json.loads(line) for line in (RESULTS / "kills.jsonl").read_text().splitlines()]
+    table += ["| what was killed | times | torn, lost or otherwise |", "| --- | --- | --- |"]
+    for kind, words in KILLED.items():
+        found = [row[kind] for row in kills if kind in row]
+        times, wrong = sum(each["at_least"] for each in found), sum(len(each["wrong"]) for each in found)
+        table.append(f"| {words} | {times} or more | {wrong} |")
+    return "\n".join([*table, "", *dict.fromkeys(_note(row["run"]) for row in (*rows, *kills))])
 
 
 def _many_tables() -> str:
