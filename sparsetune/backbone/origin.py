@@ -54,6 +54,8 @@ def fingerprint(frozen: Iterable[tuple[str, Tensor]]) -> str:
 def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
     """Copy a whole checkpoint into ``net``; a classifier for another class count keeps its own values.
 
+    What the checkpoint's classifier has is left out where the model has none.
+
     Args:
         net: A plain model.
         found: Every tensor of the checkpoint, by name.
@@ -73,16 +75,23 @@ def take_values(net: nn.Module, found: dict[str, Tensor], source: str) -> None:
                 f"{source} lacks '{name}', which the model expects with shape {shape}{remedy}."
             )
         if values[name].shape != shape:
-            if not under(name.rpartition(".")[0], heads):
+            if not _is_of(name, heads):
                 raise BackboneError(
                     f"{source} holds '{name}' with shape {tuple(values[name].shape)}; "
                     f"the model expects {shape}."
                 )
             values[name] = value
-    extra = sorted(set(values) - set(expected))
+    if not any(_is_of(name, heads) for name in expected):
+        values = {name: value for name, value in values.items() if not _is_of(name, heads)}
+    extra = sorted(values.keys() - expected.keys())
     if extra:
         raise BackboneError(f"{source} holds '{extra[0]}', which the model does not have.")
     net.load_state_dict(values)
+
+
+def _is_of(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a tensor is one of these modules or of what is in them."""
+    return under(name.rpartition(".")[0], modules)
 
 
 def load_checkpoint(net: nn.Module, path: str | Path, fit: Values | None = None) -> None:
@@ -149,8 +158,7 @@ def _fits(net: nn.Module, found: dict[str, Tensor]) -> bool:
     """Whether a checkpoint has every name and shape of a model, its classifier aside."""
     heads, expected = head_names(net), net.state_dict()
     return expected.keys() == found.keys() and all(
-        value.shape == found[name].shape or under(name.rpartition(".")[0], heads)
-        for name, value in expected.items()
+        value.shape == found[name].shape or _is_of(name, heads) for name, value in expected.items()
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from safetensors.torch import save_file
 from torch import nn
 
 import sparsetune as st
@@ -186,3 +187,16 @@ def test_file_digest(tmp_path):
 
 def test_from_module_names_the_class():
     assert st.Backbone.from_module(net()).describe() == "the user's own Sequential"
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_model_without_a_classifier_takes_the_rest(tmp_path, name):
+    """As timm does with its own weights for ``num_classes=0``."""
+    whole = st.create(name, num_classes=7, seed=4)
+    save_file(
+        {key: value.contiguous() for key, value in whole.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    bare = st.create(name, num_classes=0, checkpoint=tmp_path / "w.safetensors").eval()
+    x = torch.randn(2, *bare.default_cfg["input_size"])
+    expected = whole.eval().forward_head(whole.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(bare(x), expected)
