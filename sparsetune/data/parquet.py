@@ -31,6 +31,8 @@ ROW = 2 * np.dtype(np.int64).itemsize
 """Bytes that a row takes beside its picture: the label, and where the picture ends."""
 SMALLER = "use a larger machine, or a folder of image files, which are read one by one"
 _BUFFER = 1 << 22
+_DICTIONARY = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\x00-\x7f])\x15", re.DOTALL)
+"""How the header of a dictionary's page begins, in Thrift's compact protocol: kind 2, bytes, stored bytes."""
 _OF = re.compile(r"-\d+-of-(\d+).*", re.IGNORECASE)
 
 
@@ -144,11 +146,11 @@ def _read_file(
         _check_types(schema, image, label, file)
         classes = _class_names(schema, label, file)
         column, rows, most = f"{image}.bytes", metadata.num_rows, usable_bytes()
-        unpacked, largest = _unpacked(metadata, column)
+        unpacked, largest = _unpacked(metadata, column, file)
         _check_bytes(file, unpacked + ROW * rows, most)
         few = [_BUFFER * rows // max(unpacked, 1), 4096]
         if largest and most is not None:
-            few.append(most // 16 // largest)  # its reader holds them several times
+            few.append(most // 8 // largest)  # its reader holds them several times
         with pq.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER, pre_buffer=False) as opened:
             row, kept = 0, ROW * rows
             for batch in opened.iter_batches(max(1, min(few)), columns=[column, label]):
@@ -167,18 +169,27 @@ def _read_file(
     return classes, shards, None if _bare(told) and not required else _labels(told, classes, file)
 
 
-def _unpacked(metadata: Any, column: str) -> tuple[int, int]:
-    """Return the bytes of a column's pages, as the file tells them, and the most that one of its rows has.
+def _unpacked(metadata: Any, column: str, file: Path) -> tuple[int, int]:
+    """Return the bytes of a column's pages, as the file tells them, and of its largest dictionary.
 
-    The latter is told only where rows name values of a dictionary, so that a few pages make any number of
-    bytes; elsewhere it is 0.
+    Rows may name values of that, so that a few pages make any number of bytes.
     """
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     found = [chunk for chunk in chunks if chunk.path_in_schema == column]
     named = [each for each in found if any("DICTIONARY" in encoding for encoding in each.encodings)]
-    largest = max((each.total_uncompressed_size for each in named), default=0)
+    largest = max((_dictionary_bytes(file, chunk) for chunk in named), default=0)
     return sum(each.total_uncompressed_size for each in found), largest
+
+
+def _dictionary_bytes(file: Path, chunk: Any) -> int:
+    """Return the size of a column's dictionary; where its page does not say it, all pages are as large."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, chunk.dictionary_page_offset or chunk.data_page_offset))
+        head = _DICTIONARY.match(opened.read(16))
+    if head is None:
+        return int(chunk.total_uncompressed_size)
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1])) // 2
 
 
 def _check_bytes(file: Path, needed: int, limit: int | None) -> None:
