@@ -161,7 +161,7 @@ def _read_file(
                 _check_bytes(file, kept, most)
     except pa.ArrowMemoryError as error:
         raise DataError(f"{str(file)!r} does not fit into memory ({reason(error)}); {SMALLER}.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{str(file)!r} cannot be read as a Parquet file ({reason(error, None)}); fetch it again."
         ) from error
@@ -189,7 +189,7 @@ def _dictionary_bytes(file: Path, chunk: Any) -> int:
         head = _DICTIONARY.match(opened.read(16))
     if head is None:
         return int(chunk.total_uncompressed_size)
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1])) // 2
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(bytes(head[1]))) // 2
 
 
 def _check_bytes(file: Path, needed: int, limit: int | None) -> None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         reason,
         seconds_from,
         share,
+        shown,
         size,
     )
 else:
@@ -85,6 +86,7 @@ __all__ = [
     "sealed_bytes",
     "seconds_from",
     "share",
+    "shown",
     "size",
     "taken_bytes",
     "usable_bytes",

@@ -52,7 +52,12 @@ def reason(error: BaseException, most: int | None = 200) -> str:
         error: What it raised; the name of its class stands for one that says nothing.
         most: Characters that are kept; ``None`` for all.
     """
-    return UNSHOWN.sub("?", " ".join(str(error).split()))[:most].rstrip(".") or type(error).__name__
+    return shown(error, most).rstrip(".") or type(error).__name__
+
+
+def shown(value: object, most: int | None = 200) -> str:
+    """Return a value of a stranger as it may stand in a message: on one printable line, and not too long."""
+    return UNSHOWN.sub("?", " ".join(str(value).split()))[:most]
 
 
 def json_from(text: str | bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsetune.data import Data, address, is_folder
 from sparsetune.errors import ConfigError, StorageError
-from sparsetune.host import CONFIG, DELTA, is_address, json_from, write_text
+from sparsetune.host import CONFIG, DELTA, is_address, json_from, shown, write_text
 from sparsetune.spec import FREE
 
 METRICS, CURVES, CHECKPOINT = "metrics.jsonl", "curves.png", "checkpoint.safetensors"
@@ -55,7 +55,7 @@ def check(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     for name in _differing(settings, there)[:1]:
         before, now = _flat(there).get(name), _flat(settings)[name]
         raise ConfigError(
-            f"{folder} holds a run with {name} = {json.dumps(before)}, not {json.dumps(now)}; "
+            f"{folder} holds a run with {name} = {shown(json.dumps(before))}, not {json.dumps(now)}; "
             "resume with its settings, or choose another --out."
         )
 
@@ -76,7 +76,8 @@ def check_data(folder: Path | None, data: Data) -> None:
             "whose pictures or labels have changed since" if before == data.source else f"not {data.source}"
         )
         raise StorageError(
-            f"{folder} holds a run on {before}, {what}; bring those pictures back, or choose another --out."
+            f"{folder} holds a run on {shown(before)}, {what}; bring those pictures back, or choose "
+            "another --out."
         )
 
 

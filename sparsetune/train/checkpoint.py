@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sparsetune.errors import StorageError
-from sparsetune.host import read_sealed, reason, sealed_bytes, write_bytes
+from sparsetune.host import read_sealed, reason, sealed_bytes, shown, write_bytes
 from sparsetune.train.history import Epoch, records_from
 
 KEY = "sparsetune.training"
@@ -190,7 +190,7 @@ def read_checkpoint(
     differing = [name for name in config if name != passed and before.get(name) != config[name]]
     if differing:
         name = differing[0]
-        what = f"with {name} = {before.get(name)!r}, not {config[name]!r}"
+        what = f"with {name} = {shown(repr(before.get(name)))}, not {config[name]!r}"
         remedy = "resume with its settings"
         if DIGEST in differing and name in (COUNT, DIGEST):
             what = f"{what if name == COUNT else 'with other pictures or labels'}; its data has changed since"
