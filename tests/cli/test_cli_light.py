@@ -22,7 +22,7 @@ LOADED = f"print([name for name in {HEAVY} if name in sys.modules], file=sys.std
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ("--help", 0, "Start with: sparsetune fit"),
+        ("--help", 0, "Your pictures: sparsetune fit"),
         ("--version", 0, f"{st.__version__}\n"),
         ("fit --help", 0, "Pictures a step."),
         ("compare --help", 0, "Trainings side by side."),
