@@ -7,6 +7,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ ROW = 2 * np.dtype(np.int64).itemsize
 """Bytes that a row takes beside its picture: the label, and where the picture ends."""
 SMALLER = "use a larger machine, or a folder of image files, which are read one by one"
 _BUFFER = 1 << 22
-_DICTIONARY = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\x00-\x7f])\x15", re.DOTALL)
-"""How the header of a dictionary's page begins, in Thrift's compact protocol: kind 2, bytes, stored bytes."""
+_DICTIONARY, _DEEPEST = 2, 16
+"""The kind of a page that holds a dictionary; how deep the table of a file is nested at most."""
 _OF = re.compile(r"-\d+-of-(\d+).*", re.IGNORECASE)
 
 
@@ -146,7 +147,7 @@ def _read_file(
         _check_types(schema, image, label, file)
         classes = _class_names(schema, label, file)
         column, rows, most = f"{image}.bytes", metadata.num_rows, usable_bytes()
-        unpacked, largest = _unpacked(metadata, column, file)
+        unpacked, largest = _unpacked(file, (column, label))
         _check_bytes(file, unpacked + ROW * rows, most)
         few = [_BUFFER * rows // max(unpacked, 1), 4096]
         if largest and most is not None:
@@ -161,7 +162,7 @@ def _read_file(
                 _check_bytes(file, kept, most)
     except pa.ArrowMemoryError as error:
         raise DataError(f"{str(file)!r} does not fit into memory ({reason(error)}); {SMALLER}.") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{str(file)!r} cannot be read as a Parquet file ({reason(error, None)}); fetch it again."
         ) from error
@@ -169,27 +170,102 @@ def _read_file(
     return classes, shards, None if _bare(told) and not required else _labels(told, classes, file)
 
 
-def _unpacked(metadata: Any, column: str, file: Path) -> tuple[int, int]:
-    """Return the bytes of a column's pages, as the file tells them, and of its largest dictionary.
+def _unpacked(file: Path, columns: Sequence[str]) -> tuple[int, int]:
+    """Return the bytes of the pages of some columns, and of the largest dictionary among them.
 
-    Rows may name values of that, so that a few pages make any number of bytes.
+    Rows may name values of a dictionary, so that a few pages make any number of bytes. Each page tells its
+    size, and none unpacks to more. The table at the file's end tells sizes too, but nothing holds a file to
+    them, and pyarrow ends the process where parts of a column's entry contradict each other.
     """
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    found = [chunk for chunk in chunks if chunk.path_in_schema == column]
-    named = [each for each in found if any("DICTIONARY" in encoding for encoding in each.encodings)]
-    largest = max((_dictionary_bytes(file, chunk) for chunk in named), default=0)
-    return sum(each.total_uncompressed_size for each in found), largest
+    bytes_, largest = 0, 0
+    with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+        table = _Thrift(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little")).struct()
+        try:
+            chunks = [chunk[3] for group in table.get(4, ()) for chunk in group[1]]
+            for chunk in (each for each in chunks if b".".join(each[3]).decode() in columns):
+                start = min(place for place in (chunk[9], chunk.get(11, 0)) if place)  # the dictionary's
+                pages = _Thrift(data, start, lists=False)
+                while pages.at < start + chunk[7]:
+                    page = pages.struct()
+                    pages.skip(page[3])
+                    bytes_ += page[2]
+                    largest = max(largest, page[2] if page[1] == _DICTIONARY else 0)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError("its table of pages is damaged") from error
+    return bytes_, largest
 
 
-def _dictionary_bytes(file: Path, chunk: Any) -> int:
-    """Return the size of a column's dictionary; where its page does not say it, all pages are as large."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, chunk.dictionary_page_offset or chunk.data_page_offset))
-        head = _DICTIONARY.match(opened.read(16))
-    if head is None:
-        return int(chunk.total_uncompressed_size)
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(bytes(head[1]))) // 2
+@dataclass
+class _Thrift:
+    """A place in what is written in Thrift's compact protocol, such as a Parquet file's table and pages.
+
+    Args:
+        data: The file.
+        at: The place of the next byte.
+        lists: Whether there may be lists, whose length costs time.
+
+    Raises:
+        ValueError: By what reads on, when that is no such thing.
+    """
+
+    data: mmap
+    at: int
+    lists: bool = True
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Read a struct: its fields by number."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while kind := (head := self.byte()) & 15:
+            number = number + (head >> 4) if head >> 4 else self.integer()
+            fields[number] = kind == 1 if kind < 3 else self.value(kind, depth)
+        return fields
+
+    def value(self, kind: int, depth: int) -> Any:
+        """Read a value; of a number with a point it is None."""
+        if kind < 4:
+            return self.byte()
+        if kind < 7:
+            return self.integer()
+        if kind == 7:
+            return self.skip(8)
+        if kind == 8:
+            length = self.natural()
+            self.skip(length)
+            return self.data[self.at - length : self.at]
+        if kind in (9, 10) and self.lists and depth < _DEEPEST:
+            head = self.byte()
+            count = head >> 4 if head >> 4 < 15 else self.natural()
+            return [self.value(head & 15, depth + 1) for _ in range(count)]
+        if kind == 12 and depth < _DEEPEST:
+            return self.struct(depth + 1)
+        raise ValueError(f"its table holds a value of kind {kind}")
+
+    def byte(self) -> int:
+        """Read a byte."""
+        self.skip(1)
+        return self.data[self.at - 1]
+
+    def natural(self) -> int:
+        """Read a number that is not negative."""
+        value = 0
+        for place in range(0, 70, 7):
+            byte = self.byte()
+            value |= (byte & 0x7F) << place
+            if byte < 0x80:
+                return value
+        raise ValueError("its table holds a number without an end")
+
+    def integer(self) -> int:
+        """Read a number."""
+        value = self.natural()
+        return value >> 1 ^ -(value & 1)
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes."""
+        if self.at < 0 or not 0 <= count <= len(self.data) - self.at:
+            raise ValueError("its table ends too soon")
+        self.at += count
 
 
 def _check_bytes(file: Path, needed: int, limit: int | None) -> None:

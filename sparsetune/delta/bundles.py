@@ -1,7 +1,8 @@
 """A bundle: several delta files, and the checkpoint that they stand on if it is a file, in one file.
 
 A safetensors file too: each file that it holds is a ``U8`` tensor of its bytes, ``delta/0`` and so on, and
-``backbone``. Its metadata has one key, ``sparsetune.bundle``, whose value is JSON: the format and the names.
+``backbone``. Its metadata has the key ``sparsetune.bundle``, whose value is JSON: the format and the names;
+and a checksum over that and the files.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sparsetune.backbone import file_digest
 from sparsetune.delta.container import read_delta, read_header
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.host import UNSHOWN, json_from, metadata, plain_file, reason, write_bytes
+from sparsetune.host import UNSHOWN, json_from, metadata, read_sealed, reason, sealed_bytes, write_bytes
 
 KEY, FORMAT = "sparsetune.bundle", 1
 MOST, LONGEST = 10_000, 1000
@@ -79,7 +79,7 @@ def bundle(deltas: Mapping[str, str | Path], out: str | Path, backbone: str | Pa
         _names(about)
     except ValueError as error:
         raise ConfigError(f"the deltas cannot be bundled ({error}); name each by a short text.") from error
-    write_bytes(out, to_bytes(tensors, metadata={KEY: about}))
+    write_bytes(out, sealed_bytes(tensors, {KEY: about}, KEY))
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -100,18 +100,17 @@ def unpacked(path: str | Path) -> Iterator[Unpacked]:
 
 def _unpack(path: Path, folder: Path) -> Unpacked:
     try:
-        with safe_open(plain_file(path), framework="pt") as file:
-            names = _names((file.metadata() or {}).get(KEY, ""))
-            held = set(file.keys())
-            if held - {"backbone"} != {f"delta/{number}" for number in range(len(names))}:
-                raise ValueError("its files are not those that it names")
-            deltas = {}
-            for number, name in enumerate(names):
-                deltas[name] = folder / f"{number}.safetensors"
-                _lay(file.get_tensor(f"delta/{number}"), deltas[name])
-            backbone = folder / "backbone.safetensors" if "backbone" in held else None
-            if backbone:
-                _lay(file.get_tensor("backbone"), backbone)
+        texts, files = read_sealed(path, KEY)
+        names = _names(texts.get(KEY, ""))
+        if files.keys() - {"backbone"} != {f"delta/{number}" for number in range(len(names))}:
+            raise ValueError("its files are not those that it names")
+        deltas = {}
+        for number, name in enumerate(names):
+            deltas[name] = folder / f"{number}.safetensors"
+            _lay(files[f"delta/{number}"], deltas[name])
+        backbone = folder / "backbone.safetensors" if "backbone" in files else None
+        if backbone:
+            _lay(files["backbone"], backbone)
     except (SafetensorError, OSError, ValueError) as error:
         raise DeltaError(
             f"{path} is not an intact bundle ({reason(error)}); get a fresh copy of the file."

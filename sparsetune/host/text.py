@@ -61,15 +61,18 @@ def shown(value: object, most: int | None = 200) -> str:
 
 
 def json_from(text: str | bytes) -> Any:
-    """Read a stranger's JSON: all its numbers are finite, and short enough to compute with.
+    """Read a stranger's JSON: its numbers are finite, and short enough to compute with, and its text is text.
 
     Raises:
         ValueError: When it is not such JSON, or nested too deep to be read.
     """
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    if b"\\ud" in (text.encode() if isinstance(text, str) else text).lower():
+        json.dumps(value, ensure_ascii=False).encode()  # which half characters cannot be
+    return value
 
 
 def _finite(text: str) -> float:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 def leave(folder: Path) -> None:
     """Take back a claim on a folder in which nothing was learned."""
     (folder / CONFIG).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         folder.rmdir()
 
 
@@ -167,7 +168,7 @@ def _make(name: str) -> Path:
         RUNS.mkdir(exist_ok=True)
         while True:
             folder = next(folder for folder in _numbered(name) if not folder.exists())
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 folder.mkdir()
                 return folder
     except OSError as error:
@@ -207,7 +208,8 @@ def _alike(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, str) and is_folder(data):
         settings = {**settings, "data": "a folder"}
     if isinstance(start, str) and not is_address(start):
-        settings = {**settings, "init_from": str(Path(start).expanduser().resolve())}
+        with suppress(OSError, ValueError, RuntimeError):  # text that is no path stays as it is
+            settings = {**settings, "init_from": str(Path(start).expanduser().resolve())}
     return settings
 
 

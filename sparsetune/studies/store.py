@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sparsetune.delta import load, write_plain
 from sparsetune.errors import DataError, StorageError
-from sparsetune.host import DELTA, reason
+from sparsetune.host import DELTA, json_from, reason
 from sparsetune.sliced import merge_
 from sparsetune.train import Watch
 
@@ -71,7 +71,7 @@ def from_lines(path: Path, maker: str, read: Callable[[Any], T]) -> tuple[list[R
         DataError: When the file is none of these.
     """
     try:
-        first, *rest = map(json.loads, path.read_text().splitlines())
+        first, *rest = map(json_from, path.read_text().splitlines())
         return [Row(**line) for line in rest], read(first)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a results.jsonl of {maker} ({reason(error)}); name one.") from error
@@ -91,7 +91,7 @@ class Store:
         """Return all rows, in the order in which they were finished."""
         with _explaining(self.path):
             found = self.connection.execute("SELECT id, settings, result, about FROM results ORDER BY rowid")
-            return [Row(name, *map(json.loads, values)) for name, *values in found]
+            return [Row(name, *map(json_from, values)) for name, *values in found]
 
     def add(self, row: Row) -> None:
         """Keep a row.
@@ -110,7 +110,7 @@ class Store:
         """Return the value kept under a name, or ``None``."""
         with _explaining(self.path):
             found = self.connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-            return json.loads(found[0]) if found else None
+            return json_from(found[0]) if found else None
 
     def _write(self, statement: str, values: tuple[str, ...]) -> None:
         with _explaining(self.path):

@@ -383,6 +383,50 @@ def test_files_that_unpack_to_gigabytes(
     assert int(taken) < LIMIT
 
 
+def test_a_table_that_contradicts_itself(make: Any, tmp_path: Path) -> None:
+    """pyarrow ends the process where it is asked for this column; that an error is told is the point."""
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b""}], "label": [0]}, schema=PICTURES), path)
+    optional, required = (bytes((0x35, kind, 0x18, 5)) + b"image" for kind in (2, 0))  # as Thrift writes it
+    assert path.read_bytes().count(optional) == 1
+    path.write_bytes(path.read_bytes().replace(optional, required))
+    code = (
+        "import sys, sparsetune as st\n"
+        "try: st.open_data(sys.argv[1])\n"
+        "except st.SparsetuneError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "cannot be read as a Parquet file" in done.stdout
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip"])
+def test_pages_tell_what_pyarrow_tells(tmp_path: Path, version: str, compression: str) -> None:
+    """Of an honest file; sizes in its table have the headers of pages in them, some bytes each."""
+    chance = np.random.default_rng(0)
+    rows = [{"bytes": chance.bytes(int(size))} for size in chance.integers(0, 3000, 400)]
+    table = pa.table({"image": rows * 2, "label": [0, 1] * 400}, schema=PICTURES)
+    path = tmp_path / "train.parquet"
+    pq.write_table(
+        *(table, path),
+        row_group_size=300,
+        compression=compression,
+        data_page_version=version,
+        data_page_size=50_000,
+        dictionary_pagesize_limit=1_000_000,
+        write_page_index=True,
+    )
+    unpacked, largest = parquet._unpacked(path, ["image.bytes"])
+    groups = [pq.read_metadata(path).row_group(number) for number in range(3)]
+    told = sum(group.column(0).total_uncompressed_size for group in groups)
+    assert told - 100 * 200 < unpacked < told
+    values = [row["bytes"] for row in rows * 2]
+    parts = ({*values[start : start + 300]} for start in (0, 300, 600))
+    assert largest == max(sum(len(value) + 4 for value in part) for part in parts)
+
+
 REAL = os.environ.get("SPARSETUNE_TEST_DATA")
 real = pytest.mark.skipif(REAL is None, reason="SPARSETUNE_TEST_DATA is not set")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from sparsetune.errors import ConfigError
-from sparsetune.host.text import bytes_from, duration, listed, reason, seconds_from, share, size
+from sparsetune.host.text import bytes_from, duration, json_from, listed, reason, seconds_from, share, size
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,16 @@ def test_reads_sizes_that_are_written(number, unit):
 def test_refuses_other_sizes_in_one_sentence(text):
     with pytest.raises(ConfigError, match=r"^size '.*' is not .* such as 200KB\.$"):
         bytes_from(text)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\uDFFF": 1}', '["a", "\\ud83d"]'])
+def test_half_characters_are_no_text(text):
+    """They end what writes, prints or opens them."""
+    with pytest.raises(ValueError, match="surrogates"):
+        json_from(text)
+    with pytest.raises(ValueError, match="surrogates"):
+        json_from(text.encode())
+
+
+def test_whole_characters_are_text():
+    assert json_from('"\\ud83d\\ude00 \\\\ud800"') == "\N{GRINNING FACE} \\ud800"

@@ -198,7 +198,7 @@ def write_report(rows: Sequence[Row], selection: dict[str, Any], folder: Path) -
         text = page(results_of(rows, selection), selection["absent"])
     except SparsetuneError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(
             f"results cannot be shown: one is not as this study writes them ({reason(error)}); take it out, "
             "or make them anew with `sparsetune reproduce paper`."
