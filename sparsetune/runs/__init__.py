@@ -9,7 +9,7 @@ Imports ``train``.
 
 from sparsetune.runs.choosing import Choice, Trial, choose, kept_in, try_out
 from sparsetune.runs.folder import CHECKPOINT, CURVES, recorded
-from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, run_members
+from sparsetune.runs.members import BUNDLE, Together, bundle_members, measure, predicted, run_members
 from sparsetune.runs.report import CONFUSION, MISTAKES, REPORT, Report, evaluate, report_on, weakest
 from sparsetune.runs.run import BLUE, Outcome, run
 from sparsetune.runs.settings import Run
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate",
     "kept_in",
     "measure",
+    "predicted",
     "recorded",
     "report_on",
     "run",

@@ -120,12 +120,26 @@ def _checkpoint(settings: Run) -> str | None:
 def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity, Tensor]:
     """Return the scores of the members' averaged predictions, how much they differ, and what is right.
 
-    All are of the test pictures, or those of validation where there is no test; the last, ``(pictures,)``,
-    says of each whether they classify it rightly together.
+    The last, ``(pictures,)``, says of each picture whether they classify it rightly together.
 
     Args:
-        deltas: The members' files.
+        deltas: The members' files, two or more.
         settings: Of one of them: what they stand on, and the data.
+    """
+    members, labels = predicted(deltas, settings)
+    mean = members.mean(0)
+    return scores(mean, labels), diversity(members), mean.argmax(1) == labels
+
+
+def predicted(deltas: list[Path], settings: Run) -> tuple[Tensor, Tensor]:
+    """Return what deltas say of the test pictures, or of those of validation where there is no test.
+
+    Args:
+        deltas: Their files.
+        settings: Of one of them: what they stand on, and the data.
+
+    Returns:
+        Probabilities, ``(deltas, pictures, classes)`` float64, and labels, ``(pictures,)`` int64.
     """
     data = opened(replace(settings, train_limit=None))
     ensemble = Ensemble.load(deltas, backbone=_checkpoint(settings), allow_network=settings.pretrained)
@@ -137,6 +151,4 @@ def measure(deltas: list[Path], settings: Run) -> tuple[Scores, Diversity, Tenso
         with ensemble.using(name) as net:
             logits, labels = predict_logits(net, batches)
         found.append(logits.double().softmax(1))
-    members = torch.stack(found)
-    mean = members.mean(0)
-    return scores(mean, labels), diversity(members), mean.argmax(1) == labels
+    return torch.stack(found), labels

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsetune.host import shown
 from sparsetune.studies.store import Settings, Task
 
 VERSION = 1
@@ -178,7 +179,7 @@ def based(settings: Settings, digests: Mapping[str, str], version: int | None) -
 def check_seeds(seeds: Sequence[int]) -> list[str]:
     """Return what is wrong with seeds, as sentences."""
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        return [f"seeds {tuple(seeds)!r} are not different whole numbers of 0 or more."]
+        return [f"seeds {shown(tuple(seeds))} are not different whole numbers of 0 or more."]
     return []
 
 

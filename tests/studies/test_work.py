@@ -127,6 +127,14 @@ def test_time_that_is_up_is_no_result_and_the_next_call_goes_on(small, place):
     assert {**result, "seconds": 0} == {**straight, "seconds": 0}
 
 
+def test_a_result_that_nobody_wrote_down_is_told_again(small, place):
+    """The process that gives the jobs may be killed between the end of a training and its row."""
+    job = small(epochs=2)
+    first = perform(job.id, job.settings, place)
+    assert len(unpacked(first["right"], first["test_pictures"])) == 50
+    assert perform(job.id, job.settings, place) == first
+
+
 def test_a_worker_refuses_other_data_than_the_job_is_for(small, place):
     job = small(digest="0123456789abcdef")
     said = r"^digits holds other pictures \(digest [0-9a-f]{16}\) than those of this job \(digest 0123456789a"

@@ -144,7 +144,7 @@ class Selection:
                 raise UnknownNameError("experiment", name, EVERY)
         problems = [
             f"{name} is not in preset {self.preset}; choose --preset {_with(name)}."
-            for name in self.only or ()
+            for name in dict.fromkeys(self.only or ())
             if name not in PRESETS[self.preset].experiments
         ]
         for name in ("epochs", "train_limit", "test_limit"):
