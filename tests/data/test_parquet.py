@@ -427,6 +427,21 @@ def test_pages_tell_what_pyarrow_tells(tmp_path: Path, version: str, compression
     assert largest == max(sum(len(value) + 4 for value in part) for part in parts)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "gzip", "brotli"])
+def test_a_page_that_tells_too_small_a_size_does_not_unpack(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "train.parquet"
+    table = pa.table({"image": [{"bytes": bytes(20_000_000)}], "label": [0]}, schema=PICTURES)
+    pq.write_table(table, path, compression=compression, use_dictionary=False)
+    data = path.read_bytes()
+    begin, end = 7, 8  # behind the file's mark and a page's kind: how many bytes it unpacks to, of which
+    while data[end - 1] > 127:  # each byte but the last has its highest bit set, as Thrift writes numbers
+        end += 1
+    assert data[4:begin] == b"\x15\0\x15"
+    path.write_bytes(data[:begin] + b"\xff" + b"\x80" * (end - begin - 2) + b"\0" + data[end:])
+    with pytest.raises(DataError, match="cannot be read as a Parquet file"):
+        parquet.read([path], required=True)
+
+
 REAL = os.environ.get("SPARSETUNE_TEST_DATA")
 real = pytest.mark.skipif(REAL is None, reason="SPARSETUNE_TEST_DATA is not set")
 
