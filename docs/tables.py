@@ -234,7 +234,13 @@ def _fuzz_table() -> str:
         found = [row[kind] for row in kills if kind in row]
         times, wrong = sum(each["at_least"] for each in found), sum(len(each["wrong"]) for each in found)
         table.append(f"| {words} | {times} or more | {wrong} |")
-    return "\n".join([*table, "", *dict.fromkeys(_note(row["run"]) for row in (*rows, *kills))])
+    readers = json.loads((RESULTS / "readers.json").read_text())
+    table += ["", "| module that reads files | lines | run by tests and fuzzing |", "| --- | --- | --- |"]
+    counts = {**readers["lines"], "together": [*map(sum, zip(*readers["lines"].values(), strict=True))]}
+    for name, (lines, reached) in counts.items():
+        table.append(f"| {name} | {lines:,} | {reached / lines:.1%} |")
+    notes = dict.fromkeys(_note(row["run"]) for row in (*rows, *kills, readers))
+    return "\n".join([*table, "", *notes])
 
 
 def _many_tables() -> str:
