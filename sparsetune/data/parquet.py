@@ -160,7 +160,7 @@ def _read_file(
                 row += len(batch)
                 kept += shards[-1].data.nbytes
                 _check_bytes(file, kept, most)
-    except pa.ArrowMemoryError as error:
+    except MemoryError as error:  # pyarrow's and NumPy's are such
         raise DataError(f"{str(file)!r} does not fit into memory ({reason(error)}); {SMALLER}.") from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(

@@ -267,7 +267,7 @@ def draw_confusion(report: Report) -> Figure:
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure  # late: it takes half a second, and most commands draw nothing
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     names, counts = [_short(each.name) for each in report.classes], report.confusion.numpy()
     side = min(_SIDE, max(3, _PITCH * len(names)))
@@ -297,7 +297,9 @@ def draw_confusion(report: Report) -> Figure:
             colour = "white" if norm(shares[row, column]) > 0.6 else "black"
             text = str(counts[row, column])
             panel.text(column, row, text, fontsize=size, color=colour, ha="center", va="center")
-    bar = figure.colorbar(image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), format="{x:.0%}")
+    bar = figure.colorbar(
+        image, cax=figure.add_axes((1 + 0.15 / side, 0, 0.15 / side, 1)), format=PercentFormatter(1, 0)
+    )
     bar.set_label("share of the true class" + ("; grey: no pictures" if (totals == 0).any() else ""))
     panel.set_title(
         _title(f"accuracy {report.scores.top1:.1%}", report), loc="left", pad=12, parse_math=False

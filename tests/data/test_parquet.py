@@ -378,7 +378,7 @@ def test_files_that_unpack_to_gigabytes(
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     told, taken = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert "unpacks to " in told
+    assert "unpacks to " in told or "does not fit into memory" in told  # older pyarrow holds more of it
     assert "use a larger machine, or a folder of image files" in told
     assert int(taken) < LIMIT
 

@@ -60,7 +60,7 @@ def test_in_a_new_process(made, tmp_path):
     subprocess.run([sys.executable, "-c", script, path, tmp_path / "out.pt"], check=True)
     with torch.no_grad():
         wanted = small(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32))
-    assert torch.equal(torch.load(tmp_path / "out.pt"), wanted)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), wanted)  # kernels may follow alignment
 
 
 def test_it_is_a_plain_checkpoint(made):
