@@ -406,8 +406,8 @@ def draw_initial(net: nn.Module, seen: Observation, seed: int) -> None:
                 "use pretrained weights or a checkpoint, or adapt_ a model that you built yourself."
             )
     setattr(net, STORED, tuple(unknown))
-    laws = seen.laws(net)
-    setattr(net, DRAWN, (seed, {name: laws[name] for name in laws if under(name, head_names(net))}))
+    laws, heads = seen.laws(net), head_names(net)
+    setattr(net, DRAWN, (seed, {name: laws[name] for name in laws if under(name, heads)}))
     for name, stretches in laws.items():
         for stretch in stretches:
             _draw_stretch(tensors[name].detach(), seed, name, stretch)
