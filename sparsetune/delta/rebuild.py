@@ -46,8 +46,10 @@ USUAL = {
 """Arguments of constructors whose cost is known, up to these numbers."""
 FEW = 64
 """What all other numbers among the arguments may sum up to, for a model to be built without a trial."""
-PATIENCE, REFUSED = 60, 3
-"""Seconds that such a trial may take, and its exit code where sparsetune refuses the arguments."""
+PATIENCE = 60
+"""Seconds that such a trial may take."""
+REFUSALS: dict[int, type[SparsetuneError]] = {3: BackboneError, 4: ConfigError}
+"""Exit code of a trial -> what sparsetune refuses the arguments with."""
 TRIAL = (
     "import json, sys; given = json.load(sys.stdin); sys.path[:] = given.pop('path'); "
     "from sparsetune.delta.rebuild import try_out; try_out(**given)"
@@ -167,8 +169,8 @@ def try_out_elsewhere(origin: Origin, limit: int | None) -> None:
         raise BackboneError(
             f"{what} takes more than {PATIENCE} s to build; do not load the file unless you know its author."
         ) from error
-    if done.returncode == REFUSED:
-        raise ConfigError(" ".join(done.stdout.split()))
+    if done.returncode in REFUSALS:
+        raise REFUSALS[done.returncode](" ".join(done.stdout.split()))
     if done.returncode:
         raise BackboneError(
             f"{what} could not be built in a process that may take "
@@ -192,7 +194,7 @@ def try_out(words: dict[str, Any], limit: int | None) -> None:
         return  # whoever asks has registered it
     except SparsetuneError as error:
         print(error)
-        sys.exit(REFUSED)
+        sys.exit(3 if isinstance(error, BackboneError) else 4)
 
 
 def _is_usual(name: str, value: object) -> bool:

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from sparsetune.backbone.zoo import skeleton
 from sparsetune.delta import rebuild
 from sparsetune.errors import BackboneError, ConfigError, DeltaError
 
+CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
 GIB = 2**30
 SEEDED = Backbone(kind="seed")
 
@@ -120,6 +122,12 @@ def test_buffers_that_no_file_lists_are_counted(forged):
     path = forged(model(name="vit_relpos_small_patch16_224", kwargs={"img_size": 1024}, num_classes=2))
     with pytest.raises(BackboneError, match=r"takes more than 512\.00 MiB of memory"):
         st.load(path, max_bytes=GIB // 2)
+
+
+def test_what_a_trial_finds_too_large_is_no_damage():
+    """As where no trial is made: ``verify`` tells one from the other by its exit code."""
+    with pytest.raises(BackboneError, match=r"takes more than 512\.00 MiB of memory"):
+        st.load(CORPUS / "delta" / "mem_relpos.safetensors", max_bytes=GIB // 2)
 
 
 def test_the_type_of_the_values_is_counted(honest, tmp_path):
