@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load,
         longest_noted,
         save,
+        taught_by,
         verify,
         write_plain,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "save",
     "soup",
     "stack",
+    "taught_by",
     "text_digest",
     "unpacked",
     "verify",

@@ -214,7 +214,7 @@ def load(
         put_stored(_cast(net, dtype), made, values)
         freeze_(net, made, source, dtype, found)
         _fill(net, made, values)
-    teach(net, Taught(header.classes, header.preprocessing, seen=Seen.from_json(header.training)))
+    teach(net, taught_by(header))
     return (net if module is None else module).eval()
 
 
@@ -225,6 +225,11 @@ def inspect(path: str | Path) -> Header:
         DeltaError: When the file is missing, damaged, or no delta.
     """
     return read_header(path)
+
+
+def taught_by(header: Header) -> Taught:
+    """Return what a model with the values of a delta was trained on, as that tells."""
+    return Taught(header.classes, header.preprocessing, seen=Seen.from_json(header.training))
 
 
 def verify(
@@ -278,8 +283,8 @@ def fill(net: nn.Module, path: str | Path) -> None:
         if part.k and under(part.homes[0][0], heads):
             values[part.name] = net.get_parameter(part.name).detach()
     _fill(net, state.plan, values)
-    classes = None if heads else header.classes
-    teach(net, Taught(classes, header.preprocessing, seen=Seen.from_json(header.training)))
+    what = taught_by(header)
+    teach(net, replace(what, classes=None) if heads else what)
     if heads:
         notify(f"{path} knows {header.num_classes} classes, so the classifier for {count} was drawn anew.")
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsetune.backbone import logits_of
-from sparsetune.delta import Header, check_fit, load, read_delta, read_header
+from sparsetune.delta import Header, check_fit, load, read_delta, read_header, taught_by
 from sparsetune.errors import ConfigError, DeltaError
-from sparsetune.parts import head_names, under
-from sparsetune.sliced import adapted, frozen_values
+from sparsetune.parts import head_names, under, unwrapped
+from sparsetune.sliced import adapted, frozen_values, teach
 
 
 class State(nn.Module):
@@ -340,6 +340,8 @@ class Shared(nn.Module):
             lend: Whether the model is given to the user, who may do with it what he likes.
         """
         with self.switch.holding(cast(State, self.states[_key(name)]), lend) as net:
+            if lend:
+                teach(unwrapped(net), taught_by(self.headers[name]))
             yield net
 
     def logits(self, name: str, x: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ import torch
 from PIL import Image
 
 import sparsetune as st
+from sparsetune.delta import verify
 from sparsetune.delta.bundles import unpacked
 from sparsetune.host import SEAL, describe_machine, digest_of, taken_bytes
 from sparsetune.narrow.network import load_slim
@@ -47,13 +48,13 @@ from sparsetune.studies.store import open_store
 from sparsetune.train.checkpoint import read_history, read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from forge import STOPPED, Parts, resealed, sealed
+from forge import STOPPED, Parts, X, resealed, sealed
 
 FLAT = tuple(f"format{number}" for number in range(1, 6))
 """Of the files with an index of their own."""
 GOLDEN = Path(__file__).parent.parent / "golden"
 CORPUS = Path(__file__).parent / "corpus"
-ALSO = {"delta": ["inspect"], "checkpoint": ["resume"]}
+ALSO = {"delta": ["inspect", "verify"], "bundle": ["together"], "checkpoint": ["resume"]}
 """Readers that are given what another one's folder holds, too."""
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "paper" / "cifar10-subset.jsonl"
 SLOW = 10.0
@@ -125,6 +126,15 @@ def bundle(path: Path) -> object:
         return [
             st.load(delta, backbone=held.backbone, max_bytes=MEMORY // 6) for delta in held.deltas.values()
         ]
+
+
+def together(path: Path) -> object:
+    """Load a bundle as tasks and as an ensemble, and answer with each."""
+    tasks, ensemble = (
+        st.Tasks.load(path, max_bytes=MEMORY // 6),
+        st.Ensemble.load(path, max_bytes=MEMORY // 6),
+    )
+    return [tasks(name, X) for name in tasks.names], ensemble(X)
 
 
 def backbone(path: Path) -> object:
@@ -217,7 +227,9 @@ def sources(folder: Path) -> dict[str, list[Path]]:
 READERS: dict[str, tuple[Reader, str]] = {
     "inspect": (st.inspect, "format*.safetensors"),
     "delta": (lambda path: st.load(path, max_bytes=MEMORY // 6), "format*.safetensors"),
+    "verify": (lambda path: verify(path, max_bytes=MEMORY // 6), "format*.safetensors"),
     "bundle": (bundle, "bundle*.safetensors"),
+    "together": (together, "bundle*.safetensors"),
     "slim": (lambda path: load_slim(path, max_bytes=MEMORY // 6), "slim*.safetensors"),
     "checkpoint": (checkpoint, "run-stopped/checkpoint.safetensors"),
     "backbone": (backbone, "slim*.safetensors"),

@@ -14,7 +14,7 @@ from forge import X, stirred
 from torch import nn
 
 import sparsetune as st
-from sparsetune.errors import ConfigError, DeltaError, UnknownNameError
+from sparsetune.errors import ConfigError, DataError, DeltaError, UnknownNameError
 from sparsetune.sliced.adapt import adapted, frozen_values
 
 
@@ -32,6 +32,21 @@ def folder(tmp_path_factory, tiny) -> Path:
 @pytest.fixture
 def tasks(folder) -> st.Tasks:
     return st.Tasks.load({name: folder / name for name in ("cats", "cars", "maps")})
+
+
+def test_a_task_that_is_used_knows_its_own_classes(tiny, tmp_path):
+    """``evaluate`` refuses data of other classes than the model was trained on."""
+    data = st.open_data("digits", test_limit=20)
+    names = {"digits": data.classes, "letters": tuple("abcdefghij")}
+    for seed, (name, classes) in enumerate(names.items()):
+        st.save(stirred(tiny(), seed), tmp_path / name, classes=classes, preprocessing=data.preprocessing)
+    for order in ("digits", "letters"), ("letters", "digits"):
+        tasks = st.Tasks.load({name: tmp_path / name for name in order})
+        with tasks.use("letters") as net, pytest.raises(DataError, match="trained on the classes a, b, c"):
+            st.evaluate(net, data)
+        with tasks.use("digits") as net:
+            found = st.evaluate(net, data).scores
+        assert found == st.evaluate(st.load(tmp_path / "digits"), data).scores
 
 
 def test_each_task_is_the_model_that_was_saved(tasks, folder):
