@@ -78,8 +78,9 @@ class Switch:
     def relink(self) -> None:
         """Gather the model's values anew, after it was moved."""
         self.current = None
-        self._floats = self._gather(self._arena)
-        self._ints = self._gather(self._counts)
+        like = next(map(self._value, (*self._arena, *self._slices, *self._head)), torch.empty(0))
+        self._floats = self._gather(self._arena, like)
+        self._ints = self._gather(self._counts, like.long())
         slices = [self._value(name) for name in self._slices]
         self._targets = [value.view(-1) if value.is_contiguous() else value for value in slices]
         self._sizes = [target.numel() for target in self._targets]
@@ -200,11 +201,11 @@ class Switch:
                 if value is not None and id(value) in frozen:
                     yield module._buffers, leaf, value
 
-    def _gather(self, names: Sequence[str]) -> Tensor:
-        """Let the tensors of these names be views of one flat tensor, and return it."""
+    def _gather(self, names: Sequence[str], like: Tensor) -> Tensor:
+        """Make the tensors of these names views of one flat tensor of the type of ``like``, and return it."""
         found = [self._value(name) for name in names]
         if not found:
-            return torch.empty(0, dtype=torch.int64)
+            return like.new_empty(0)
         arena = torch.cat([value.reshape(-1) for value in found])
         for name, value, piece in zip(names, found, arena.split([v.numel() for v in found]), strict=True):
             view = piece.view(value.shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forge import X, stirred
+from forge import X, moved, stirred
 from torch import nn
 
 import sparsetune as st
@@ -32,6 +32,22 @@ def folder(tmp_path_factory, tiny) -> Path:
 @pytest.fixture
 def tasks(folder) -> st.Tasks:
     return st.Tasks.load({name: folder / name for name in ("cats", "cars", "maps")})
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_tasks_that_learned_the_classifier_alone(name, tmp_path):
+    """Nothing but the classifier is in these files, running statistics included."""
+    x = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    learn = st.Learn(filters=0, norm=False, norm_stats="frozen")
+    files = {}
+    for classes in (10, 4):
+        net = moved(st.adapt_(st.create(name, num_classes=classes), learn), classes)
+        st.save(net, tmp_path / str(classes))
+        files[str(classes)] = tmp_path / str(classes)
+    tasks = st.Tasks.load(files)
+    for task, path in files.items():
+        assert torch.equal(tasks(task, x), st.load(path)(x))
+    assert torch.equal(st.Ensemble.load([files["10"]] * 2)(x)[:3], tasks("10", x))
 
 
 def test_a_task_that_is_used_knows_its_own_classes(tiny, tmp_path):
