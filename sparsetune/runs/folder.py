@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def unfinished(name: str, settings: dict[str, Any]) -> Path | None:
     return folder if there and not _differing(settings, there) else None
 
 
-@contextlib.contextmanager
+@contextmanager
 def owning(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder for as long as the context lasts, however it ends.
 
