@@ -88,9 +88,8 @@ def make(root: Path, cifar10: Path, tiny: Path) -> None:
     for task, (data, classes, training, test) in tasks.items():
         if (root / task).is_dir():
             continue
-        for split, pictures, each in (("train", data.train, training), ("test", data.test, test)):
-            if pictures is None:
-                continue
+        for split, pictures, each in (("train", data.train, training), ("test", data.judged, test)):
+            assert pictures is not None, f"{task} has no pictures to judge by"
             for name, picture in cut(pictures, classes, each, chance):
                 path = root / "new" / split / f"{name}.{'jpg' if task == 'photos' else 'png'}"
                 path.parent.mkdir(parents=True, exist_ok=True)
