@@ -18,7 +18,7 @@ from sparsetune.backbone import logits_of
 from sparsetune.delta import Header, check_fit, load, read_delta, read_header, taught_by
 from sparsetune.errors import ConfigError, DeltaError
 from sparsetune.parts import head_names, under, unwrapped
-from sparsetune.sliced import adapted, frozen_values, teach
+from sparsetune.sliced import Taught, adapted, frozen_values, teach
 
 
 class State(nn.Module):
@@ -295,6 +295,7 @@ class Shared(nn.Module):
         self.switch = Switch(self.net)
         self.states = nn.ModuleDict()
         self.headers: dict[str, Header] = {}
+        self._taught: dict[str, Taught] = {}
         self.take(name, path)
         self.eval()
 
@@ -331,6 +332,7 @@ class Shared(nn.Module):
     def drop(self, name: str) -> None:
         """Forget a delta."""
         del self.states[_key(name)], self.headers[name]
+        self._taught.pop(name, None)
 
     @contextmanager
     def using(self, name: str, lend: bool = False) -> Iterator[nn.Module]:
@@ -342,7 +344,9 @@ class Shared(nn.Module):
         """
         with self.switch.holding(cast(State, self.states[_key(name)]), lend) as net:
             if lend:
-                teach(unwrapped(net), taught_by(self.headers[name]))
+                if name not in self._taught:
+                    self._taught[name] = taught_by(self.headers[name])
+                teach(unwrapped(net), self._taught[name])
             yield net
 
     def logits(self, name: str, x: Tensor) -> Tensor:

@@ -222,7 +222,10 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, values in state["state"].items():
         count = parameters[number].numel()
         if any(
-            count % size for value in values.values() if isinstance(value, Tensor) for size in value.shape
+            (count % size if size else count)
+            for value in values.values()
+            if isinstance(value, Tensor)
+            for size in value.shape
         ):
             raise ValueError(f"what its optimiser knows of parameter {number} is not of that one's shape")
 

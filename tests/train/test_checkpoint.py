@@ -222,6 +222,7 @@ def test_a_state_of_another_optimiser_is_refused(tmp_path):
         {**good, "param_groups": [{**groups[0], "betas": [0.9]}]},
         {**good, "state": {**state, 2: state[0]}},
         {**good, "state": {**state, 0: {**state[0], "exp_avg": torch.zeros(3, 7)}}},
+        {**good, "state": {**state, 0: {**state[0], "exp_avg": torch.zeros(0)}}},
         {**good, "state": {0: 3}},
         {**good, "state": None},
     ]
