@@ -40,7 +40,7 @@ ONLY = {
     "matplotlib": {
         "runs.run",
         "runs.report",
-        "bench.chart",
+        "bench.bench",
         "studies.paper.figures",
         "studies.compare.shown",
     },

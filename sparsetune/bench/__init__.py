@@ -2,12 +2,11 @@
 
 Imports ``serve`` and ``train``.
 
-- ``bench``: contestants take turns, and what they keep for many tasks; ``timing``: fair times, memory.
-- ``peft``: PEFT's LoRA as an opponent; ``chart``: the picture.
+- ``bench``: contestants take turns, what they keep for many tasks, the picture; ``timing``: times and memory.
+- ``peft``: PEFT's LoRA as an opponent.
 """
 
-from sparsetune.bench.bench import MEASURES, Row, Workload, bench
-from sparsetune.bench.chart import amount, describe, draw_bench
+from sparsetune.bench.bench import MEASURES, Row, Workload, amount, bench, describe, draw_bench
 from sparsetune.bench.peft import is_installed, learned_tensors, uniform_lora
 from sparsetune.bench.timing import take_turns
 

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 import sparsetune as st
-from sparsetune.bench.bench import CONTESTANTS, Row
-from sparsetune.bench.chart import amount, describe, draw_bench
+from sparsetune.bench.bench import CONTESTANTS, Row, amount, describe, draw_bench
 from sparsetune.bench.timing import Figure
 from sparsetune.errors import StorageError
 
