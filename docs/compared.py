@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in _measured():
         rows, comparison = read_lines(path)
         if points := find(rows, comparison):
-            titles = {name: ground.title for name, ground in comparison.grounds.items()}
+            titles = {name: benchmark.title for name, benchmark in comparison.benchmarks.items()}
             with TemporaryDirectory() as folder:
                 draw(points, titles, Path(folder) / "figure.png")
                 drawn = (Path(folder) / "figure.png").read_bytes()
@@ -71,13 +71,15 @@ def _found(path: Path) -> str:
     points = find(rows, comparison)
     if not points:
         return f"{path.name} has no finished method of preset {comparison.preset} as it is now; run it again."
-    grounds = {name: [point for point in points if point.ground == name] for name in comparison.grounds}
+    benchmarks = {
+        name: [point for point in points if point.benchmark == name] for name in comparison.benchmarks
+    }
     only = ", ".join(FAMILIES[name].title for name in comparison.only or ())
     ran = [f"Run were: {only}."] if only else []
-    pieces = [f"## Preset {comparison.preset}", *ran, *_spreads(grounds, comparison), *_chosen(grounds)]
+    pieces = [f"## Preset {comparison.preset}", *ran, *_spreads(benchmarks, comparison), *_chosen(benchmarks)]
     pieces.append(f"![Accuracy against bytes and against seconds](results/{path.stem}.png)")
-    for name, here in grounds.items():
-        title = comparison.grounds[name].title
+    for name, here in benchmarks.items():
+        title = comparison.benchmarks[name].title
         if any(point.family in THEIRS for point in here):
             judged = [verdict for verdict in verdicts(here) if verdict.ours or verdict.theirs]
             pieces += [f"### {title}", _told(judged), *_everywhere(here), _markdown(budgets(judged))]
@@ -88,15 +90,15 @@ def _found(path: Path) -> str:
     return "\n\n".join([*pieces, "\n".join(sorted({_note(row.about) for row in rows}))])
 
 
-def _spreads(grounds: dict[str, list[Point]], comparison: Comparison) -> list[str]:
-    """One budget, spread in every way and as ``--budget`` chose it, a column for each ground."""
+def _spreads(benchmarks: dict[str, list[Point]], comparison: Comparison) -> list[str]:
+    """One budget, spread in every way and as ``--budget`` chose it, a column for each benchmark."""
     plain = {
         name: {
             p.family if p.family == CHOSEN else p.name: p
             for p in here
-            if p.dtype == _kept(p) and p.budget in (None, comparison.grounds[name].budgets[0])
+            if p.dtype == _kept(p) and p.budget in (None, comparison.benchmarks[name].budgets[0])
         }
-        for name, here in grounds.items()
+        for name, here in benchmarks.items()
         if any(point.family == SPREAD for point in here)
     }
     if not plain:
@@ -109,9 +111,9 @@ def _spreads(grounds: dict[str, list[Point]], comparison: Comparison) -> list[st
     return [_markdown((["top-1 (%), seconds of training", *plain], lines))]
 
 
-def _chosen(grounds: dict[str, list[Point]]) -> list[str]:
+def _chosen(benchmarks: dict[str, list[Point]]) -> list[str]:
     """What ``--budget`` chose beside the best fixed method."""
-    picked = {name: choices(here) for name, here in grounds.items()}
+    picked = {name: choices(here) for name, here in benchmarks.items()}
     judged = [verdict for found in picked.values() for verdict in found if verdict.gap is not None]
     if not judged:
         return []
@@ -120,7 +122,7 @@ def _chosen(grounds: dict[str, list[Point]]) -> list[str]:
     )
     header, _ = chosen([])
     lines = [[name, *line] for name, found in picked.items() for line in chosen(found)[1]]
-    return [f"{said}{_alone(judged)}", _markdown((["ground", *header], lines))]
+    return [f"{said}{_alone(judged)}", _markdown((["benchmark", *header], lines))]
 
 
 def _count(judged: list[Verdict]) -> str:
@@ -156,31 +158,31 @@ def _mixed() -> str:
     """What slices and a low-rank sum on one layer came to, beside either alone."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("mixed-*.json"))]
     rows = [
-        [each["ground"], row["choice"], f"{row['learned']:,}", str(_spread(row["top1"])), f"{row['lr']:g}"]
+        [each["benchmark"], row["choice"], f"{row['learned']:,}", str(_spread(row["top1"])), f"{row['lr']:g}"]
         for each in found
         for row in each["rows"]
     ]
-    table = _markdown((["ground", "each layer learns", "learned values", "top-1 (%)", "lr"], rows))
+    table = _markdown((["benchmark", "each layer learns", "learned values", "top-1 (%)", "lr"], rows))
     notes = {_note({**each, "jobs": 1}) for each in found}
     return "\n\n".join([table, "\n".join(sorted(notes))])
 
 
 def _trials() -> str:
-    """What trials of each length prefer on each ground, beside the accuracies of whole trainings."""
+    """What trials of each length prefer on each benchmark, beside the accuracies of whole trainings."""
     path = RESULTS / "trials.json"
     if not path.is_file():
         return NOTHING
     value = json.loads(path.read_text())
     points = find(*read_lines(RESULTS / "compare-small.jsonl"))
-    top1 = {(p.ground, p.name): p.top1 for p in points if p.family == SPREAD and p.dtype == KEPT}
+    top1 = {(p.benchmark, p.name): p.top1 for p in points if p.family == SPREAD and p.dtype == KEPT}
     steps = [*dict.fromkeys(row["steps"] for row in value["rows"])]
     lines = []
-    for ground in dict.fromkeys(row["ground"] for row in value["rows"]):
-        here = [row for row in value["rows"] if row["ground"] == ground]
+    for benchmark in dict.fromkeys(row["benchmark"] for row in value["rows"]):
+        here = [row for row in value["rows"] if row["benchmark"] == benchmark]
         won = [_counted([row["losses"] for row in here if row["steps"] == count]) for count in steps]
-        whole = [f"{top1[ground, way]}" if (ground, way) in top1 else "" for way in (UNIFORM, LATER)]
-        lines.append([ground, *won, *whole])
-    header = ["ground", *(f"{count} steps" for count in steps), "all layers, top-1 (%)", "last two thirds"]
+        whole = [f"{top1[benchmark, way]}" if (benchmark, way) in top1 else "" for way in (UNIFORM, LATER)]
+        lines.append([benchmark, *won, *whole])
+    header = ["benchmark", *(f"{count} steps" for count in steps), "all layers, top-1 (%)", "last two thirds"]
     return "\n\n".join([_markdown((header, lines)), _note({**value, "jobs": 1})])
 
 

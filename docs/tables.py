@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 from picture import best_rate
 
 from sparsetune.bench import MEASURES, amount, describe, draw_bench
+from sparsetune.host import size
 
 RESULTS = Path(__file__).parent / "results"
 KILLED = {
@@ -43,6 +44,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         ("fuzz", _fuzz_table),
         ("many", _many_tables),
         ("tasks", _tasks_table),
+        ("serving", _serving_table),
         ("zoo", _zoo_table),
         ("precision", _precision_table),
         ("slim", _slim_table),
@@ -51,6 +53,37 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         if f"<!-- {mark} -->" in markdown:
             markdown = markdown.replace(f"<!-- {mark} -->", table())
     return markdown
+
+
+def _serving_table() -> str:
+    found = json.loads((RESULTS / "serving-cpu.json").read_text())
+    rate, times = found["pictures_per_second"], found["milliseconds"]
+    rows = ["| | |", "| --- | --- |"]
+    for key, words in (("one", "one task"), ("hundred", "a hundred tasks, at random")):
+        rows.append(f"| {words} | {rate[key]:.0f} pictures a second, {_times(times[key])} |")
+    bounded = found["bounded"]
+    rows.append(f"| mixed against one, turn by turn | {found['mixed_ratio']:.2f} |")
+    for what, words in (("tenth", "a tenth of each layer"), ("vector", "a vector in int6")):
+        part, file = found[what], size(found["file_bytes"][what])
+        before, after, each = (
+            size(part[f"{key}"]) for key in ("resident_before", "resident_after", "bytes_per_task")
+        )
+        rows += [
+            f"| {part['tasks']:,} tasks, {words}, {file} a file | "
+            f"{before} with one in memory, {after} with all: {each} a task |",
+            f"| one client, first answer of such a task | {_times(part['cold_milliseconds'])} |",
+            f"| one client, later answers | {_times(part['warm_milliseconds'])} |",
+        ]
+    told = f"{bounded['pictures_per_second']:.0f} pictures a second in {size(bounded['resident'])}"
+    rows.append(f"| 1,000 tasks at random, `--cache {bounded['cache']}` | {told} |")
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return "\n".join(
+        [*rows, "", f"{found['processor']}, {found['threads']} threads; {versions}; {found['date']}."]
+    )
+
+
+def _times(told: dict[str, float]) -> str:
+    return f"{told['median']:.0f} ms in the median, p99 {told['p99']:.0f} ms"
 
 
 def _zoo_table() -> str:

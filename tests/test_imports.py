@@ -9,7 +9,7 @@ import pytest
 
 import sparsetune
 
-PACKAGE = Path(__file__).parent.parent / "sparsetune"
+PACKAGE = Path(sparsetune.__file__).parent
 
 ROOMS = [
     "errors",

@@ -1,7 +1,7 @@
 """Measures whether slices and a low-rank sum on one layer win over either alone, at equal bytes, as JSON.
 
 By plain autograd: of each convolution's weight the first rows are learned, and the others take the sum. Where
-and how it is trained is what ``sparsetune compare --preset small`` does on the ground of that name.
+and how it is trained is what ``sparsetune compare --preset small`` does on the benchmark of that name.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def model(filters: int, rank: int, classes: int, kwargs: dict[str, int], seed: i
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ground", choices=["digits", "cifar10"])
+    parser.add_argument("benchmark", choices=["digits", "cifar10"])
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    ground = PRESETS["small"][options.ground]
-    settings = {**DEFAULTS, **ground.settings}
+    benchmark = PRESETS["small"][options.benchmark]
+    settings = {**DEFAULTS, **benchmark.settings}
     limits = {name: settings[name] for name in ("size", "train_limit", "test_limit")}
     data = open_data(options.data, **limits)
     rest, held_out = split_in_two(data.train, HELD_OUT, seed=0)
@@ -84,13 +84,13 @@ def main() -> None:
 
     rows = []
     for name, (filters, rank) in CHOICES.items():
-        found = {rate: score(filters, rank, rate, 0, tuning)[0] for rate in ground.rates}
+        found = {rate: score(filters, rank, rate, 0, tuning)[0] for rate in benchmark.rates}
         rate = max(found, key=lambda each: found[each])
         scores = [score(filters, rank, rate, seed, data) for seed in SEEDS]
         top1 = [top1 for top1, _ in scores]
         rows.append({"choice": name, "learned": scores[0][1], "lr": rate, "held_out": found, "top1": top1})
         print(f"{name}: {100 * fmean(top1):.2f} ± {100 * stdev(top1):.2f} % at lr {rate}", flush=True)
-    value = {"ground": ground.title, "seeds": SEEDS, "rows": rows, **describe_machine()}
+    value = {"benchmark": benchmark.title, "seeds": SEEDS, "rows": rows, **describe_machine()}
     options.out.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Measures what trials of some lengths tell of the candidates of --budget, as JSON.
 
-On the grounds of ``sparsetune compare --preset small``, after it, for three seeds.
+On the benchmarks of ``sparsetune compare --preset small``, after it, for three seeds.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def main() -> None:
                         found = learn and try_out(net, learn, data, held, config, steps)
                     losses[way] = None if found is None else round(found[0].mean().item(), 3)
                 rows.append(
-                    {"ground": entry.ground, "seed": settings["seed"], "steps": steps, "losses": losses}
+                    {"benchmark": entry.benchmark, "seed": settings["seed"], "steps": steps, "losses": losses}
                 )
-            print(f"{entry.ground}, seed {settings['seed']}: done", flush=True)
+            print(f"{entry.benchmark}, seed {settings['seed']}: done", flush=True)
     options.out.write_text(json.dumps({**describe_machine(), "rate": RATE, "rows": rows}, indent=1) + "\n")
 
 

@@ -108,6 +108,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "soup": deltas.soup,
         "stack": deltas.stack,
         "diff": deltas.diff,
+        "convert": deltas.convert,
     },
     "Measure": {"bench": models.bench, "compare": studies.compare, "doctor": models.doctor},
 }

@@ -1,6 +1,6 @@
 """What to do with delta files: ``info``, ``verify``, ``merge``, ``export``, ``slim``, ``push``, ``pull``.
 
-And with their values: ``compress``, ``diff``, ``soup``, ``stack`` and ``bundle``.
+And with their values: ``compress``, ``diff``, ``soup``, ``stack``, ``bundle`` and ``convert``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from sparsetune.host import fetch
 from sparsetune.spec import PRECISIONS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparsetune.delta import Header
 
 DAMAGED, NO_BACKBONE = 1, 3
@@ -384,6 +386,103 @@ def bundle(
     else:
         names = ", ".join(files)
         console.out.print(f"{out}  ({console.size(out.stat().st_size)}; {names})")
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="The folder of an adapter that PEFT saved, or a delta of low-rank sums.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The delta to write, or the folder of the adapter.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="timm name, or torchvision/NAME, that the adapter was made for."),
+    ] = None,
+    img_size: options.ImgSize = None,
+    in_chans: options.InChans = None,
+    model_kwargs: options.ModelKwargs = None,
+    pretrained: options.Pretrained = False,
+    backbone_seed: options.BackboneSeed = 0,
+    num_classes: Annotated[
+        int | None,
+        typer.Option("--num-classes", min=1, help="Class count, where the adapter has no classifier."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="What it was trained on, for class names and preprocessing in the delta."
+        ),
+    ] = None,
+    backbone: options.BackboneFile = None,
+    allow_network: options.AllowNetwork = False,
+    max_memory: options.MaxMemory = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a delta of a LoRA adapter of PEFT's, or such an adapter of a delta; outputs stay the same.
+
+    Example: sparsetune convert adapter/ --model resnet18 --pretrained --data photos/ -o mine.safetensors
+
+    And back: sparsetune convert mine.safetensors -o adapter/
+    """
+    from sparsetune.publish import is_adapter, to_peft
+
+    if is_adapter(source) == (model is None):
+        wrong = (
+            f"'{source}' is a PEFT adapter, and no file says of which model; give --model."
+            if model is None
+            else f"'{source}' is no folder of a PEFT adapter; a delta knows its model, so leave out --model."
+        )
+        raise ConfigError(wrong)
+    if model is None:
+        from sparsetune.delta import load
+
+        net = load(source, backbone=backbone, allow_network=allow_network, max_bytes=max_memory)
+        to_peft(net, out)
+    else:
+        options.check_out(out, "", "convert", "delta")
+        kwargs = options.kwargs_from(model, img_size, in_chans, model_kwargs) or {}
+        weights = {"seed": backbone_seed, "pretrained": pretrained, "checkpoint": backbone}
+        net = _converted(source, out, model, num_classes, data, {**weights, **kwargs})
+    from sparsetune.sliced import adapted
+
+    made, files = adapted(net).plan, [out] if out.is_file() else [*out.glob("adapter_*")]
+    value = {"out": str(out), "bytes": sum(file.stat().st_size for file in files)}
+    if as_json:
+        console.print_json({**value, "learned_parameters": made.learned_parameters})
+        return
+    kept = f"{console.size(value['bytes'])}, {made.learn.describe()}"
+    console.out.print(f"{out}  ({kept})")
+    check = shlex.join(["sparsetune", "verify", str(out)])
+    console.out.print(f"\nnext: {check}" if model else f"\nnext: PeftModel.from_pretrained(net, '{out}')")
+
+
+def _converted(
+    source: Path, out: Path, model: str, count: int | None, data: str | None, options: dict[str, Any]
+) -> nn.Module:
+    """Save an adapter as a delta; return the model."""
+    from sparsetune.backbone import Backbone, Origin, create, skeleton
+    from sparsetune.data import open_data
+    from sparsetune.delta import save
+    from sparsetune.publish import classes_in, from_peft
+    from sparsetune.train import pictures_for
+
+    opened = open_data(data) if data else None
+    if count is None:
+        arguments = {k: v for k, v in options.items() if k not in ("seed", "pretrained", "checkpoint")}
+        seeded = Backbone(kind="seed")
+        like = Origin(library="timm", name=model, kwargs=arguments, num_classes=2, backbone=seeded)
+        count = classes_in(source, skeleton(like)) or (opened and len(opened.classes))
+    if count is None:
+        raise ConfigError(f"'{source}' has no classifier, so give --num-classes, or --data.")
+    net = from_peft(create(model, num_classes=count, **options), source)
+    told = (
+        {}
+        if opened is None
+        else {"classes": opened.classes, "preprocessing": pictures_for(net, opened).preprocessing}
+    )
+    save(net, out, **told)
+    return net
 
 
 def _named(word: str) -> tuple[str, Path]:

@@ -317,5 +317,5 @@ def check_out(out: Path, delta: str, command: str, what: str) -> None:
         raise ConfigError(
             f"'{out}' does not end in .safetensors, the one format that {command} writes; rename it."
         )
-    if out.exists() and (source := fetch(delta)).exists() and out.samefile(source):
+    if delta and out.exists() and (source := fetch(delta)).exists() and out.samefile(source):
         raise ConfigError(f"'{out}' is the delta itself; choose another name for the {what}.")

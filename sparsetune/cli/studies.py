@@ -25,7 +25,7 @@ def compare(
         str,
         typer.Option(
             "--preset",
-            help="smoke: does it work; digits; small: six grounds, for a CPU; full: for a GPU.",
+            help="smoke: does it work; digits; small: six benchmarks, for a CPU; full: for a GPU.",
         ),
     ] = "digits",
     only: Annotated[
@@ -100,11 +100,11 @@ def _write(rows: list[Row], comparison: Comparison, out: Path, as_json: bool) ->
     points = find(rows, comparison)
     if not points:
         return files
-    titles = {name: ground.title for name, ground in comparison.grounds.items()}
+    titles = {name: benchmark.title for name, benchmark in comparison.benchmarks.items()}
     draw(points, titles, out / PICTURE)
     if not as_json:
         for name, title in titles.items():
-            here = [point for point in points if point.ground == name]
+            here = [point for point in points if point.benchmark == name]
             console.out.print(f"{title}:")
             for table in (methods(here), budgets(verdicts(here)), chosen(choices(here))):
                 _print(table)

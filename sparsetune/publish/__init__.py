@@ -6,11 +6,12 @@ Imports ``delta``.
 - ``export``: ONNX, checked against the model; ``adapters``: PEFT's LoRA adapters, written and read.
 """
 
-from sparsetune.publish.adapters import from_peft, is_adapter, to_peft
+from sparsetune.publish.adapters import classes_in, from_peft, is_adapter, to_peft
 from sparsetune.publish.export import export_onnx
 from sparsetune.publish.hub import from_pretrained, pull, push, save_pretrained
 
 __all__ = [
+    "classes_in",
     "export_onnx",
     "from_peft",
     "from_pretrained",

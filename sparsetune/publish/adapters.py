@@ -57,6 +57,18 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def classes_in(folder: str | Path, net: nn.Module) -> int | None:
+    """Return how many classes an adapter's classifier has, for a model like ``net``; ``None`` without one.
+
+    Raises:
+        ConfigError: When the adapter is not plain LoRA.
+        DeltaError: When its files are damaged.
+    """
+    _, tensors = _read(Path(folder))
+    known = [f"{head}{end}" for head in head_names(net) for end in (".weight", FACTORS[1])]
+    return next((len(tensors[name]) for name in known if name in tensors and tensors[name].dim()), None)
+
+
 def to_peft(net: nn.Module, folder: str | Path) -> None:
     """Write what a model learned as an adapter of PEFT: ``PeftModel.from_pretrained(backbone, folder)``.
 

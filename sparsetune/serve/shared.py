@@ -315,8 +315,7 @@ class Shared(nn.Module):
             ConfigError: When the name is no text.
             DeltaError: When it is damaged, or stands on another backbone or learns other slices.
         """
-        if not isinstance(name, str):
-            raise ConfigError(f"the name {name!r} of a delta is not a text; write it as one.")
+        check_name(name)
         header, first = read_header(path), self.first
         if (header.fingerprint, header.learn) != (first.fingerprint, first.learn):
             raise DeltaError(
@@ -342,12 +341,17 @@ class Shared(nn.Module):
             name: The delta's.
             lend: Whether the model is given to the user, who may do with it what he likes.
         """
-        with self.switch.holding(cast(State, self.states[_key(name)]), lend) as net:
+        state, header = self.held(name)
+        with self.switch.holding(state, lend) as net:
             if lend:
                 if name not in self._taught:
-                    self._taught[name] = taught_by(self.headers[name])
+                    self._taught[name] = taught_by(header)
                 teach(unwrapped(net), self._taught[name])
             yield net
+
+    def held(self, name: str) -> tuple[State, Header]:
+        """Return a delta's values and what its file says of itself."""
+        return cast(State, self.states[_key(name)]), self.headers[name]
 
     def logits(self, name: str, x: Tensor) -> Tensor:
         """Compute a delta's logits; no row of pictures gives no row of logits."""
@@ -373,6 +377,16 @@ class Shared(nn.Module):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self.switch.relink()
         return self
+
+
+def check_name(name: object) -> None:
+    """Refuse a name that is no text.
+
+    Raises:
+        ConfigError: When it is none.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"the name {name!r} of a delta is not a text; write it as one.")
 
 
 def check_pictures(x: object) -> None:

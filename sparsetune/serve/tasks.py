@@ -10,40 +10,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsetune.delta import unpacked
+from sparsetune.delta import Header, unpacked
 from sparsetune.errors import ConfigError, DeltaError, UnknownNameError
-from sparsetune.serve.shared import Shared, check_pictures
+from sparsetune.host import listed
+from sparsetune.serve.shared import Shared, State, check_name, check_pictures
 
 
 class Tasks(Shared):
     """An "overloaded" network (paper, Section 5): a task's delta is put in place when it is asked for.
 
     Each task has its own slices, classifier, and batch-norm statistics; memory grows by the size of its
-    delta. Several threads may call at once: they take turns. Make one with :meth:`load`.
+    delta, up to ``cache_bytes`` where that is given. Several threads may call at once: they take turns. Make
+    one with :meth:`load`.
     """
 
+    def __init__(
+        self, name: str, path: str | Path, *, cache_bytes: int | None = None, **options: Any
+    ) -> None:
+        whole = isinstance(cache_bytes, int) and not isinstance(cache_bytes, bool)
+        if cache_bytes is not None and not (whole and cache_bytes >= 0):
+            raise ConfigError(f"cache_bytes {cache_bytes!r} is not a whole number of bytes, 0 or more.")
+        super().__init__(name, path, **options)
+        self.files: dict[str, str | Path] = {name: path}
+        self.cache_bytes = cache_bytes
+        self.cached_bytes = 0
+        self._recent: dict[str, int] = {}
+        self.held(name)
+
     @classmethod
-    def load(cls, deltas: Mapping[str, str | Path] | str | Path, **options: Any) -> Tasks:
+    def load(
+        cls,
+        deltas: Mapping[str, str | Path] | str | Path,
+        *,
+        cache_bytes: int | None = None,
+        **options: Any,
+    ) -> Tasks:
         """Build the backbone once and read every delta.
 
         Args:
             deltas: Task name -> delta file; or a bundle. The first builds the backbone; all must stand on the
                 same, with the same learn spec. Class counts may differ.
+            cache_bytes: Read each delta but the first when its task is asked for, and forget those that were
+                not asked for longest while all have more bytes than this; one that is forgotten is read again
+                when it is asked for. ``None`` reads all of them now, and keeps them.
             **options: ``module``, ``backbone``, ``allow_network``, ``max_bytes``: as for ``load``.
 
         Raises:
-            ConfigError: When ``deltas`` is empty.
+            ConfigError: When ``deltas`` is empty, or a bundle shall be read bit by bit.
             DeltaError: When a file is damaged or stands on another backbone.
             BackboneError: When the backbone cannot be rebuilt.
         """
         if isinstance(deltas, (str, Path)):
+            if cache_bytes is not None:
+                raise ConfigError(
+                    f"'{deltas}' is read whole; cache_bytes is of deltas in files of their own."
+                )
             with unpacked(deltas) as held:
                 return cls.load(held.deltas, **{"backbone": held.backbone, **options})
         if not isinstance(deltas, Mapping) or not deltas:
             given = f"{type(deltas).__name__} is no mapping" if deltas else "no deltas were given"
             raise ConfigError(f"{given}; pass one such as {{'cats': 'cats.safetensors'}}.")
         (name, path), *others = deltas.items()
-        tasks = cls(name, path, **options)
+        tasks = cls(name, path, cache_bytes=cache_bytes, **options)
         for other, file in others:
             tasks.add(other, file)
         return tasks
@@ -51,18 +79,23 @@ class Tasks(Shared):
     @property
     def names(self) -> tuple[str, ...]:
         """The tasks, in the order in which they were added."""
-        return tuple(self.headers)
+        return tuple(self.files)
 
     def add(self, name: str, path: str | Path) -> None:
-        """Read one more delta.
+        """Read one more delta; with ``cache_bytes``, when its task is first asked for.
 
         Raises:
             ConfigError: When there is a task of that name.
-            DeltaError: When the file is damaged or stands on another backbone.
+            DeltaError: When the file is damaged or stands on another backbone. One that is read later raises
+                it then.
         """
-        if name in self.headers:
-            raise ConfigError(f"task '{name}' is there already; remove it first, or choose another name.")
-        self.take(name, path)
+        with self.switch.lock:
+            if name in self.files:
+                raise ConfigError(f"task '{name}' is there already; remove it first, or choose another name.")
+            check_name(name)
+            if self.cache_bytes is None:
+                self.take(name, path)
+            self.files[name] = path
 
     def remove(self, name: str) -> None:
         """Forget a task and free its memory.
@@ -70,8 +103,39 @@ class Tasks(Shared):
         Raises:
             UnknownNameError: When there is no such task.
         """
-        self._check(name)
-        self.drop(name)
+        with self.switch.lock:
+            self._check(name)
+            self._forget(name)
+            del self.files[name]
+
+    def header(self, name: str) -> Header:
+        """Return what a task's delta says of itself: class names, preprocessing, training.
+
+        Raises:
+            UnknownNameError: When there is no such task.
+            DeltaError: When its file is read now, and is damaged or stands on another backbone.
+        """
+        return self.held(name)[1]
+
+    def held(self, name: str) -> tuple[State, Header]:
+        """Return a task's values and header, read now if need be; forget what is too much."""
+        if self.cache_bytes is None:
+            return super().held(name)
+        with self.switch.lock:
+            self._check(name)
+            if name not in self.headers:
+                self.take(name, self.files[name])
+            found = super().held(name)
+            self.cached_bytes += found[0].nbytes - self._recent.pop(name, 0)
+            self._recent[name] = found[0].nbytes
+            while self.cached_bytes > self.cache_bytes and len(self._recent) > 1:
+                self._forget(next(iter(self._recent)))
+            return found
+
+    def _forget(self, name: str) -> None:
+        self.cached_bytes -= self._recent.pop(name, 0)
+        if name in self.headers:
+            self.drop(name)
 
     @contextmanager
     def use(self, name: str) -> Iterator[nn.Module]:
@@ -131,9 +195,9 @@ class Tasks(Shared):
         names = list(task)
         if len(names) != count:
             raise ConfigError(f"there are {len(names)} tasks for {count} rows; give one a row.")
-        if not self.headers:
+        if not self.files:
             raise ConfigError("there is no task; add one.")
-        rows: dict[str, list[int]] = {} if names else {name: [] for name in self.headers}
+        rows: dict[str, list[int]] = {} if names else {name: [] for name in self.files}
         for row, name in enumerate(names):
             self._check(name)
             rows.setdefault(name, []).append(row)
@@ -141,9 +205,9 @@ class Tasks(Shared):
 
     def _check(self, name: Any) -> None:
         if not isinstance(name, str):
-            raise ConfigError(f"task {name!r} is no name; give one of {', '.join(self.headers)}.")
-        if name not in self.headers:
-            raise UnknownNameError("task", name, self.headers)
+            raise ConfigError(f"task {name!r} is no name; give one of {listed([*self.files])}.")
+        if name not in self.files:
+            raise UnknownNameError("task", name, self.files)
 
 
 class Ensemble(Shared):

@@ -69,7 +69,7 @@ def test_results_are_those_of_the_pictures_wherever_they_lie_and_of_no_others(sp
     words = "compare --preset smoke --only head --seeds 0 --json --out o"
     with in_process():
         count = sparsetune(f"{words} --data digits={one}").json["finished"]
-    assert count == 1 + 2 * (1 + 1 + 1)  # a backbone; of each ground a tuning, a training, a pace
+    assert count == 1 + 2 * (1 + 1 + 1)  # a backbone; of each benchmark a tuning, a training, a pace
 
     def left(*data):
         told = sparsetune(f"{words} --dry-run", *data)

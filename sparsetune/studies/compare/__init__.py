@@ -1,6 +1,6 @@
 """Our methods beside PEFT's: accuracy against bytes and seconds.
 
-- ``methods``: what is compared, on which grounds; ``training``: one method's training and timing.
+- ``methods``: what is compared, on which benchmarks; ``training``: one method's training and timing.
 - ``results``: what was found for each method and precision; ``shown``: pictures and tables.
 - ``verdicts``: who wins, judged on other seeds than it was chosen on.
 """

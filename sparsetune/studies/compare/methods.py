@@ -1,4 +1,4 @@
-"""What is compared: the methods, each by what differs from the defaults, on which grounds, as jobs."""
+"""What is compared: the methods, each by what differs from the defaults, on which benchmarks, as jobs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ WRN-28-4, whose three blocks these are; normalisation and head are learned by al
 THEIRS = ("lora", "late-lora", "middle-lora")
 WHOLE, CHOSEN, SPREAD = "everything", "budget", "spread"
 """The families that are PEFT's, the one that is no delta of a part but the yardstick of both sides, and the
-two that spend the budgets of a ground: as ``--budget`` chooses, and the first in each of ``WAYS``."""
+two that spend the budgets of a benchmark: as ``--budget`` chooses, and the first in each of ``WAYS``."""
 
 
 def rows_of(family: str, budgets: Sequence[int]) -> dict[str, Settings]:
@@ -82,7 +82,7 @@ def rows_of(family: str, budgets: Sequence[int]) -> dict[str, Settings]:
 
     Args:
         family: A name out of ``FAMILIES``.
-        budgets: The bytes that may be spent on this ground.
+        budgets: The bytes that may be spent on this benchmark.
     """
     if family == CHOSEN:
         return {f"budget {n / 1000:,.0f} KB": {"kind": "ours", "budget": n} for n in sorted(budgets)}
@@ -99,7 +99,7 @@ PAPERS: Settings = {"model": "wrn28_4"}
 
 
 @dataclass(frozen=True)
-class Ground:
+class Benchmark:
     """One comparison.
 
     Attributes:
@@ -142,10 +142,10 @@ _TINY: Settings = {**_SUBSET, "data": "tiny-imagenet", "classes": 10, "test_limi
 _BEFORE: Settings = {**_SUBSET, "fraction": 1.0, "train_limit": 20_000, "batch_size": 64, "epochs": 10}
 _WHOLE: Settings = {**PAPERS, "epochs": 10}
 
-PRESETS: dict[str, dict[str, Ground]] = {
+PRESETS: dict[str, dict[str, Benchmark]] = {
     "smoke": {
-        "random": Ground("WRN-10-1, random backbone, digits: does it work?", _SMOKE, (0.1,), (30_000,)),
-        "trained": Ground(
+        "random": Benchmark("WRN-10-1, random backbone, digits: does it work?", _SMOKE, (0.1,), (30_000,)),
+        "trained": Benchmark(
             "WRN-10-1, backbone trained on digits, digits: does it work?",
             _SMOKE,
             (0.1,),
@@ -154,14 +154,14 @@ PRESETS: dict[str, dict[str, Ground]] = {
         ),
     },
     "digits": {
-        "random": Ground(
+        "random": Benchmark(
             "WRN-28-4, random backbone, digits",
             {**PAPERS, "data": "digits", "epochs": 4, "batch_size": 32},
             (0.03, 0.1, 0.3, 1.0),
         )
     },
     "small": {
-        name + "-trained" * (backbone is not None): Ground(
+        name + "-trained" * (backbone is not None): Benchmark(
             f"WRN-10-2, {start}, {what}", settings, backbone=backbone, budgets=(60_000,), tuned=(0, 1, 2)
         )
         for name, what, settings, other in (
@@ -175,8 +175,8 @@ PRESETS: dict[str, dict[str, Ground]] = {
         )
     },
     "full": {
-        "random": Ground("WRN-28-4, random backbone, CIFAR-10", _WHOLE),
-        "trained": Ground(
+        "random": Benchmark("WRN-28-4, random backbone, CIFAR-10", _WHOLE),
+        "trained": Benchmark(
             "WRN-28-4, backbone trained on Tiny-ImageNet, CIFAR-10",
             _WHOLE,
             (0.01, 0.03, 0.1),
@@ -184,21 +184,21 @@ PRESETS: dict[str, dict[str, Ground]] = {
         ),
     },
 }
-"""Preset -> name of a ground -> the ground."""
+"""Preset -> name of a benchmark -> the benchmark."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method on a ground, with a final training for each seed.
+    """A method on a benchmark, with a final training for each seed.
 
     Attributes:
-        ground: The ground's name.
+        benchmark: The benchmark's name.
         family: The method's family.
         name: The method's.
         jobs: One a seed.
     """
 
-    ground: str
+    benchmark: str
     family: str
     name: str
     jobs: tuple[Job, ...]
@@ -238,37 +238,37 @@ class Comparison:
         ConfigError.collect(check_seeds(self.seeds))
 
     @property
-    def grounds(self) -> dict[str, Ground]:
+    def benchmarks(self) -> dict[str, Benchmark]:
         """By name."""
         return PRESETS[self.preset]
 
     @property
     def entries(self) -> list[Entry]:
-        """Every method on every ground, in the order in which they are drawn."""
+        """Every method on every benchmark, in the order in which they are drawn."""
         return [
-            Entry(name, family, method, self._trainings(ground, settings))
-            for name, ground in self.grounds.items()
+            Entry(name, family, method, self._trainings(benchmark, settings))
+            for name, benchmark in self.benchmarks.items()
             for family in self.only or FAMILIES
-            for method, settings in rows_of(family, ground.budgets).items()
+            for method, settings in rows_of(family, benchmark.budgets).items()
         ]
 
     @property
     def groups(self) -> dict[str, list[Job]]:
-        """Jobs by ground and family, with those that they need."""
+        """Jobs by benchmark and family, with those that they need."""
         found: dict[str, list[Job]] = {}
         for entry in self.entries:
-            found.setdefault(f"{entry.ground}: {FAMILIES[entry.family].title}", []).extend(entry.jobs)
-        found |= {f"{ground}: time of a step": [pace] for ground, pace in self.paces.items()}
+            found.setdefault(f"{entry.benchmark}: {FAMILIES[entry.family].title}", []).extend(entry.jobs)
+        found |= {f"{benchmark}: time of a step": [pace] for benchmark, pace in self.paces.items()}
         return {name: [*in_order(jobs)] for name, jobs in found.items()}
 
     @property
     def paces(self) -> dict[str, Job]:
-        """What takes the time of a step of each method, by ground; they need the first seed's trainings."""
+        """What takes the time of a step of each method, by benchmark; they need its first trainings."""
         found, entries = {}, self.entries
-        for name, ground in self.grounds.items():
-            first = tuple(entry.jobs[0] for entry in entries if entry.ground == name)
+        for name, benchmark in self.benchmarks.items():
+            first = tuple(entry.jobs[0] for entry in entries if entry.benchmark == name)
             own = {"kind": "pace", "of": [job.id for job in first], "machine": self.machine}
-            found[name] = Job({**self._based(ground.settings), **own}, first)
+            found[name] = Job({**self._based(benchmark.settings), **own}, first)
         return found
 
     @property
@@ -288,17 +288,17 @@ class Comparison:
     def _based(self, settings: Settings) -> Settings:
         return based({**DEFAULTS, **settings}, self.digests, self.version)
 
-    def _trainings(self, ground: Ground, method: Settings) -> tuple[Job, ...]:
+    def _trainings(self, benchmark: Benchmark, method: Settings) -> tuple[Job, ...]:
         """The final trainings of a method; they need those that tune its learning rate."""
-        common = self._based({**ground.settings, **method})
+        common = self._based({**benchmark.settings, **method})
         start: tuple[Job, ...] = ()
-        if ground.backbone is not None:
-            start = (Job(self._based(ground.backbone)),)
+        if benchmark.backbone is not None:
+            start = (Job(self._based(benchmark.backbone)),)
             common["init_from"] = start[0].id
         tuning = tuple(
             Job({**common, "lr": rate, "held_out": HELD_OUT, "seed": seed}, start)
-            for seed in ground.tuned
-            for rate in ground.rates
+            for seed in benchmark.tuned
+            for rate in benchmark.rates
         )
         found = {**common, "lr": None, "of": [job.id for job in tuning]}
         return tuple(Job({**found, "seed": seed}, (*start, *tuning)) for seed in self.seeds)

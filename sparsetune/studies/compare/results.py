@@ -25,7 +25,7 @@ class Point:
     """A method in one precision.
 
     Attributes:
-        ground: The ground's name.
+        benchmark: The benchmark's name.
         family: The method's family.
         name: The method's; with what its budget was spent on, where it has one.
         budget: The bytes that ``--budget`` was given; ``None`` for another method.
@@ -41,7 +41,7 @@ class Point:
             is of a version that did not say.
     """
 
-    ground: str
+    benchmark: str
     family: str
     name: str
     budget: int | None
@@ -71,7 +71,7 @@ def find(rows: Iterable[Row], comparison: Comparison) -> list[Point]:
     for entry in comparison.entries:
         mine = [by_id[job.id] for job in entry.jobs if job.id in by_id]
         if any("stored" in row.result for row in mine):
-            rates, step = comparison.grounds[entry.ground].rates, steps.get(entry.jobs[0].id)
+            rates, step = comparison.benchmarks[entry.benchmark].rates, steps.get(entry.jobs[0].id)
             found += [_point(entry, mine, number, rates, step) for number in range(len(DTYPES))]
     return found
 
@@ -102,7 +102,7 @@ def _point(
     rate = done[0]["lr"]
     chosen = dict.fromkeys(result["choice"]["name"] for result in done if "choice" in result)
     return Point(
-        ground=entry.ground,
+        benchmark=entry.benchmark,
         family=entry.family,
         name=f"{entry.name}: {' / '.join(chosen)}" if chosen else entry.name,
         budget=entry.jobs[0].settings["budget"] if entry.family == CHOSEN else None,

@@ -24,7 +24,7 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
 
     Args:
         points: At least one.
-        titles: Of the grounds, by name; each has a row of panels.
+        titles: Of the benchmarks, by name; each has a row of panels.
         path: The file; it appears whole or not at all.
 
     Raises:
@@ -33,19 +33,19 @@ def draw(points: Sequence[Point], titles: dict[str, str], path: Path) -> None:
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.lines import Line2D
 
-    grounds = list(dict.fromkeys(point.ground for point in points))
+    benchmarks = list(dict.fromkeys(point.benchmark for point in points))
     columns = 1 + any(point.seconds for point in points)
-    figure = Figure(figsize=(6 * columns, 0.9 + 4.6 * len(grounds)), layout="constrained")
-    rows = figure.subplots(len(grounds), columns, squeeze=False, sharey="row")
-    for (left, *others), ground in zip(rows, grounds, strict=True):
-        here = [point for point in points if point.ground == ground]
+    figure = Figure(figsize=(6 * columns, 0.9 + 4.6 * len(benchmarks)), layout="constrained")
+    rows = figure.subplots(len(benchmarks), columns, squeeze=False, sharey="row")
+    for (left, *others), benchmark in zip(rows, benchmarks, strict=True):
+        here = [point for point in points if point.benchmark == benchmark]
         for family in dict.fromkeys(point.family for point in here):
             own = [point for point in here if point.family == family]
             for dtype in DTYPES:
                 _line(left, [p for p in own if p.dtype == dtype], "bytes")
             for right in others:
                 _line(right, [p for p in own if p.dtype == DTYPES[0] and p.seconds], "seconds")
-        left.set_title(titles[ground], fontsize=10, loc="left")
+        left.set_title(titles[benchmark], fontsize=10, loc="left")
         left.set_xscale("log")
         left.set_xlabel("bytes of the delta (log)")
         left.set_ylabel("test top-1 accuracy (%)")

@@ -143,7 +143,7 @@ def verdicts(points: Sequence[Point]) -> list[Verdict]:
     """Compare ours and PEFT's at every budget.
 
     Args:
-        points: Of one ground.
+        points: Of one benchmark.
     """
     ours = [point for point in points if point.family not in (*THEIRS, WHOLE)]
     theirs = [point for point in points if point.family in THEIRS]
@@ -154,7 +154,7 @@ def choices(points: Sequence[Point]) -> list[Verdict]:
     """Compare what ``--budget`` chose, as it keeps it, with the best fixed method of ours that fits.
 
     Args:
-        points: Of one ground.
+        points: Of one benchmark.
     """
     fixed = [point for point in points if point.family not in (CHOSEN, *THEIRS)]
     return [

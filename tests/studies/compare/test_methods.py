@@ -60,7 +60,7 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
     assert len(place) == len(comparison.jobs) == 1 + 2 * 58 * (3 + 2) + 2
     (backbone,) = [job for job in comparison.jobs if job.settings["kind"] == "fit"]
     assert (backbone.settings["data"], backbone.settings["fraction"]) == ("tiny-imagenet", 1.0)
-    trained = [entry for entry in comparison.entries if entry.ground == "trained"]
+    trained = [entry for entry in comparison.entries if entry.benchmark == "trained"]
     assert len(trained) == 58
     for entry in trained:
         for job, seed in zip(entry.jobs, (0, 5), strict=True):
@@ -73,8 +73,8 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
             assert job.data == {"cifar10", "tiny-imagenet"}
             assert max(place[each.id] for each in job.needs) < place[job.id]
     assert {*comparison.paces} == {"random", "trained"}
-    for ground, pace in comparison.paces.items():
-        first = [entry.jobs[0].id for entry in comparison.entries if entry.ground == ground]
+    for benchmark, pace in comparison.paces.items():
+        first = [entry.jobs[0].id for entry in comparison.entries if entry.benchmark == benchmark]
         assert pace.settings["of"] == first == [each.id for each in pace.needs]
         assert max(place[each] for each in first) < place[pace.id]
 
@@ -83,11 +83,11 @@ def test_every_final_training_needs_its_tuning_and_its_backbone():
 def test_all_methods_of_a_preset_differ_in_the_method_alone(preset):
     comparison = Comparison(preset=preset)
     own = {"kind", "fraction", "filters", "rank", "budget", "spread", "layers", "norm", "of"}
-    for ground in comparison.grounds:
+    for benchmark in comparison.benchmarks:
         same = {
             json.dumps({k: v for k, v in job.settings.items() if k not in own and k != "seed"})
             for entry in comparison.entries
-            if entry.ground == ground
+            if entry.benchmark == benchmark
             for job in entry.jobs
         }
         assert len(same) == 1

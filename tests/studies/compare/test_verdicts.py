@@ -15,7 +15,7 @@ from sparsetune.studies.paper.results import Spread
 
 def point(family, name, count, shares, seconds=None, budget=None, dtype="float32", right=None):
     return Point(
-        ground="random",
+        benchmark="random",
         family=family,
         name=name,
         budget=budget,
