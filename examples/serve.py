@@ -3,9 +3,9 @@
 Run: pip install 'sparsetune[serve]' && python examples/serve.py deltas/ --cache 200MB
 
 ``deltas/`` holds a delta for each task, over one backbone, saved by ``fit``: ``cats.safetensors`` answers
-``curl --data-binary @cat.jpg localhost:8000/predict/cats``. Deltas are read when first
-asked for, and forgotten when not asked for longest. ``/tasks``, ``/health`` and ``/metrics`` say how it goes; a
-delta that is put into the folder later is served too, and one that is replaced once it is read again.
+``curl --data-binary @cat.jpg localhost:8000/predict/cats``. Deltas are read when they are first asked for,
+and forgotten when they were not asked for longest. ``/tasks``, ``/health`` and ``/metrics`` say how it goes.
+A delta that is put into the folder later is served too, and one that is replaced once it is read again.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Read and write delta files with nothing of sparsetune, from docs/format.md alone; and forge them."""
 
+import base64
 import hashlib
 import json
 import os
@@ -48,6 +49,32 @@ STOPPED = Run(
 """The settings of the golden run that was stopped."""
 
 
+FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
+WORDS = FORMAT.read_text().split("```text\n")[-1].split("\n```")[0].encode()
+"""The dictionary, as the documentation has it."""
+
+
+def about_of(folded, dense=True):
+    """What a folded file says of itself."""
+    stream = zlib.decompressobj(-15, WORDS) if dense else zlib.decompressobj()
+    text = stream.decompress(folded)
+    assert stream.eof
+    return json.loads(text)
+
+
+def folded_again(fields, dense=True):
+    """Undo :func:`about_of`."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, WORDS) if dense else zlib.compressobj()
+    return stream.compress(json.dumps(fields).encode()) + stream.flush()
+
+
+def digest_of_both(about, values, dense=True):
+    """The digest that a folded file has."""
+    if not dense:
+        return hashlib.sha256(about).hexdigest()
+    return base64.b64encode(hashlib.sha256(about + values).digest()).decode().rstrip("=")
+
+
 class Parts:
     """A delta file taken apart: header, index, and the bytes of each packed tensor."""
 
@@ -68,15 +95,23 @@ class Parts:
 
     def unfold(self):
         """Take a file of few bytes apart, whose header and packed tensors are compressed."""
-        about, rest = self.packed["about"], self.packed["values"]
-        assert hashlib.sha256(about).hexdigest() == self.header["digest"]
-        self.header = json.loads(zlib.decompress(about)) | {"digest": self.header["digest"]}
-        assert hashlib.sha256(rest).hexdigest() == self.header["payload"]
+        about, rest, dense = self.packed["about"], self.packed["values"], self.header["format"] > 6
+        assert digest_of_both(about, rest, dense) == self.header["digest"]
+        self.header = about_of(about, dense) | {"digest": self.header["digest"]}
         self.index = self.header.pop("index")
+        if dense:
+            self.header["payload"] = hashlib.sha256(rest).hexdigest()
+            kinds, modules = self.index
+            self.index = [
+                [f"{module}.{leaf}".removeprefix("."), *rest]
+                for module, kind in modules
+                for leaf, *rest in kinds[kind]
+            ]
+        assert hashlib.sha256(rest).hexdigest() == self.header["payload"]
         used = {code for _, code, shape in self.index if 0 not in shape}
         self.packed = {}
         for name in sorted(used | {SCALES[code] for code in used & {*SCALES}}):
-            stream = zlib.decompressobj()
+            stream = zlib.decompressobj(-15 if dense else 15)
             self.packed[name] = stream.decompress(rest)
             assert stream.eof
             rest = stream.unused_data

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import copy
+import io
+import json
+import os
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forge import moved
+from PIL import Image
 from torch import nn
 
 import sparsetune as st
@@ -157,3 +166,123 @@ def test_transformers_trainer_leaves_the_frozen_part(transformers, digits, tmp_p
     st.save(net, tmp_path / "delta")
     loaded = st.load(tmp_path / "delta", module=transformers["build"](10))
     assert torch.equal(loaded(X).logits, net.eval()(X).logits)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, tiny, digits) -> Path:
+    """Two tasks with other classes, one that is damaged, and one over another backbone."""
+    folder = tmp_path_factory.mktemp("served")
+    for name, classes in (("digits", digits.classes), ("letters", tuple("abcd"))):
+        net = moved(tiny(num_classes=len(classes)), len(classes))
+        st.save(net, folder / f"{name}.safetensors", classes=classes, preprocessing=digits.preprocessing)
+    (folder / "zdamaged.safetensors").write_bytes((folder / "letters.safetensors").read_bytes()[:-9])
+    st.save(tiny(seed=1), folder / "zforeign.safetensors")
+    return folder
+
+
+def as_png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_service_answers_as_each_delta_does(served, digits):
+    from fastapi.testclient import TestClient
+
+    app = example("serve")["application"](served, 1 << 20)
+    with TestClient(app) as client:
+        assert client.get("/health").json()["tasks"] == 4
+        assert client.get("/tasks").json() == ["digits", "letters", "zdamaged", "zforeign"]
+        for task in ("digits", "letters"):
+            net, classes = (
+                st.load(served / f"{task}.safetensors"),
+                st.inspect(served / f"{task}.safetensors").classes,
+            )
+            for index in range(5):
+                picture = digits.test[index][0]
+                expected = net(digits.preprocessing.apply(picture)[None]).softmax(-1)[0]
+                told = client.post(f"/predict/{task}", content=as_png(picture)).json()
+                assert told["class"] == classes[int(expected.argmax())]
+                assert told["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
+        picture = as_png(digits.test[0][0])
+        for task, status in (("nobody", 404), ("zdamaged", 503), ("zforeign", 503)):
+            answer = client.post(f"/predict/{task}", content=picture)
+            assert answer.status_code == status
+            assert answer.json()["detail"]
+        assert client.post("/predict/digits", content=b"no picture").status_code == 422
+        assert client.post("/predict/digits", content=bytes(21 << 20)).status_code == 413
+        shutil.copy(served / "letters.safetensors", served / "later.safetensors")
+        assert client.post("/predict/later", content=picture).json()["class"] in "abcd"
+        told = dict(line.split() for line in client.get("/metrics").text.splitlines())
+        assert float(told["sparsetune_pictures"]) == 11
+        assert float(told["sparsetune_failed"]) == 2
+    (served / "later.safetensors").unlink()
+
+
+def test_pictures_of_different_tasks_that_wait_are_one_batch(served, digits):
+    names = example("serve")
+    tasks = st.Tasks.load(
+        {task: served / f"{task}.safetensors" for task in ("digits", "letters")}, cache_bytes=1 << 20
+    )
+    pictures = [digits.preprocessing.apply(digits.test[index][0]) for index in range(8)]
+    rows = ["digits", "letters"] * 4
+
+    async def ask() -> tuple[list[torch.Tensor], float]:
+        batches = names["Batches"](tasks)
+        asked = [asyncio.create_task(batches.logits(*pair)) for pair in zip(rows, pictures, strict=True)]
+        worker = asyncio.create_task(batches.work())
+        found = await asyncio.gather(*asked)
+        worker.cancel()
+        return found, batches.counts["batches"]
+
+    found, batches = asyncio.run(ask())
+    assert batches == 1
+    for task, picture, logits in zip(rows, pictures, found, strict=True):
+        own = st.load(served / f"{task}.safetensors")(picture[None])[0]
+        assert torch.allclose(logits[: len(own)], own, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_service_on_ray_answers_as_each_delta_does(served, digits, monkeypatch):
+    """In a process of its own, as Ray wants it."""
+    pytest.importorskip("ray.serve")
+    program = """
+import sys, json, pathlib, urllib.error, urllib.request
+sys.path.insert(0, sys.argv[2])
+import ray
+from ray import serve
+import serve_ray
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+serve.run(serve_ray.application(pathlib.Path(sys.argv[1]), 1 << 20))
+picture = pathlib.Path(sys.argv[3]).read_bytes()
+found = {}
+for task in ("digits", "letters", "zdamaged", "nobody"):
+    headers = {"serve_multiplexed_model_id": task}
+    request = urllib.request.Request("http://127.0.0.1:8000/", picture, headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=120)
+    except urllib.error.HTTPError as error:
+        answer = error
+    found[task] = [answer.status, json.loads(answer.read())]
+print(json.dumps(found))
+serve.shutdown()
+"""
+    picture = served / "picture.png"
+    digits.test[0][0].save(picture)
+    command = [sys.executable, "-c", program, str(served), str(EXAMPLES), str(picture)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(EXAMPLES), os.environ.get("PYTHONPATH", ""))),
+    }
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [found[task][0] for task in ("zdamaged", "nobody")] == [503, 404]
+    for task in ("digits", "letters"):
+        header = st.inspect(served / f"{task}.safetensors")
+        x = digits.preprocessing.apply(digits.test[0][0])[None]
+        expected = st.load(served / f"{task}.safetensors")(x).argmax()
+        assert found[task] == [
+            200,
+            {"class": header.classes[int(expected)], "probability": found[task][1]["probability"]},
+        ]

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import torch
 from PIL import Image

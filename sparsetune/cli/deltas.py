@@ -447,11 +447,12 @@ def convert(
     from sparsetune.sliced import adapted
 
     made, files = adapted(net).plan, [out] if out.is_file() else [*out.glob("adapter_*")]
-    value = {"out": str(out), "bytes": sum(file.stat().st_size for file in files)}
+    count = sum(file.stat().st_size for file in files)
     if as_json:
-        console.print_json({**value, "learned_parameters": made.learned_parameters})
+        learned = made.learned_parameters
+        console.print_json({"out": str(out), "bytes": count, "learned_parameters": learned})
         return
-    kept = f"{console.size(value['bytes'])}, {made.learn.describe()}"
+    kept = f"{console.size(count)}, {made.learn.describe()}"
     console.out.print(f"{out}  ({kept})")
     check = shlex.join(["sparsetune", "verify", str(out)])
     console.out.print(f"\nnext: {check}" if model else f"\nnext: PeftModel.from_pretrained(net, '{out}')")
@@ -472,16 +473,12 @@ def _converted(
         arguments = {k: v for k, v in options.items() if k not in ("seed", "pretrained", "checkpoint")}
         seeded = Backbone(kind="seed")
         like = Origin(library="timm", name=model, kwargs=arguments, num_classes=2, backbone=seeded)
-        count = classes_in(source, skeleton(like)) or (opened and len(opened.classes))
+        count = classes_in(source, skeleton(like)) or (len(opened.classes) if opened else None)
     if count is None:
         raise ConfigError(f"'{source}' has no classifier, so give --num-classes, or --data.")
     net = from_peft(create(model, num_classes=count, **options), source)
-    told = (
-        {}
-        if opened is None
-        else {"classes": opened.classes, "preprocessing": pictures_for(net, opened).preprocessing}
-    )
-    save(net, out, **told)
+    form = None if opened is None else pictures_for(net, opened).preprocessing
+    save(net, out, classes=opened.classes if opened else None, preprocessing=form)
     return net
 
 

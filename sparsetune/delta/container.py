@@ -7,7 +7,8 @@ the tensors, tell any change of a byte. docs/format.md has it all, for readers i
 
 In files of few bytes what these take for themselves would be the most. So from format 6 on header and index
 are one compressed tensor, ``about``, the flat tensors are coded by how often each byte occurs and make one,
-``values``, and the metadata has format and digest alone.
+``values``, and the metadata has format and digest alone. From format 7 on one digest is of both, ``about`` is
+compressed by a dictionary of what such files say, and the index has each kind of module once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import json
 import reprlib
 import zlib
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +74,43 @@ LIMIT = 4 << 20
 """Most bytes of the header's text, and of the index when unpacked."""
 FOLDED = 6
 """The first format in which one tensor holds all values."""
+DENSE = 7
+"""The first format whose ``about`` is compressed by ``WORDS``."""
+FEW = 4096
+"""Most bytes of a flat tensor of which a writer tries whether repetition makes it shorter."""
+MANY = 1 << 17
+"""Most tensors of a file from ``DENSE`` on."""
 RATIO, ROOM = 8, 1 << 16
 """How many times as long as ``values`` what it unpacks to may be, and so many bytes more: coded by how often
 it occurs, a byte has a bit or more."""
+
+
+WORDS = (
+    b'"downsample.1","stem.conv","stages.1.blocks.0.mlp.fc2","layers.0.blocks.1.attn.qkv",'
+    b'"blocks.1.0.conv_pwl","blocks.2.1.conv_dw","features.10","denseblock1.layers.2.bn1",'
+    b'"layer1.0.conv3","block1.1.shortcut","block2.3.conv1",0],["block2.3.conv2",1],["layer2.0.bn2",'
+    b'2],["bias","int6",[64]]],[["weight_A","int6",[4,64,3,3]],["weight_B","int6",[64,4]]],[["weight",'
+    b'"int8",[10,256]],[["running_mean","line4",[128]],["running_var","curve4",[128]],'
+    b'["num_batches_tracked","int64",[]]],[["weight_theta","int6",[256]]],"backbone":{"generator":1,'
+    b'"kind":"pretrained","revision":"","seed":0,"source":"timm/","kind":"file","seed":0,"sha256":"",'
+    b'"source":".safetensors"},"classes":["0","1","2","3","4","5","6","7","8","9"],"dtype":"float32",'
+    b'"fingerprint":"","format":7,"index":[[[["weight_theta","int8",[512]]],"learn":{"dim":"out",'
+    b'"dimensions":4000,"filters":null,"fraction":null,"frozen":null,"head":false,"layers":null,'
+    b'"norm":false,"norm_stats":"frozen"},"head":true,"model":{"kwargs":{},"library":"timm",'
+    b'"name":"tf_efficientnet_","wrn28_4","num_classes":10},'
+    b'"preprocessing":{"crop_mode":"center","crop_pct":0.875,"interpolation":"bilinear","bicubic",'
+    b'"mean":[0.485,0.456,0.406],"size":[3,224,224],"std":[0.229,0.224,0.225]},'
+    b'"training":{"config":{"amp":null,"batch_size":16,"compile":false,"decay_milestones":[],'
+    b'"decay_rate":0.1,"epochs":12,"grad_checkpointing":false,"lr":0.1,"momentum":0.9,"opt":"adamw",'
+    b'"scale":0.35,"sched":"cosine","seed":0,"smoothing":0.1,"val_share":0.1,"warmup_epochs":1.0,'
+    b'"weight_decay":0.01},"data":"digits","options":{"dtype":"int6","init_from":null,"size":null,'
+    b'"test_limit":null,"train_limit":null},"pictures":{"held_out":"","shared":0,"trained_on":[""],'
+    b'"whole":false},"result":{"epoch":12,"lr":0.0,"test_loss":0.1,"test_top1":0.9,"test_top5":0.99,'
+    b'"train_loss":0.1,"train_top1":0.9,"validation_loss":0.1,"validation_top1":0.9,'
+    b'"validation_top5":1.0},"train_pictures":1438},"versions":{"numpy":"2.4.6","safetensors":"0.8.0",'
+    b'"sparsetune":"0.1.0","timm":"1.0.31","torch":"2.14.1","torchvision":"0.29.1"}}'
+)
+"""What a file of few bytes may say of itself: the dictionary of ``about``. It never changes."""
 
 
 def write_delta(
@@ -143,21 +180,68 @@ def _plain(header: Header, entries: list[list[Any]], packed: Packed) -> tuple[Pa
 
 def _folded(header: Header, entries: list[list[Any]], packed: Packed) -> tuple[Packed, str, int]:
     """The same of a file whose values are one tensor."""
-    values = b"".join(_by_frequency(packed[name]) for name in sorted(packed))
-    fields = {**replace(header, payload=sha256(values).hexdigest()).to_json(), INDEX: entries}
+    values = b"".join(_dense(packed[name]) for name in sorted(packed))
+    fields = {**header.to_json(), INDEX: _by_kind(entries)}
+    del fields["payload"]
     about = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    folded = zlib.compress(about.encode(), 9)
-    said = {"digest": sha256(folded).hexdigest(), "format": header.format}
+    folded = _deflated(about.encode(), words=WORDS)
+    said = {"digest": _short_digest(folded, values), "format": header.format}
     text = json.dumps(said, separators=(",", ":"))
     return {ABOUT: _as_tensor(folded), VALUES: _as_tensor(values)}, text, len(about)
 
 
-def _by_frequency(values: Tensor) -> bytes:
-    """Code bytes by how often each occurs (Huffman), as a zlib stream."""
+def _by_kind(entries: list[list[Any]]) -> list[list[Any]]:
+    """Kinds of modules, lists of ``[leaf, dtype, shape]``, and each module's name with its kind's number."""
+    kinds: dict[str, int] = {}
+    modules = []
+    for module, held in groupby(entries, key=lambda entry: entry[0].rpartition(".")[0]):
+        kind = [[name.rpartition(".")[2], dtype, shape] for name, dtype, shape in held]
+        modules.append([module, kinds.setdefault(json.dumps(kind), len(kinds))])
+    return [[json.loads(kind) for kind in kinds], modules]
+
+
+def _entries(index: Any) -> list[list[Any]]:
+    """Undo :func:`_by_kind`.
+
+    Raises:
+        ValueError: When it is not such a result.
+    """
+    kinds, modules = index if isinstance(index, list) and len(index) == 2 else (None, None)
+    entries: list[list[Any]] = []
+    if not isinstance(kinds, list) or not isinstance(modules, list):
+        raise ValueError("its index is not a list of kinds and one of modules")
+    for each in modules:
+        name, number = each if isinstance(each, list) and len(each) == 2 else (None, None)
+        if not isinstance(name, str) or type(number) is not int or not 0 <= number < len(kinds):
+            raise ValueError(f"its index has a module {reprlib.repr(each)}")
+        kind = kinds[number]
+        if not isinstance(kind, list) or not all(
+            isinstance(part, list) and len(part) == 3 and isinstance(part[0], str) for part in kind
+        ):
+            raise ValueError(f"its index has a kind {reprlib.repr(kind)}")
+        if len(entries) + len(kind) > MANY:
+            raise ValueError(f"its index has more than {MANY:,} tensors")
+        entries += [[f"{name}.{leaf}" if name else leaf, *rest] for leaf, *rest in kind]
+    return entries
+
+
+def _dense(values: Tensor) -> bytes:
+    """Code bytes by how often each occurs (Huffman), as a deflate stream; a few also by repetition."""
     import torch
 
-    packer = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
-    return packer.compress(values.view(torch.uint8).numpy().tobytes()) + packer.flush()
+    content = values.view(torch.uint8).numpy().tobytes()
+    coded = _deflated(content, strategy=zlib.Z_HUFFMAN_ONLY)
+    return min(coded, _deflated(content), key=len) if len(content) <= FEW else coded
+
+
+def _deflated(content: bytes, words: bytes = b"", strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy, words)
+    return packer.compress(content) + packer.flush()
+
+
+def _short_digest(about: bytes, values: bytes) -> str:
+    """The SHA-256 over both, in base 64 without padding."""
+    return b64encode(sha256(about + values).digest()).decode().rstrip("=")
 
 
 def _as_tensor(content: bytes) -> Tensor:
@@ -245,16 +329,24 @@ class _Opened:
                 "install the version that wrote it, or a newer one."
             )
         digest = value.get("digest")
-        folded = value["format"] >= FOLDED
-        found = sha256(self._bytes(ABOUT)).hexdigest() if folded else text_digest(text, str(digest))
+        folded, dense = value["format"] >= FOLDED, value["format"] >= DENSE
+        if dense:
+            found = _short_digest(self._bytes(ABOUT), self._bytes(VALUES))
+        elif folded:
+            found = sha256(self._bytes(ABOUT)).hexdigest()
+        else:
+            found = text_digest(text, str(digest))
         if digest != found:
             raise self._damaged("its header does not match its checksum")
         try:
             if folded:
-                about = self._unpacked(ABOUT)
+                about = self._unpacked(ABOUT, dense)
                 if not isinstance(about, dict) or about.get("format") != value["format"]:
                     raise ValueError("it does not have the format that it says")
-                return parse_header(about, parse_entries(about.get(INDEX)))
+                if not dense:
+                    return parse_header(about, parse_entries(about.get(INDEX)))
+                payload = sha256(self._bytes(VALUES)).hexdigest()
+                return parse_header({**about, "payload": payload}, parse_entries(_entries(about.get(INDEX))))
             return parse_header(value, parse_entries(self._unpacked(INDEX)))
         except (ConfigError, ValueError) as error:
             raise self._damaged(f"its header has a wrong value: {reason(error)}") from error
@@ -316,7 +408,7 @@ class _Opened:
             raise self._damaged("its values are not as many as its index says")
         packed = {}
         for name in sorted(lengths):
-            unpacker = zlib.decompressobj()
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS if header.format >= DENSE else zlib.MAX_WBITS)
             try:
                 found = unpacker.decompress(content, lengths[name] + 1)
             except zlib.error as error:
@@ -329,9 +421,9 @@ class _Opened:
             raise self._damaged("its values are not as many as its index says")
         return packed
 
-    def _unpacked(self, name: str) -> Any:
+    def _unpacked(self, name: str, dense: bool = False) -> Any:
         """What a compressed tensor of JSON says."""
-        unpacker = zlib.decompressobj()
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS, WORDS) if dense else zlib.decompressobj()
         try:
             text = unpacker.decompress(self._bytes(name), LIMIT)
         except zlib.error as error:
@@ -381,7 +473,7 @@ def _format(header: Header, groups: set[str]) -> int:
     """The oldest format that holds the file, so that older readers take what they can."""
     learn, form = header.learn, header.preprocessing
     if learn.dimensions is not None or SHORT_SCALE in groups:
-        return 6
+        return 7  # 6 is read alone: what it held takes fewer bytes so
     if learn.norm_stats or (learn.rank is not None and not learn.depthwise_sums) or (form and form.crops):
         return 5
     if header.learn.by_layer:

@@ -20,7 +20,7 @@ from sparsetune.spec import BITS, Learn, coded_bytes
 if TYPE_CHECKING:
     import torch
 
-FORMATS = (1, 2, 3, 4, 5, 6)
+FORMATS = (1, 2, 3, 4, 5, 6, 7)
 """Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer, 5 frozen
 running statistics, 6 spread vectors and files of few bytes."""
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}

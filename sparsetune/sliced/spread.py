@@ -13,6 +13,7 @@ is kept; signs that are independent make such a partition as good as any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from sparsetune.sliced.kind import (
     Kind,
     formed,
     frozen_rest,
+    keepable,
     laid_out_as,
     learned_of,
     value,
@@ -36,6 +38,8 @@ from sparsetune.sliced.kind import (
 
 SCALE = 4.0
 """By which Adam's usual rates suit the vector as they do whole weights, over trained backbones."""
+PIECE = 1 << 18
+"""Weights that are moved at a time on a CPU."""
 CONVOLUTIONS = F.conv1d, F.conv2d, F.conv3d
 Places = tuple[Tensor, Tensor]
 """The offset of each row, ``(rows,)`` int64, and the sign of each weight, ``(n,)`` int8."""
@@ -129,40 +133,88 @@ def moved(frozen: Tensor, vector: Tensor, where: Places) -> Tensor:
         In shape, dtype and memory layout of ``frozen``, whatever the caller's autocast.
     """
     offsets, signs = where
+    quick = keepable(vector, frozen)
     with without_autocast(frozen):
         scaled = vector * (SCALE / frozen[0].numel() ** 0.5)
-        by = _Turned.apply(scaled, offsets, False).view(-1)[: frozen.numel()] * signs
-        whole: Tensor = frozen + by.view(frozen.shape).to(frozen.dtype)
+        by = _Spread.apply(scaled, offsets, signs, len(vector), False, quick)
+        whole: Tensor = by.add_(frozen.reshape(-1)) if quick else by.to(frozen.dtype) + frozen.reshape(-1)
+        whole = whole.view(frozen.shape)
     return laid_out_as(frozen, whole)
 
 
-class _Turned(torch.autograd.Function):
-    """A vector turned into rows, or rows turned back and summed; each is the gradient of the other."""
+class _Spread(torch.autograd.Function):
+    """A vector spread over weights, or weights gathered to a vector; each is the gradient of the other."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Tensor, offsets: Tensor, back: bool) -> Tensor:
-        return summed_back(value, offsets) if back else turned(value, offsets)
+    def forward(
+        value: Tensor, offsets: Tensor, signs: Tensor, length: int, back: bool, quick: bool
+    ) -> Tensor:
+        if quick:
+            return (_gathered_quick if back else _spread_quick)(value, offsets, signs, length)
+        if back:
+            return turned_back(_rows(value * signs, length), offsets)
+        return _turns(value)[offsets].view(-1)[: len(signs)] * signs
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-        _, offsets, ctx.back = inputs
-        ctx.save_for_backward(offsets)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, offsets, signs, ctx.length, ctx.back, ctx.quick = inputs
+        ctx.save_for_backward(offsets, signs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Turned.apply(grad, *ctx.saved_tensors, not ctx.back), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        how = ctx.length, not ctx.back, ctx.quick
+        return _Spread.apply(grad, *ctx.saved_tensors, *how), None, None, None, None, None
 
 
-def turned(vector: Tensor, offsets: Tensor) -> Tensor:
-    """``(d,)`` to ``(rows, d)``: each row is the vector from its offset on, and then its beginning."""
-    return torch.cat([vector, vector]).unfold(0, len(vector), 1)[offsets]
+def _turns(vector: Tensor) -> Tensor:
+    """A view ``(d + 1, d)``: the vector from each offset on, and then its beginning."""
+    return torch.cat([vector, vector]).unfold(0, len(vector), 1)
 
 
-def summed_back(rows: Tensor, offsets: Tensor) -> Tensor:
-    """``(rows, d)`` to ``(d,)``: the sum of the rows, each turned back."""
+def _rows(weights: Tensor, length: int) -> Tensor:
+    """Weights in rows of ``d``, the last one filled with zeros."""
+    return F.pad(weights, (0, -len(weights) % length)).view(-1, length)
+
+
+def turned_back(rows: Tensor, offsets: Tensor) -> Tensor:
+    """``(rows, d)`` to ``(d,)``: the sum of the rows, each turned back by its offset."""
     count, length = rows.shape
     twice = torch.cat([rows, rows], 1).view(-1)
     starts = torch.arange(count, device=rows.device) * (2 * length) + (length - offsets) % length
     return twice.unfold(0, length, 1)[starts].sum(0)
+
+
+def _pieces(offsets: Tensor, signs: Tensor, length: int) -> Iterator[tuple[Tensor, slice]]:
+    """Rows of about ``PIECE`` weights: their offsets, and which weights they are."""
+    count = max(1, PIECE // length)
+    for start in range(0, len(offsets), count):
+        own = offsets[start : start + count]
+        yield own, slice(start * length, min((start + len(own)) * length, len(signs)))
+
+
+def _spread_quick(vector: Tensor, offsets: Tensor, signs: Tensor, length: int) -> Tensor:
+    """What :class:`_Spread` computes on a CPU, piece by piece and so within its cache."""
+    turns = _turns(vector)
+    if len(offsets) >= length:
+        turns = turns[:length].contiguous()
+    spread = vector.new_empty(len(signs))
+    for own, where in _pieces(offsets, signs, length):
+        torch.mul(_taken(turns, own).view(-1)[: where.stop - where.start], signs[where], out=spread[where])
+    return spread
+
+
+def _taken(turns: Tensor, offsets: Tensor) -> Tensor:
+    """Rows of these offsets, in the way that is faster of a table and of a view with overlaps."""
+    return turns.index_select(0, offsets) if turns.is_contiguous() else turns[offsets]
+
+
+def _gathered_quick(weights: Tensor, offsets: Tensor, signs: Tensor, length: int) -> Tensor:
+    """Likewise back; where there are many rows, those of one offset are summed before they are turned."""
+    many = len(offsets) >= length
+    total = weights.new_zeros(length, length) if many else weights.new_zeros(length)
+    for own, where in _pieces(offsets, signs, length):
+        rows = _rows(weights[where] * signs[where], length)
+        total.index_add_(0, own, rows) if many else total.add_(turned_back(rows, own))
+    return turned_back(total, torch.arange(length)) if many else total

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import zlib
+from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forge import Parts, raw, resealed, same, sealed, small
+from forge import (
+    WORDS,
+    Parts,
+    about_of,
+    digest_of_both,
+    folded_again,
+    raw,
+    resealed,
+    same,
+    sealed,
+    small,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors import safe_open
@@ -255,11 +267,11 @@ def parts(honest):
     return Parts(honest)
 
 
-@pytest.mark.parametrize("version", [7, 0, -1, 10**30])
+@pytest.mark.parametrize("version", [8, 0, -1, 10**30])
 def test_another_format_is_named_whatever_else_is_in_it(parts, tmp_path, version):
     parts.header = {"format": version, "whatever": []}
     error = refused(parts.write(tmp_path / "later.safetensors"))
-    assert f"has format {version}; this sparsetune reads formats 1 to 6: install" in str(error)
+    assert f"has format {version}; this sparsetune reads formats 1 to 7: install" in str(error)
 
 
 @pytest.mark.parametrize("version", [None, True, 1.0, "1", [1], {}])
@@ -438,10 +450,10 @@ def test_any_forged_value_is_refused_or_harmless(honest, tmp_path, data):
         assert same(nets[0], st.load(honest))
 
 
-# Files of few bytes: format 6
+# Files of few bytes: format 7
 
 
-small_header = replace(header, learn=st.Learn(dimensions=9), format=6)
+small_header = replace(header, learn=st.Learn(dimensions=9), format=7)
 
 
 def folded(path):
@@ -451,13 +463,17 @@ def folded(path):
 
 
 def refolded(path, about, values, **said):
-    """A file of these, with checksums that fit."""
-    fields = json.loads(zlib.decompress(about)) | {"payload": sha256(values).hexdigest()} | said
-    about = zlib.compress(json.dumps(fields).encode())
-    text = json.dumps({"format": 6, "digest": sha256(about).hexdigest()})
+    """A file of these, with a checksum that fits."""
+    about = folded_again(about_of(about) | said)
+    text = json.dumps({"format": 7, "digest": digest_of_both(about, values)})
     tensors = {"about": about, "values": values}
     packed = {name: torch.frombuffer(bytearray(each), dtype=torch.uint8) for name, each in tensors.items()}
     save_file(packed, path, metadata={"sparsetune": text})
+
+
+def deflated(content):
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush()
 
 
 @quick
@@ -468,22 +484,26 @@ def test_any_tensors_come_back_from_a_folded_file(tmp_path, values):
     found = read_delta(path)
     assert list(found) == list(values)
     assert all(same_bits(found[name], value) for name, value in values.items())
-    assert read_header(path).format == 6
+    assert read_header(path).format == 7
 
 
 def test_a_reader_from_the_documentation_reads_a_folded_file(tmp_path):
     """Streams in the order of their groups' names: ``float32``, ``int64``."""
     path = tmp_path / "a.safetensors"
-    values = {"b": torch.arange(3), "a": torch.tensor([1.5, -2.0])}
+    values = {"b": torch.arange(3), "a.1.a": torch.tensor([1.5, -2.0]), "a.1.c": torch.tensor(3.0)}
+    values |= {"a.2.a": torch.tensor([0.5, 4.0]), "a.2.c": torch.tensor(5.0)}
     write_delta(path, small_header, values)
     said, about, content = folded(path)
-    assert said == {"format": 6, "digest": sha256(about).hexdigest()}
-    fields = json.loads(zlib.decompress(about))
-    assert fields["payload"] == sha256(content).hexdigest()
-    assert fields["index"] == [["b", "int64", [3]], ["a", "float32", [2]]]
-    first = zlib.decompressobj()
-    assert np.frombuffer(first.decompress(content), "<f4").tolist() == [1.5, -2.0]
-    assert np.frombuffer(zlib.decompress(first.unused_data), "<i8").tolist() == [0, 1, 2]
+    assert said == {"format": 7, "digest": b64encode(sha256(about + content).digest()).decode()[:-1]}
+    fields = json.loads(zlib.decompressobj(-15, WORDS).decompress(about))
+    assert "payload" not in fields
+    assert fields["index"] == [
+        [[["b", "int64", [3]]], [["a", "float32", [2]], ["c", "float32", []]]],
+        [["", 0], ["a.1", 1], ["a.2", 1]],
+    ]
+    first = zlib.decompressobj(-15)
+    assert np.frombuffer(first.decompress(content), "<f4").tolist() == [1.5, -2, 3, 0.5, 4, 5]
+    assert np.frombuffer(zlib.decompress(first.unused_data, -15), "<i8").tolist() == [0, 1, 2]
 
 
 def test_values_that_occur_unevenly_take_fewer_bytes(tmp_path):
@@ -499,8 +519,8 @@ def test_values_that_occur_unevenly_take_fewer_bytes(tmp_path):
     [
         (lambda about, values: (about, values + b"x"), "not as many as its index says"),
         (lambda about, values: (about, values[:-3]), "not as many as its index says"),
-        (lambda about, values: (about, b"\0" + values), "cannot be unpacked"),
-        (lambda about, values: (about, zlib.compress(bytes(4 * 8 + 1))), "not as many as its index says"),
+        (lambda about, values: (about, b"\7" + values), "cannot be unpacked"),
+        (lambda about, values: (about, deflated(bytes(4 * 8 + 1))), "not as many as its index says"),
     ],
 )
 def test_values_that_are_not_those_of_the_index_are_refused(tmp_path, damage, said):
@@ -517,14 +537,51 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     path = tmp_path / "a.safetensors"
     write_delta(path, small_header, {"a": torch.randn(8)})
     _, about, _ = folded(path)
-    refolded(path, about, zlib.compress(bytes(2**24), 9), index=[["a", "float32", [2**22]]])
+    refolded(path, about, deflated(bytes(2**24)), index=[[[["a", "float32", [2**22]]]], [["", 0]]])
     with pytest.raises(DeltaError, match="not as many as its index says"):
         read_delta(path)
-    fields = json.loads(zlib.decompress(about)) | {"versions": {}, "training": {"a": " " * 2**23}}
-    bomb = zlib.compress(json.dumps(fields).encode())
-    refolded(path, bomb, b"x")
+    refolded(path, about, b"x", versions={}, training={"a": " " * 2**23})
     with pytest.raises(DeltaError, match="cut off or too long"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        [],
+        [["a", "float32", [8]]],
+        [[[["a", "float32", [8]]]], [["", 1]]],
+        [[[["a", "float32", [8]]]], [["", -1]]],
+        [[[["a", "float32", [8]]]], [["", True]]],
+        [[[["a", "float32", [8]]]], [[7, 0]]],
+        [[[["a", "float32", [8]]]], [["b"]]],
+        [[["a"]], [["", 0]]],
+        [[[["a", "float32"]]], [["", 0]]],
+        [[[[7, "float32", [8]]]], [["", 0]]],
+        [{"0": []}, [["", 0]]],
+        [[[["a", "float32", [8]]]], [["", 0], ["", 0]]],
+        [[[["a", "float32", [0]]] * 1000], [["b", 0]] * 100_000],
+    ],
+    ids=lambda index: str(index)[:50],
+)
+def test_indices_by_kind_that_are_none_are_refused(tmp_path, index):
+    path = tmp_path / "a.safetensors"
+    write_delta(path, small_header, {"a": torch.randn(8)})
+    _, about, values = folded(path)
+    refolded(path, about, values, index=index)
+    with pytest.raises(DeltaError, match="its index"):
+        read_header(path)
+
+
+def test_what_is_few_is_coded_by_repetition_too(tmp_path):
+    """Counters of batches that are all alike take a byte each where they are coded by frequency alone."""
+    counters = {f"bn{n}.num_batches_tracked": torch.tensor(540) for n in range(100)}
+    write_delta(tmp_path / "a", small_header, {"a": torch.randn(8)})
+    write_delta(tmp_path / "b", small_header, {"a": torch.randn(8)} | counters)
+    names = len(folded_again({"index": [[f"bn{n}", 1] for n in range(100)]}))
+    assert (tmp_path / "b").stat().st_size - (tmp_path / "a").stat().st_size < names + 60
+    assert {int(value) for value in list(read_delta(tmp_path / "b").values())[1:]} == {540}
 
 
 @pytest.mark.parametrize("name", ["about", "values"])
@@ -532,7 +589,7 @@ def test_each_byte_of_a_folded_file_counts(tmp_path, name):
     path = tmp_path / "a.safetensors"
     write_delta(path, small_header, {"a": torch.randn(8)})
     said, *parts = folded(path)
-    for at in range(0, 40, 7):
+    for at in range(0, 32, 7):
         changed = [bytearray(each) for each in parts]
         changed[name == "values"][at] ^= 1
         packed = dict(zip(("about", "values"), changed, strict=True))

@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -48,7 +47,7 @@ from sparsetune.studies.store import open_store
 from sparsetune.train.checkpoint import read_history, read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from forge import STOPPED, Parts, X, resealed, sealed
+from forge import STOPPED, Parts, X, about_of, digest_of_both, folded_again, resealed, sealed
 
 FLAT = tuple(f"format{number}" for number in range(1, 6))
 """Of the files with an index of their own."""
@@ -314,9 +313,8 @@ def rewritten(data: bytes, chance: random.Random) -> bytes:
     value = json.loads(text)
     if key == "sparsetune" and "about" in table:
         start, stop = table["about"]["data_offsets"]
-        inner = zlib.compress(
-            json.dumps(twisted(json.loads(zlib.decompress(body[start:stop])), chance)).encode()
-        )
+        dense = value["format"] > 6
+        inner = folded_again(twisted(about_of(body[start:stop], dense), chance), dense)
         body = body[:start] + inner + body[stop:]
         for each in table.values():
             if "data_offsets" in each:
@@ -324,7 +322,8 @@ def rewritten(data: bytes, chance: random.Random) -> bytes:
                     n + (len(inner) - (stop - start)) * (n >= stop) for n in each["data_offsets"]
                 ]
         table["about"]["shape"] = [len(inner)]
-        about[key] = json.dumps({**value, "digest": sha256(inner).hexdigest()})
+        values = body[slice(*table["values"]["data_offsets"])] if "values" in table else b""
+        about[key] = json.dumps({**value, "digest": digest_of_both(inner, values, dense)})
     elif key == "sparsetune.training":
         about[key] = json.dumps(twisted(value, chance))
         names = [name for name in table if name != "__metadata__"]

@@ -195,7 +195,7 @@ DELTAS = (
     *((3, make) for make in (rank, rank8)),
     *((4, make) for make in (amounts, amounts8)),
     *((5, make) for make in (depthwise, statistics)),
-    *((6, make) for make in (dimensions, dimensions8, dimensions6)),
+    *((7, make) for make in (dimensions, dimensions8, dimensions6)),
 )
 
 
