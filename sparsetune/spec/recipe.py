@@ -11,10 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sparsetune.spec.learn import Learn
+
 STEPS = 300
 """Steps that a training over a trained backbone takes at least, as far as its epochs allow."""
 EPOCHS = 5, 16
 """Fewest and most epochs there; of very few pictures there are more,"""
+PART, VECTOR = 1.4, 1.75
+"""How many times as many steps, and most epochs, a part of each layer gets, and a spread vector: they learn
+more slowly, and a part's step takes less."""
 FEW_STEPS, MOST_EPOCHS = 100, 50
 """until there are so many steps, or so many epochs."""
 WARMUP = 0.1
@@ -69,20 +74,22 @@ HEAD = {"aug": False, "scale": None, "views": 1}
 """Where the classifier alone is learned: of pictures as they are, so that nothing before it runs twice."""
 
 
-def transfer(pictures: int, classes: int, settings: Mapping[str, Any], head_alone: bool) -> Recipe:
+def transfer(pictures: int, classes: int, settings: Mapping[str, Any], learn: Learn) -> Recipe:
     """Return ``TRANSFER`` for so many training pictures.
 
     Args:
         pictures: How many there are.
         classes: Of how many classes.
         settings: Those that are given, which epochs are counted by.
-        head_alone: Whether nothing but the classifier is learned.
+        learn: What is learned.
     """
+    head_alone = learn.head_alone
+    longer = 1.0 if head_alone or learn.everything else PART if learn.dimensions is None else VECTOR
     batch = settings.get("batch_size", TRANSFER.settings["batch_size"]) * settings.get("grad_accum_steps", 1)
     batch = min(batch, pictures)
     least, most = EPOCHS
-    most = max(most, min(math.ceil(FEW_STEPS * batch / pictures), MOST_EPOCHS))
-    epochs = settings.get("epochs", min(max(least, math.ceil(STEPS * batch / pictures)), most))
+    most = max(int(longer * most), min(math.ceil(FEW_STEPS * batch / pictures), MOST_EPOCHS))
+    epochs = settings.get("epochs", min(max(least, math.ceil(longer * STEPS * batch / pictures)), most))
     words: tuple[str, ...] = ()
     if pictures < FEWEST * classes:
         wanted = f"{FEWEST * classes:,} or more would make a difference."

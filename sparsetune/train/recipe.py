@@ -52,7 +52,7 @@ def recipe_for(net: nn.Module, data: Data, config: FitConfig, learn: Learn) -> R
     if data.train is None or not is_trained(net):
         return PAPER if learn.dimensions is None else SUBSPACE
     given = {name: getattr(config, name) for name in config.given}
-    recipe = transfer(len(data.train), len(data.classes), given, learn.head_alone)
+    recipe = transfer(len(data.train), len(data.classes), given, learn)
     if pick_device(config.device).type == "cpu" and _runs_faster_channels_last(net, learn):
         recipe = replace(recipe, settings={**recipe.settings, "channels_last": True})
     return recipe

@@ -122,13 +122,31 @@ def test_where_channels_lie_changes_nothing_but_rounding(checkpoint, few):
 def test_there_are_enough_steps(pictures, epochs):
     from sparsetune.spec import transfer
 
-    assert transfer(pictures, 2, {}, False).settings["epochs"] == epochs
+    assert transfer(pictures, 2, {}, st.Learn(fraction=1.0)).settings["epochs"] == epochs
+
+
+@pytest.mark.parametrize(
+    ("learn", "epochs"),
+    [
+        (st.Learn(fraction=1.0), (16, 8, 5)),
+        (st.Learn(filters=0, norm=False), (16, 8, 5)),
+        (st.Learn(fraction=0.1), (22, 11, 7)),
+        (st.Learn(rank=4), (22, 11, 7)),
+        (st.Learn(dimensions=4000), (28, 14, 9)),
+    ],
+)
+def test_a_part_has_more_steps_and_a_vector_more_still(learn, epochs):
+    """1.4 and 1.75 times 300 steps of 16 pictures, and 16 epochs."""
+    from sparsetune.spec import transfer
+
+    found = [transfer(pictures, 2, {}, learn).settings["epochs"] for pictures in (250, 640, 1000)]
+    assert tuple(found) == epochs
 
 
 def test_steps_of_several_batches_are_counted_once(checkpoint, few):
     from sparsetune.spec import transfer
 
-    assert transfer(1000, 2, {"grad_accum_steps": 2}, False).settings["epochs"] == 10
+    assert transfer(1000, 2, {"grad_accum_steps": 2}, st.Learn(fraction=1.0)).settings["epochs"] == 10
     config = st.FitConfig(epochs=30, batch_size=16, grad_accum_steps=3, lr="auto", opt="adamw")
     why = find_rate(over(checkpoint), few, config, st.fit).why
     assert why.startswith(f"8% of the training is {int(0.08 * 30 * math.ceil(len(few.train) / 48))} steps")
@@ -138,10 +156,10 @@ def test_steps_of_several_batches_are_counted_once(checkpoint, few):
 def test_a_head_alone_sees_pictures_that_change_where_that_is_asked_for(setting):
     from sparsetune.spec import transfer
 
-    alone = st.FitConfig().following(transfer(100, 2, {}, True))
+    alone = st.FitConfig().following(transfer(100, 2, {}, st.Learn(filters=0, norm=False)))
     assert (alone.aug, alone.scale, alone.views) == (False, None, 1)
     given = st.FitConfig(**setting)
-    found = given.following(transfer(100, 2, setting, True))
+    found = given.following(transfer(100, 2, setting, st.Learn(filters=0, norm=False)))
     assert (found.aug, found.scale, found.views) == (True, 0.35, 0)
 
 
