@@ -1,6 +1,8 @@
 """MkDocs hook: puts the data files of ``docs/results`` into the page that shows them."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +25,18 @@ KILLED = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the chart of all measurements of the bench."""
+    """Add the chart of all benches, the commands as typer tells of them, and the changelog."""
     with TemporaryDirectory() as folder:
         draw_bench(_measured(), Path(folder) / "bench.png")
         drawn = (Path(folder) / "bench.png").read_bytes()
     files.append(File.generated(config, "results/bench.png", content=drawn))
+    words = [sys.executable, "-m", "typer", "sparsetune.cli", "utils", "docs", "--name", "sparsetune"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    title = "# Commands\n\nAs `--help` tells of them; every command also takes `--json`.\n\n"
+    commands = title + told.split("\n", 1)[1]
+    files.append(File.generated(config, "commands.md", content=commands))
+    changes = (RESULTS.parents[1] / "CHANGELOG.md").read_text().replace("](docs/", "](")
+    files.append(File.generated(config, "changelog.md", content=changes))
     return files
 
 
@@ -76,10 +85,7 @@ def _serving_table() -> str:
         ]
     told = f"{bounded['pictures_per_second']:.0f} pictures a second in {size(bounded['resident'])}"
     rows.append(f"| 1,000 tasks at random, `--cache {bounded['cache']}` | {told} |")
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    return "\n".join(
-        [*rows, "", f"{found['processor']}, {found['threads']} threads; {versions}; {found['date']}."]
-    )
+    return "\n".join([*rows, "", _note(found)])
 
 
 def _times(told: dict[str, float]) -> str:

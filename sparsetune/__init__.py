@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sparsetune.errors import SparsetuneError
     from sparsetune.narrow import load_slim, slim, slimming
     from sparsetune.parts import Plan, plan
-    from sparsetune.publish import from_pretrained, push, save_pretrained
+    from sparsetune.publish import from_peft, from_pretrained, push, save_pretrained, to_peft
     from sparsetune.runs import Choice, Report, choose, evaluate
     from sparsetune.serve import Ensemble, Tasks
     from sparsetune.sliced import adapt_, adapted, merge_
@@ -52,6 +52,7 @@ __all__ = [
     "create",
     "evaluate",
     "fit",
+    "from_peft",
     "from_pretrained",
     "inspect",
     "load",
@@ -65,6 +66,7 @@ __all__ = [
     "save_pretrained",
     "slim",
     "slimming",
+    "to_peft",
     "verify",
 ]
 

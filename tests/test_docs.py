@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -96,3 +97,26 @@ def test_there_are_no_other_languages_of_code_to_forget():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
         assert {*fences[::2]} <= {"python", "sh", "text", "diff", "json", "bibtex"}, page
+
+
+def sentences() -> list[str]:
+    """What the code says, with a mark in the place of each value."""
+    found = []
+    for path in (ROOT / "sparsetune").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_refusals_that_are_explained_are_those_of_the_code():
+    told = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(told) > 10
+    known = sentences()
+    for refusal in told:
+        pieces = [piece.strip(" .;'") for piece in refusal.split("…") if len(piece.strip(" .;'")) > 3]
+        pieces = [re.sub(r"\b\d+\b", "…", piece) for piece in pieces]
+        pieces = [part.strip() for piece in pieces for part in piece.split("…") if len(part.strip()) > 3]
+        assert any(all(piece in each for piece in pieces) for each in known), refusal

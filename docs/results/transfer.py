@@ -10,10 +10,11 @@ Five small tasks of real pictures, EfficientNet-Lite0 with ImageNet weights at i
 
 Ours are commands: with no flag, which is ``--fraction 0.1``, and with ``--budget 60KB``. Beside them
 stand logistic regression on the frozen features (scaled; its C by five-fold cross-validation of the
-training pictures), and full fine-tuning with the same recipe in every other setting but the epochs (16, where
-a part has 22 and a vector 28, as ``fit`` gives them), its rate the best of three on validation pictures. A row holds one training: its
-accuracy on the test pictures, which nothing else looks at, and the seconds that it took (of one that was
-stopped: its last part), its own start and the test included.
+training pictures), and full fine-tuning with the same recipe in every other setting, frozen statistics
+among them, but 16 epochs where ``fit`` gives a part 22 and a vector 28; its rate is the best of three on
+validation pictures with seed 0. A row holds one training: its accuracy on the test pictures, which nothing
+else looks at, and the seconds that it took (of one that was stopped: its last part), its own start and the
+test included.
 """
 
 from __future__ import annotations

@@ -189,6 +189,28 @@ def store(path: Path) -> object:
             return opened.rows(), opened.noted("selection")
 
 
+def small() -> torch.nn.Module:
+    """A model that learns sums, for adapters."""
+    return st.create("densenet100_12", depth=10, growth_rate=2, num_classes=10)
+
+
+def adapter(path: Path) -> object:
+    """Read an adapter of PEFT's, of which the values are the input."""
+    return _adapter(path, "adapter_model.safetensors")
+
+
+def adapter_config(path: Path) -> object:
+    """Read an adapter of which the settings are the input."""
+    return _adapter(path, "adapter_config.json")
+
+
+def _adapter(path: Path, name: str) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        st.to_peft(st.adapt_(small(), st.Learn(rank=1)), folder)
+        shutil.copy(path, Path(folder, name))
+        return st.from_peft(small(), folder)
+
+
 def sources(folder: Path) -> dict[str, list[Path]]:
     """Write what is no golden file: a history, pictures, results; give it by the name of its reader."""
     history = folder / "metrics.jsonl"
@@ -214,7 +236,11 @@ def sources(folder: Path) -> dict[str, list[Path]]:
             opened.add(row)
         opened.note("selection", selection)
     opened.connection.close()
+    adapted = folder / "adapter"
+    st.to_peft(st.adapt_(small(), st.Learn(rank=1)), adapted)
     return {
+        "adapter": [adapted / "adapter_model.safetensors"],
+        "adapter_config": [adapted / "adapter_config.json"],
         "finished": [history],
         "settings": [GOLDEN / "run-stopped" / "config.json"],
         "pictures": sorted(folder.glob("*.parquet")),
@@ -238,6 +264,8 @@ READERS: dict[str, tuple[Reader, str]] = {
     "pictures": (pictures, ""),
     "rows": (rows, ""),
     "store": (store, ""),
+    "adapter": (adapter, ""),
+    "adapter_config": (adapter_config, ""),
 }
 """What is read, and which golden files are changed for it; the others' files are made."""
 
@@ -427,9 +455,8 @@ def main() -> int:
             source = chance.choice(made.get(name) or sorted(GOLDEN.glob(pattern)))
             how = chance.choice(("bent", "rewritten", "reindexed"))
             if name in made:
-                how = (
-                    "bent" if source.suffix in (".parquet", ".sqlite") else chance.choice(("bent", "relined"))
-                )
+                lines = source.suffix in (".json", ".jsonl")
+                how = chance.choice(("bent", "relined")) if lines else "bent"
             if how == "relined":
                 data = relined(source.read_bytes(), chance)
             elif how == "reindexed":
