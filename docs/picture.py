@@ -23,7 +23,7 @@ TASKS = {
 }
 """Task -> its title and its classes."""
 METHODS = {
-    "logistic regression": ("classifier alone (logistic regression)", "s", "#777777"),
+    "logistic regression": ("classifier alone\n(logistic regression)", "s", "#777777"),
     "60 KB": ("fit --budget 60KB", "o", "#0072b2"),
     "no flag": ("fit, no flag", "D", "#d55e00"),
     "full": ("everything learned", "^", "#222222"),
@@ -61,32 +61,43 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    panels = dict(zip(TASKS, figure.subplots(1, len(TASKS)), strict=True))
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    *places, last = figure.subplots(2, 3).flat
+    panels = dict(zip(TASKS, places, strict=True))
     for task, panel in panels.items():
-        panel.set_title(TASKS[task][0], fontsize=10)
+        panel.set_title(TASKS[task][0], fontsize=12)
         panel.set_xscale("log")
         panel.set_xlim(1e4, 1e8)
         panel.set_xticks([1e4, 1e5, 1e6, 1e7], ["10 KB", "100 KB", "1 MB", "10 MB"])
         panel.minorticks_off()
         panel.margins(y=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=7)
+        panel.tick_params(labelsize=9)
     drawn: dict[str, Any] = {}
-    for task, method, size, top1, _ in points(rows):
+    found = [*points(rows)]
+    for task, method, size, top1, _ in found:
         label, mark, colour = METHODS[method]
-        (drawn[method],) = panels[task].plot(size, top1, mark, color=colour, label=label)
+        (drawn[method],) = panels[task].plot(size, top1, mark, color=colour, label=label, markersize=7)
+        near = [
+            y
+            for of, other, x, y, _ in found
+            if (of, other) != (task, method) and of == task and 0.1 < x / size < 10
+        ]
+        beside = [y for y in near if abs(y - top1) < 1]
+        below = any(y > top1 for y in beside)
         panels[task].annotate(
             f"{top1:.1f}",
             (size, top1),
-            xytext=(6, 0),
+            xytext=(7, -5 if below else 5 if beside else 0),
             textcoords="offset points",
             va="center",
-            fontsize=8,
+            fontsize=10,
             color=colour,
         )
-    figure.legend(handles=[*drawn.values()], loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    panels["photos"].set_ylabel("test accuracy, %", fontsize=9)
+    last.axis("off")
+    last.legend(handles=[*drawn.values()], loc="center", frameon=False, fontsize=10)
+    for task in ("photos", "digits"):
+        panels[task].set_ylabel("test accuracy, %", fontsize=10)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sparsetune"}):
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
 

@@ -67,7 +67,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def _serving_table() -> str:
     found = json.loads((RESULTS / "serving-cpu.json").read_text())
     rate, times = found["pictures_per_second"], found["milliseconds"]
-    rows = ["| | |", "| --- | --- |"]
+    rows = ["| asked | measured |", "| --- | --- |"]
     for key, words in (("one", "one task"), ("hundred", "a hundred tasks, at random")):
         rows.append(f"| {words} | {rate[key]:.0f} pictures a second, {_times(times[key])} |")
     bounded = found["bounded"]
