@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         structure,
     )
     from sparsetune.backbone.outputs import check_classifier, device_of, evaluating, logits_of, loss_of
-    from sparsetune.backbone.pretrained import HUB, TORCHVISION, known_pictures
+    from sparsetune.backbone.pretrained import HUB, TORCHVISION, cached_weights, known_pictures
     from sparsetune.backbone.seeding import Law, draw, draw_below, draw_signs
     from sparsetune.backbone.source import GENERATOR_VERSION, Backbone, Origin
     from sparsetune.backbone.zoo import create, names, numbers, plain_arguments, recreate, skeleton
@@ -68,4 +68,5 @@ __all__ = [
     "recreate",
     "skeleton",
     "structure",
+    "cached_weights",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ HUB = ("hf-hub:", "hf_hub:")
 """What timm's names of models on the Hub start with."""
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Environment variable that torch.load obeys."""
+COMMIT = re.compile("[0-9a-f]{40}")
+"""A commit of a repository on the Hub."""
 SECONDS = 5.0
 """How long the Hub may take to answer at all."""
 
@@ -125,6 +128,21 @@ def published_as(net: nn.Module, library: str, name: str, revision: str | None) 
     found = [try_to_load_from_cache(hub, file, revision=pinned or None) for file in files if file]
     commits = [Path(path).parent.name for path in found if isinstance(path, str)]
     return hub, pinned or next(iter(commits), None)
+
+
+def cached_weights(source: str | None, revision: str | None) -> Path | None:
+    """Return where the Hub's cache on this machine has published weights as safetensors; nothing is fetched.
+
+    Args:
+        source: Their repository, as a stranger may have named it.
+        revision: Their commit, likewise.
+    """
+    if not source or not COMMIT.fullmatch(revision or ""):
+        return None
+    with suppress(ValueError, OSError):
+        found = try_to_load_from_cache(source, "model.safetensors", revision=revision)
+        return Path(found) if isinstance(found, str) else None
+    return None
 
 
 def tell_input(net: nn.Module, arguments: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from sparsetune.backbone import (
     HUB,
     Backbone,
     Origin,
+    cached_weights,
     numbers,
     plain_arguments,
     recreate,
@@ -74,7 +75,8 @@ def rebuild(
         path: The file.
         backbone: A checkpoint with the values of a ``file`` backbone, by default one of its name beside the
             file, where its run had it, or here; or of a ``pretrained`` one, which is then not fetched.
-        allow_network: Let published weights and architectures be fetched.
+        allow_network: Let published weights and architectures be fetched; what the Hub's cache on this
+            machine has is read without that.
         max_bytes: Memory that all of it may take; half of what is free if left out.
 
     Raises:
@@ -86,6 +88,8 @@ def rebuild(
             f"{path} is a delta of the user's own model {header.model}; "
             "build that and pass it as load(path, module=...)."
         )
+    if root.kind == "pretrained" and backbone is None and not allow_network:
+        backbone = cached_weights(root.source, root.revision)
     published = root.kind == "pretrained" and backbone is None
     if not allow_network and (published or header.model.startswith(HUB)):
         what = f"the pretrained weights {root.source}" if published else header.model

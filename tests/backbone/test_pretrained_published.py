@@ -113,6 +113,48 @@ def test_weights_come_from_a_hub_at_the_revision_of_then_and_without_it_from_the
         assert st.adapted(loaded).fingerprint == st.adapted(net).fingerprint
 
 
+def test_what_the_cache_has_is_loaded_without_leave_and_nothing_is_asked(hub, tmp_path, move_to, monkeypatch):
+    first, second = (save(timm.create_model("test_resnet").state_dict()) for _ in range(2))
+    Hub.commits = {"main": ("a" * 40, first), "a" * 40: ("a" * 40, first)}
+    delta, again = tmp_path / "delta", tmp_path / "again"
+    move_to(tmp_path / "one", hub)
+    net = st.create("test_resnet", pretrained=True, num_classes=3)
+    st.save(moved(st.adapt_(net, st.Learn(fraction=0.2))), delta)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    loaded = st.load(delta)
+    assert st.adapted(loaded).fingerprint == st.adapted(net).fingerprint
+    st.save(loaded, again)
+    assert again.read_bytes() == delta.read_bytes()
+    (cached,) = (tmp_path / "one").rglob("snapshots/*/model.safetensors")
+    cached.unlink()
+    cached.write_bytes(second)
+    with pytest.raises(BackboneError, match="fingerprint"):
+        st.load(delta)
+    move_to(tmp_path / "empty", hub)
+    with pytest.raises(BackboneError, match="pass allow_network=True"):
+        st.load(delta)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision"),
+    [
+        ("timm/test_resnet.r160_in1k", "main"),
+        ("timm/test_resnet.r160_in1k", "../../../elsewhere"),
+        ("../../elsewhere", "a" * 40),
+        ("a/b/c", "a" * 40),
+        ("", "a" * 40),
+        (None, None),
+    ],
+)
+def test_a_stranger_names_nothing_but_a_commit_in_the_cache(source, revision, tmp_path, move_to):
+    from sparsetune.backbone import cached_weights
+
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.safetensors").touch()
+    move_to(tmp_path / "home", NOWHERE)
+    assert cached_weights(source, revision) is None
+
+
 class Payload:
     """Runs code when it is unpickled."""
 

@@ -767,9 +767,13 @@ def test_published_weights_come_back_at_their_revision(tmp_path):
             "IMAGENET1K_V1",
         ]
     assert found["latest"] == "b" * 40
-    refused = [message for name, message in found.items() if name.startswith("refused")]
+    refused = {name: message for name, message in found.items() if name.startswith("refused")}
     assert len(refused) == 6
-    assert all("pass allow_network=True (--allow-network)" in message for message in refused)
+    for name, message in refused.items():  # what the Hub's cache has of timm's own models is no network
+        if "refused timm" in name:
+            assert message is None
+        else:
+            assert "pass allow_network=True (--allow-network)" in message
 
 
 def test_a_generator_of_another_version_may_have_been_checked_by_nobody_else(parts, tmp_path):
