@@ -115,15 +115,17 @@ class Tasks(Shared):
             UnknownNameError: When there is no such task.
             DeltaError: When its file is read now, and is damaged or stands on another backbone.
         """
-        return self.held(name)[1]
+        with self.switch.lock:
+            self._check(name)
+            return self.held(name)[1]
 
     def held(self, name: str) -> tuple[State, Header]:
         """Return a task's values and header, read now if need be; forget what is too much."""
         if self.cache_bytes is None:
             return super().held(name)
         with self.switch.lock:
-            self._check(name)
             if name not in self.headers:
+                self._check(name)
                 self.take(name, self.files[name])
             found = super().held(name)
             self.cached_bytes += found[0].nbytes - self._recent.pop(name, 0)

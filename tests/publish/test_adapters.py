@@ -261,10 +261,12 @@ def test_an_adapter_of_another_model_is_refused_and_nothing_is_changed(tmp_path)
         from_peft(new("vit_tiny_patch16_224"), tmp_path / "a")
     with pytest.raises(ConfigError, match=r"'fc.bias' has shape \(4,\), the model's \(7,\)"):
         from_peft(new(classes=7), tmp_path / "a")
-    theirs(
-        tmp_path / "b", "vit_tiny_patch16_224", r=2, target_modules=["qkv"], modules_to_save=["patch_embed"]
-    )
-    from_peft(new("vit_tiny_patch16_224"), tmp_path / "b")
+
+
+def test_layers_with_biases_that_are_saved(tmp_path):
+    name = "vit_tiny_patch16_224"
+    expected = theirs(tmp_path, name, r=2, target_modules=["qkv"], modules_to_save=["patch_embed", "fc1"])
+    agree(from_peft(new(name), tmp_path), expected)
 
 
 @pytest.mark.parametrize("harm", ["json", "list", "none", "values", "half", "shape", "empty"])

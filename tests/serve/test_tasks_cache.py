@@ -118,7 +118,10 @@ def test_headers_tell_what_a_task_is(files):
     assert tasks.header("t2").classes == tuple("abcd")
     with pytest.raises(UnknownNameError):
         tasks.header("t9")
-    assert st.Tasks.load(files).header("t1").classes == tuple("abcde")
+    whole = st.Tasks.load(files)
+    assert whole.header("t1").classes == tuple("abcde")
+    with pytest.raises(UnknownNameError):
+        whole.header("t9")
 
 
 def test_one_that_is_lent_stays_itself_while_others_are_read(files, expected):
