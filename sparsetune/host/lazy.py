@@ -49,23 +49,28 @@ def after_import(library: str, module: str) -> None:
 
 
 class _After(MetaPathFinder):
-    """Finds a library once, where others find it, and has our module imported when it is there."""
+    """Finds a library where others find it, and has our module imported once it is imported."""
 
     def __init__(self, library: str, module: str) -> None:
-        self.library, self.module = library, module
+        self.library, self.module, self.asking = library, module, False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.library:
+        if name != self.library or self.asking:
             return None
-        sys.meta_path.remove(self)
-        found = find_spec(name)
+        self.asking = True
+        try:
+            found = find_spec(name)
+        finally:
+            self.asking = False
         if found and found.loader:
             run = found.loader.exec_module
 
             def run_both(module: ModuleType) -> None:
                 run(module)
+                if self in sys.meta_path:  # who asks whether a library is there finds it without importing it
+                    sys.meta_path.remove(self)
                 import_module(self.module)
 
             found.loader.exec_module = run_both  # type: ignore[method-assign]

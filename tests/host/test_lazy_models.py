@@ -21,6 +21,8 @@ MODELS = "['wrn28_4', 'wrn28_10']\n"
         "import sparsetune, timm.optim; import timm",
         "import sparsetune; sparsetune.create",
         "import timm; timm.create_model; import sparsetune.spec",
+        "import sparsetune; from importlib.util import find_spec; find_spec('timm'); find_spec('timm')",
+        "import sparsetune, transformers, peft",
     ],
 )
 def test_timm_knows_them(script):
