@@ -276,7 +276,8 @@ serve.shutdown()
     }
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"digits"')]
+    found = json.loads(line)
     assert [found[task][0] for task in ("zdamaged", "nobody")] == [503, 404]
     for task in ("digits", "letters"):
         header = st.inspect(served / f"{task}.safetensors")
