@@ -102,7 +102,7 @@ def test_there_are_no_other_languages_of_code_to_forget():
 def sentences() -> list[str]:
     """What the code says, with a mark in the place of each value."""
     found = []
-    for path in (ROOT / "sparsetune").rglob("*.py"):
+    for path in Path(st.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 found.append("".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values))
