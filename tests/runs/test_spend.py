@@ -46,7 +46,8 @@ def test_in_fewer_bits_too(dtype, nbytes, norm, tmp_path_factory):
     path = tmp_path_factory.mktemp("budget") / "a.safetensors"
     st.save(st.adapt_(plain(), learn), path, dtype=dtype)
     full = 50_000 * CODES[dtype].itemsize
-    assert min(nbytes - 2500 - 4 * 576, full) <= path.stat().st_size <= nbytes
+    shorter = 1000 if dtype == "int6" else 0  # zeros, as untrained factors are, take a bit each there
+    assert min(nbytes - 2500 - shorter - 4 * 576, full) <= path.stat().st_size <= nbytes
 
 
 def test_95_percent_of_a_budget_of_ordinary_size_is_used():
