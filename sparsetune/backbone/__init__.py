@@ -47,6 +47,7 @@ __all__ = [
     "ORIGIN",
     "Origin",
     "TORCHVISION",
+    "cached_weights",
     "changed",
     "check_classifier",
     "create",
@@ -68,5 +69,4 @@ __all__ = [
     "recreate",
     "skeleton",
     "structure",
-    "cached_weights",
 ]

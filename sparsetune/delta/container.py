@@ -330,8 +330,9 @@ class _Opened:
             )
         digest = value.get("digest")
         folded, dense = value["format"] >= FOLDED, value["format"] >= DENSE
+        values = self._bytes(VALUES) if dense else b""
         if dense:
-            found = _short_digest(self._bytes(ABOUT), self._bytes(VALUES))
+            found = _short_digest(self._bytes(ABOUT), values)
         elif folded:
             found = sha256(self._bytes(ABOUT)).hexdigest()
         else:
@@ -345,7 +346,7 @@ class _Opened:
                     raise ValueError("it does not have the format that it says")
                 if not dense:
                     return parse_header(about, parse_entries(about.get(INDEX)))
-                payload = sha256(self._bytes(VALUES)).hexdigest()
+                payload = sha256(values).hexdigest()
                 return parse_header({**about, "payload": payload}, parse_entries(_entries(about.get(INDEX))))
             return parse_header(value, parse_entries(self._unpacked(INDEX)))
         except (ConfigError, ValueError) as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = (1, 2, 3, 4, 5, 6, 7)
 """Versions of the file format: 2 adds values in fewer bits, 3 low-rank sums, 4 amounts by layer, 5 frozen
-running statistics, 6 spread vectors and files of few bytes."""
+running statistics, 6 spread vectors and files of few bytes, 7 these in fewer bytes."""
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """torch's name of a type of tensors as they are -> bytes of each value."""
 

@@ -49,7 +49,8 @@ FEW = 64
 """What all other numbers among the arguments may sum up to, for a model to be built without a trial."""
 PATIENCE = 60
 """Seconds that such a trial may take."""
-REFUSALS: dict[int, type[SparsetuneError]] = {3: BackboneError, 4: ConfigError}
+TOO_MUCH, WRONG = 3, 4
+REFUSALS: dict[int, type[SparsetuneError]] = {TOO_MUCH: BackboneError, WRONG: ConfigError}
 """Exit code of a trial -> what sparsetune refuses the arguments with."""
 TRIAL = (
     "import json, sys; given = json.load(sys.stdin); sys.path[:] = given.pop('path'); "
@@ -198,7 +199,7 @@ def try_out(words: dict[str, Any], limit: int | None) -> None:
         return  # whoever asks has registered it
     except SparsetuneError as error:
         print(error)
-        sys.exit(3 if isinstance(error, BackboneError) else 4)
+        sys.exit(TOO_MUCH if isinstance(error, BackboneError) else WRONG)
 
 
 def _is_usual(name: str, value: object) -> bool:

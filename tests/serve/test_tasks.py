@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forge import X, moved, stirred
+from forge import X, in_threads, moved, stirred
 from torch import nn
 
 import sparsetune as st
@@ -451,9 +451,5 @@ def test_threads_load_add_ask_and_remove_for_a_minute(tasks, folder):
             except Exception as error:
                 wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 8)
     assert wrong == []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from forge import X, stirred
+from forge import X, in_threads, stirred
 
 import sparsetune as st
 from sparsetune.errors import ConfigError, DeltaError, UnknownNameError
@@ -161,11 +160,7 @@ def test_threads_that_ask_for_different_tasks_get_their_own(files, expected):
             if not torch.equal(tasks(NAMES[number], X), expected[NAMES[number]]):
                 wrong.append(number)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(ask, 4)
     assert not wrong
 
 
